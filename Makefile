@@ -1,0 +1,85 @@
+# One command for each thing to do; each sets up all that it needs, and a second call is quick.
+#
+# Which Python is used:
+#   make demo                     .venv, created with python3 and filled from constraints.txt
+#   make demo VENV=dir            that environment. If it is not there, it is made like .venv (with
+#                                 PYTHON=, if given). If it is, it keeps the packages it has, torch
+#                                 above all: only what is missing is installed.
+#   make demo PYTHON=python3.12   that interpreter, with no new environment; it keeps its packages too.
+# ARGS= goes to the command behind a target: make demo ARGS="--epochs 10".
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test bench lint build clean
+SHELL := /bin/bash
+
+chosen = $(filter command environment,$(firstword $(origin $(1))))
+ifeq ($(if $(call chosen,PYTHON),$(call chosen,VENV),venv),)
+  PY := $(shell command -v $(PYTHON))
+  $(if $(PY),,$(error PYTHON=$(PYTHON): there is no such interpreter))
+else
+  PYTHON ?= python3
+  VENV ?= .venv
+  PY := $(VENV)/bin/python
+endif
+PIP := $(PY) -m pip --disable-pip-version-check
+
+# What has been set up is remembered here, for each interpreter. An environment that is gone takes
+# its stamps with it.
+STAMPS := build/stamps/$(subst /,_,$(PY))
+ifeq ($(wildcard $(PY)),)
+  $(shell rm -rf $(STAMPS))
+endif
+PINS := $(STAMPS)/constraints.txt
+MADE_HERE := $(VENV)/made-by-fusedrnn
+
+help:  ## this text
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' Makefile
+
+demo: build  ## the main job: train a digit reader with torch.nn.LSTM and with fusedrnn.LSTM
+	$(PY) examples/digits.py $(ARGS)
+
+test: lint  ## lint, then all tests
+	$(PY) -m pytest -q $(ARGS)
+
+bench: build  ## measure against torch.nn
+	$(PY) -m benchmarks $(ARGS)
+
+lint: build  ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+build: $(STAMPS)/native $(STAMPS)/package  ## the environment and the native libraries
+
+clean:  ## remove what was built; environments stay
+	rm -rf build dist *.egg-info results .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf fusedrnn/lib fusedrnn/_C.*.so
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+ifdef VENV
+$(PY):
+	mkdir -p $(VENV) && touch $(MADE_HERE)
+	$(PYTHON) -m venv $(VENV)
+endif
+
+# An environment of our own is pinned to constraints.txt; any other to what it has, and to our torch
+# if it has none. pip and setuptools build things and are free to be newer.
+$(STAMPS)/requirements: pyproject.toml constraints.txt $(wildcard $(VENV)/pyvenv.cfg) | $(PY)
+	@mkdir -p $(STAMPS)
+	@$(PY) -m pip --version >/dev/null || $(PY) -m ensurepip
+	@if [ -e $(MADE_HERE) ]; then cp constraints.txt $(PINS); else \
+	  $(PIP) list --format=freeze | grep -viE '^(fusedrnn|pip|setuptools)==' > $(PINS); \
+	  grep -qi '^torch==' $(PINS) || grep '^torch==' constraints.txt >> $(PINS); fi
+	$(PIP) install -c $(PINS) 'setuptools>=77' 'torch>=2.10' ninja pybind11
+	@touch $@
+
+# Built in sight first: pip, which builds the same thing, hides the progress and finds it done.
+$(STAMPS)/native: $(STAMPS)/requirements setup.py fusedrnn/__init__.py $(shell find csrc -type f)
+	$(PY) setup.py -q build_ext --inplace
+	@touch $@
+
+$(STAMPS)/package: $(STAMPS)/requirements setup.py | $(STAMPS)/native
+	$(PIP) install -c $(PINS) --no-build-isolation -e '.[test]'
+	@touch $@

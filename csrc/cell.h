@@ -1,0 +1,113 @@
+// The mathematics of each cell, forward and backward, written once. CPU and CUDA include this file;
+// `V` is a vector of units on the CPU and one unit on the GPU, `M` supplies sigmoid and tanh for it.
+//
+// Per unit a cell is described by lists of "slots", one value per unit each:
+//   inputs    what the input projection supplies           LSTM i f g o   GRU r z n      RNN h
+//   products  what the recurrent product supplies          LSTM i f g o   GRU n' r z     RNN h
+//   saved     what backward needs of this step             LSTM i f g o c_prev   GRU n' r z n
+//   grads     gradients of the pre-activations             LSTM i f g o   GRU n' r z n   RNN h
+// where n' = W_hn h + b_hn, the part of the GRU's candidate that the reset gate scales. In `grads`
+// the recurrent product's slots come first and the input projection's last, so that either is one
+// contiguous range: for the GRU [n' r z] n and n' [r z n].
+//
+// Equations (torch.nn's; LSTM: Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al.
+// 2000; GRU: Cho et al. 2014, reset after the product; RNN: Elman 1990):
+//   LSTM  i,f,o = sigmoid(.)  g = tanh(.)  c = f c_prev + i g   h = o tanh(c)
+//   GRU   r,z = sigmoid(.)  n = tanh(x_n + r n')  h = n + z (h_prev - n)
+//   RNN   h = tanh(.) or max(., 0)
+#pragma once
+
+#include "problem.h"
+
+#if defined(__CUDACC__)
+#define FUSEDRNN_CELL __host__ __device__ __forceinline__ static
+#else
+#define FUSEDRNN_CELL __attribute__((always_inline)) static inline
+#endif
+
+namespace fusedrnn {
+
+struct LstmCell {
+  static constexpr Cell cell = Cell::lstm;
+  static constexpr int inputs = 4, products = 4, saved = 5, grads = 4;
+  static constexpr bool has_c = true;         // carries c beside h
+  static constexpr bool has_late_input = false;  // an input slot joins after the product
+  static constexpr bool has_carry = false;    // h_prev reaches h other than through the product
+  // Torch's gate that product (grad) slot s belongs to.
+  static constexpr int gate_of_product(int slot) { return slot; }
+  static constexpr int input_of_product(int slot) { return slot; }
+
+  template <class M, class V>
+  FUSEDRNN_CELL void forward(const V* product, V /*late*/, V /*h_prev*/, V& c, V& h, V* save) {
+    const V i = M::sigmoid(product[0]), f = M::sigmoid(product[1]);
+    const V g = M::tanh(product[2]), o = M::sigmoid(product[3]);
+    save[0] = i, save[1] = f, save[2] = g, save[3] = o, save[4] = c;
+    c = f * c + i * g;
+    h = o * M::tanh(c);
+  }
+
+  // dc: gradient reaching c from the step after; on return that of c_prev. `h` is recomputed.
+  template <class M, class V>
+  FUSEDRNN_CELL void backward(const V* save, V& h, V dh, V& dc, V* grad, V& /*carry*/) {
+    const V i = save[0], f = save[1], g = save[2], o = save[3], c_prev = save[4];
+    const V tanh_c = M::tanh(f * c_prev + i * g);
+    h = o * tanh_c;
+    const V dh_o = dh * o;
+    const V d = dc + (dh_o - dh_o * tanh_c * tanh_c);
+    grad[0] = d * g * (i - i * i);
+    grad[1] = d * c_prev * (f - f * f);
+    grad[2] = d * i * (1 - g * g);
+    grad[3] = dh * tanh_c * (o - o * o);
+    dc = d * f;
+  }
+};
+
+struct GruCell {
+  static constexpr Cell cell = Cell::gru;
+  static constexpr int inputs = 3, products = 3, saved = 4, grads = 4;
+  static constexpr bool has_c = false, has_late_input = true, has_carry = true;
+  static constexpr int gate_of_product(int slot) { return slot == 0 ? 2 : slot - 1; }
+  static constexpr int input_of_product(int slot) { return slot - 1; }  // -1: b_hn instead
+
+  template <class M, class V>
+  FUSEDRNN_CELL void forward(const V* product, V late, V h_prev, V& /*c*/, V& h, V* save) {
+    const V r = M::sigmoid(product[1]), z = M::sigmoid(product[2]);
+    const V n = M::tanh(late + r * product[0]);
+    save[0] = product[0], save[1] = r, save[2] = z, save[3] = n;
+    h = n + z * (h_prev - n);
+  }
+
+  // `h` holds h_prev. carry: what of dh reaches h_prev past the product.
+  template <class M, class V>
+  FUSEDRNN_CELL void backward(const V* save, V& h, V dh, V& /*dc*/, V* grad, V& carry) {
+    const V n_hidden = save[0], r = save[1], z = save[2], n = save[3];
+    const V dn = dh * (1 - z) * (1 - n * n);
+    grad[0] = dn * r;
+    grad[1] = dn * n_hidden * (r - r * r);
+    grad[2] = dh * (h - n) * (z - z * z);
+    grad[3] = dn;
+    carry = dh * z;
+  }
+};
+
+template <bool kTanh>
+struct RnnCell {
+  static constexpr Cell cell = kTanh ? Cell::rnn_tanh : Cell::rnn_relu;
+  static constexpr int inputs = 1, products = 1, saved = 0, grads = 1;
+  static constexpr bool has_c = false, has_late_input = false, has_carry = false;
+  static constexpr int gate_of_product(int slot) { return slot; }
+  static constexpr int input_of_product(int slot) { return slot; }
+
+  template <class M, class V>
+  FUSEDRNN_CELL void forward(const V* product, V /*late*/, V /*h_prev*/, V& /*c*/, V& h, V*) {
+    h = kTanh ? M::tanh(product[0]) : M::relu(product[0]);
+  }
+
+  // `h` holds this step's h.
+  template <class M, class V>
+  FUSEDRNN_CELL void backward(const V*, V& h, V dh, V& /*dc*/, V* grad, V& /*carry*/) {
+    grad[0] = kTanh ? dh * (1 - h * h) : M::where_positive(h, dh);
+  }
+};
+
+}  // namespace fusedrnn

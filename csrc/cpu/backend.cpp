@@ -1,0 +1,70 @@
+// Chooses the kernels for this processor and the problem's type, gets their scratch, runs them.
+#include "backend.h"
+
+#include "capability.h"
+#include "kernels.h"
+#include "memory.h"
+
+#if defined(FUSEDRNN_X86)
+FUSEDRNN_DECLARE_KERNELS(avx512_bf16)  // half precision alone; the rest is avx512's
+FUSEDRNN_DECLARE_KERNELS(avx512)
+FUSEDRNN_DECLARE_KERNELS(avx2)
+#endif
+FUSEDRNN_DECLARE_KERNELS(portable)
+
+namespace fusedrnn {
+namespace {
+
+template <class P>
+using Kernel = int64_t (*)(const P&, const Plan&, ParallelFor, void* scratch);
+
+template <class P>
+Kernel<P> by_dtype(Dtype dtype, Kernel<P> f64, Kernel<P> f32, Kernel<P> half) {
+  return dtype == Dtype::f64 ? f64 : dtype == Dtype::f32 ? f32 : half;
+}
+
+#define FUSEDRNN_KERNEL(isa, half_isa, pass, P) \
+  by_dtype<P>(dtype, isa::pass##_double, isa::pass##_single, half_isa::pass##_half)
+
+Kernel<Problem> forward_kernel(Dtype dtype) {
+  switch (cpu_capability()) {
+#if defined(FUSEDRNN_X86)
+    case Capability::avx512_bf16: return FUSEDRNN_KERNEL(avx512, avx512_bf16, forward, Problem);
+    case Capability::avx512: return FUSEDRNN_KERNEL(avx512, avx512, forward, Problem);
+    case Capability::avx2: return FUSEDRNN_KERNEL(avx2, avx2, forward, Problem);
+#endif
+    default: return FUSEDRNN_KERNEL(portable, portable, forward, Problem);
+  }
+}
+
+Kernel<BackwardProblem> backward_kernel(Dtype dtype) {
+  switch (cpu_capability()) {
+#if defined(FUSEDRNN_X86)
+    case Capability::avx512_bf16: return FUSEDRNN_KERNEL(avx512, avx512_bf16, backward, BackwardProblem);
+    case Capability::avx512: return FUSEDRNN_KERNEL(avx512, avx512, backward, BackwardProblem);
+    case Capability::avx2: return FUSEDRNN_KERNEL(avx2, avx2, backward, BackwardProblem);
+#endif
+    default: return FUSEDRNN_KERNEL(portable, portable, backward, BackwardProblem);
+  }
+}
+
+template <class P>
+bool run(Kernel<P> kernel, const P& problem, const Plan& plan, ParallelFor parallel_for) {
+  const int64_t bytes = kernel(problem, plan, parallel_for, nullptr);
+  const Scratch scratch(static_cast<std::size_t>(bytes));
+  if (!scratch.data()) return false;
+  kernel(problem, plan, parallel_for, scratch.data());
+  return true;
+}
+
+}  // namespace
+
+bool cpu_forward(const Problem& problem, const Plan& plan, ParallelFor parallel_for) {
+  return run(forward_kernel(problem.dtype), problem, plan, parallel_for);
+}
+
+bool cpu_backward(const BackwardProblem& problem, const Plan& plan, ParallelFor parallel_for) {
+  return run(backward_kernel(problem.dtype), problem, plan, parallel_for);
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,683 @@
+// Backward of one layer: the walk of forward in reverse, with dgates and dh.
+//
+//   prepare   pack the weights as the transposed products need them                    (shared out)
+//   chunk     gather h_prev (and, in half precision, everything else) for the chunk's rows
+//     step    dh = dy + dgates_next W_hh, and from the registers through the cell to dgates
+//   then      dx = dgates W_ih;   dW += dgates^T [x | h_prev];   db += sum of dgates
+//
+// Chunks keep dgates small and in cache; weight gradients are summed within a chunk and the chunks'
+// sums added, which also halves the rounding error of one long sum. `W += A^T B` runs on A packed in
+// blocks of kBlock gate rows and B in panels of columns, both [row]-major, so that a tile of the
+// result is a register tile again.
+//
+//   dgates    [steps + 1][B][grad slot][Hp]   slot `steps` holds the step after the chunk
+//   h_prev    [steps + 1][B][Rp]              entry j + 1 is also h of step j
+#pragma once
+
+#include "../cell.h"
+#include "tile.h"
+#include "walk.h"
+
+namespace fusedrnn {
+namespace FUSEDRNN_ISA {
+
+// One tile of the walk: rows x the units of one group.
+template <class E, class F>
+struct GradTile {
+  const E* rows[8];    // operand of the product
+  Segments segments;   // count 0: no product
+  const E* w;
+  const F* dy;         // null: zero
+  const F* carry_in;   // null: zero
+  F* carry_out;        // GRU
+  const F* saved;
+  const E* h;          // GRU: h_prev; RNN: h
+  F* dc;               // LSTM
+  E* grad;
+  E* hidden;           // projected: o tanh(c), recomputed; null: not wanted
+  int64_t dy_row, carry_row, saved_row, h_row, dc_row, grad_row, hidden_row, Hp;
+  int64_t units;       // valid ones in the last vector
+};
+
+template <class C, int R, int NV, class E, class F>
+__attribute__((noinline)) void grad_tile(const GradTile<E, F>& t) {
+  constexpr int kRows = R ? R : 1, L = kLanes<F>;
+  Vec<F> acc[kRows][NV] = {};
+  multiply_segments<R, NV, E, F>(acc, t.rows, t.segments, t.w);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      Vec<F> dh = acc[r][v];
+      if (t.dy) dh += load_n(t.dy + r * t.dy_row + v * L, v == NV - 1 ? t.units : L);
+      if (t.carry_in) dh += load(t.carry_in + r * t.carry_row + v * L);
+      Vec<F> saved[C::saved ? C::saved : 1], grad[C::grads], h = {}, dc = {}, carry = {};
+#pragma GCC unroll 8
+      for (int g = 0; g < C::saved; ++g)
+        saved[g] = load(t.saved + r * t.saved_row + g * t.Hp + v * L);
+      if constexpr (!C::has_c) h = load(t.h + r * t.h_row + v * L);
+      if constexpr (C::has_c) dc = load(t.dc + r * t.dc_row + v * L);
+      C::template backward<Math<F>>(saved, h, dh, dc, grad, carry);
+      if constexpr (C::has_c) store(t.dc + r * t.dc_row + v * L, dc);
+      if constexpr (C::has_carry) store(t.carry_out + r * t.carry_row + v * L, carry);
+      if constexpr (C::has_c)
+        if (t.hidden) store(t.hidden + r * t.hidden_row + v * L, h);
+#pragma GCC unroll 8
+      for (int g = 0; g < C::grads; ++g) store(t.grad + r * t.grad_row + g * t.Hp + v * L, grad[g]);
+    }
+  }
+}
+
+// Gate rows of a block of A^T B: eight by three vectors fill the registers, no remainder for the
+// usual hidden sizes.
+constexpr int kBlock = kAccumulators / 3;
+
+// out[r][columns] (+)= sum_k a[k][r] * b[k][columns], r < rows of the block.
+template <int N, class E, class F>
+__attribute__((noinline)) void outer_tile(const E* a, const E* b, int64_t K, F* out, int64_t ld,
+                                          int64_t rows, int64_t columns, bool add) {
+  constexpr int L = kLanes<F>;
+  Vec<F> acc[kBlock][N] = {};
+  constexpr int kPair = kTogether<E>;
+  const E* row[kBlock];
+#pragma GCC unroll 8
+  for (int r = 0; r < kBlock; ++r) row[r] = a + r * kPair;
+  multiply<kBlock, N, E, F>(acc, row, kBlock * kPair, K, b);
+#pragma GCC unroll 8
+  for (int r = 0; r < kBlock; ++r) {
+    if (r >= rows) break;
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      F* const to = out + r * ld + n * L;
+      const int64_t valid = n == N - 1 ? columns : L;
+      store_n(to, add ? load_n(to, valid) + acc[r][n] : acc[r][n], valid);
+    }
+  }
+}
+
+// The B side of A^T B: rows gathered into panels [group][k][nv][lanes]. Rows come kTogether at a
+// time (a missing second one is null), K counts them rounded up to that.
+template <class E, class F>
+struct Panels {
+  static constexpr int64_t L = kLanes<F>, kWidest = 3;
+  int64_t columns = 0;
+  Groups groups{0, 0};
+  E* data = nullptr;
+
+  void lay_out(Layout& layout, int64_t columns_, int64_t K) {
+    columns = columns_;
+    groups.vectors = div_up(columns, L);
+    groups.count = div_up(groups.vectors, kWidest);
+    data = layout.take<E>(groups.vectors * L * K);
+  }
+  void put(const E* row, const E* second, int64_t k, int64_t K) {
+    for (int64_t group = 0; group < groups.count; ++group) {
+      const int64_t first = groups.begin(group) * L, nv = groups.size(group);
+      E* to = data + first * K + k * nv * L;
+      for (int64_t v = 0, column = first; v < nv; ++v, column += L, to += L * kTogether<E>) {
+        if constexpr (kTogether<E> == 1) {
+          static_cast<void>(second);
+          store(to, load_n(row + column, columns - column));
+        } else {
+          store_pairs(to, row + column, second ? second + column : nullptr, columns - column);
+        }
+      }
+    }
+  }
+  // out[block rows][columns] (+)= A block^T * this
+  void multiply_block(const E* a, int64_t K, F* out, int64_t block_rows, bool add,
+                      int64_t group) const {
+    const int64_t first = groups.begin(group) * L, nv = groups.size(group);
+    const E* const b = data + first * K;
+    const int64_t last = least(columns - first - (nv - 1) * L, L);
+    switch (nv) {
+      case 1: return outer_tile<1, E, F>(a, b, K, out + first, columns, block_rows, last, add);
+      case 2: return outer_tile<2, E, F>(a, b, K, out + first, columns, block_rows, last, add);
+      case 3: return outer_tile<3, E, F>(a, b, K, out + first, columns, block_rows, last, add);
+    }
+  }
+};
+
+template <class S, class F, class C>
+class BackwardWalk {
+  using E = typename OperandOf<S>::type;
+  static constexpr bool kConvert = !std::is_same_v<S, F>;         // storage is not what is computed
+  static constexpr bool kConvertOperands = !std::is_same_v<S, E>;  // nor what is multiplied
+  static constexpr int64_t kPair = kTogether<E>;
+  static constexpr int64_t L = kLanes<F>;
+  static constexpr int64_t kMaxRows = 8;
+
+ public:
+  BackwardWalk(const BackwardProblem& p, const Plan& plan, S* grad_input_reverse, Layout& layout)
+      : p_(p),
+        plan_(plan),
+        grad_input_reverse_(grad_input_reverse),
+        Hp_(p.Hp()),
+        Rp_(round_up(p.R(), kHiddenPadding)),
+        grad_row_(C::grads * Hp_),
+        units_(make_groups(p.H, L, kGroup, plan)),
+        state_(make_groups(p.R(), L, kGroup, plan)),
+        inputs_{div_up(p.I, L), div_up(div_up(p.I, L), kGroup)},
+        blocks_(div_up(p.H, kBlock)),
+        projected_blocks_(div_up(p.P, kBlock)) {
+    const int64_t steps = plan.backward_steps, rows = steps * p.B, K = depth(rows);
+    const int64_t GH = gates_of(p.cell) * p.H;
+    recurrent_ = p.T > 1 || p.grad_hx;
+    if (recurrent_) w_hh_ = layout.take<E>(state_.vectors * L * C::products * depth(p.H));
+    if (p.grad_input) w_ih_ = layout.take<E>(inputs_.vectors * L * C::inputs * depth(p.H));
+    dgates_ = layout.take<E>((steps + 1) * p.B * grad_row_);
+    h_prev_ = layout.take<E>((steps + 1) * p.B * Rp_);
+    carry_ = layout.take<F>(p.B * Rp_);
+    if (C::has_c) dc_ = layout.take<F>(p.B * Hp_);
+    if (kConvertOperands) x_ = layout.take<E>(rows * p.I);
+    if (kConvert) {
+      dy_ = layout.take<F>(rows * p.R());
+      saved_ = layout.take<F>(rows * C::saved * Hp_);
+    }
+    if (p.P) {
+      w_hr_ = layout.take<E>(units_.vectors * L * depth(p.P));
+      dr_ = layout.take<E>(rows * Rp_);
+      hidden_ = layout.take<E>(rows * Hp_);
+    }
+    for (int d = 0; d < p.directions; ++d) {
+      const WeightGradients& g = p.grad_weights[d];
+      wants_w_ih_ |= g.w_ih != nullptr, wants_w_hh_ |= g.w_hh != nullptr;
+      wants_w_hr_ |= g.w_hr != nullptr, wants_bias_ |= g.b_ih || g.b_hh;
+    }
+    if (wants_w_ih_ || wants_w_hh_ || wants_bias_)
+      a_ = layout.take<E>(C::grads * blocks_ * kBlock * K);
+    if (wants_w_ih_) x_panels_.lay_out(layout, p.I, K);
+    if (wants_w_hh_) h_panels_.lay_out(layout, p.R(), K);
+    if (wants_w_hr_) {
+      a_projected_ = layout.take<E>(projected_blocks_ * kBlock * K);
+      hidden_panels_.lay_out(layout, p.H, K);
+    }
+    if (kConvert) {
+      if (wants_w_ih_) total_.w_ih = layout.take<F>(GH * p.I);
+      if (wants_w_hh_) total_.w_hh = layout.take<F>(GH * p.R());
+      if (wants_w_hr_) total_.w_hr = layout.take<F>(p.P * p.H);
+      if (wants_bias_) total_.b_ih = layout.take<F>(GH), total_.b_hh = layout.take<F>(GH);
+    }
+  }
+
+  void run(int d, const Team& team) {
+    const Steps steps{p_, d == 1};
+    const Range rows = row_share(p_, plan_, team), groups = group_share(units_, plan_, team);
+    prepare(d, team);
+    for (int64_t s1 = p_.T; s1 > 0; s1 -= plan_.backward_steps) {
+      const int64_t s0 = most<int64_t>(s1 - plan_.backward_steps, 0);
+      gather(d, steps, s0, s1, team);
+      team.sync();
+      for (int64_t s = s1 - 1; s >= s0; --s) step(d, steps, s, s0, rows, groups, team);
+      team.sync();
+      const int64_t K = pack_columns(steps, s0, s1, team);
+      if (p_.grad_input) input_gradient(d, steps, s0, s1, team);
+      team.sync();
+      weight_gradients(d, steps, s0, s1, K, s1 == p_.T, team);
+      if (s0 > 0) hand_over(least(s0, plan_.backward_steps), team);
+    }
+    if (kConvert) store_totals(d, team);
+  }
+
+ private:
+  static int64_t depth(int64_t K) { return round_up(K, kPair); }  // values of k in a panel
+  static const S* at(const void* p, int64_t offset) { return static_cast<const S*>(p) + offset; }
+  static S* at(void* p, int64_t offset) { return static_cast<S*>(p) + offset; }
+  E* dgates(int64_t j, int64_t b) const { return dgates_ + (j * p_.B + b) * grad_row_; }
+  E* h_prev(int64_t j, int64_t b) const { return h_prev_ + (j * p_.B + b) * Rp_; }
+  int64_t output_offset(int d, const Steps& steps, int64_t s, int64_t b) const {
+    return (steps.row(s, b) * p_.directions + d) * p_.R();
+  }
+  int64_t reserve_offset(int d, const Steps& steps, int64_t s, int64_t b) const {
+    return (d * p_.rows + steps.row(s, b)) * C::saved * Hp_;
+  }
+  template <class T>
+  void load_row(const void* from, int64_t offset, int64_t n, int64_t padded, T* to) const {
+    if (from) convert(to, at(from, offset), n);
+    for (int64_t i = from ? n : 0; i < padded; ++i) to[i] = T{};
+  }
+
+  void prepare(int d, const Team& team) {
+    const Weights& w = p_.weights[d];
+    const auto mine = [&](const Groups& groups) {
+      return share(groups.count, team.rank, team.size);
+    };
+    if (recurrent_)
+      pack_column_panels(at(w.w_hh, 0), p_.H, p_.R(), C::products, C::gate_of_product, state_,
+                         mine(state_), w_hh_);
+    if (p_.grad_input)
+      pack_column_panels(at(w.w_ih, 0), p_.H, p_.I, C::inputs, [](int g) { return g; }, inputs_,
+                         mine(inputs_), w_ih_);
+    if (p_.P)
+      pack_column_panels(at(w.w_hr, 0), p_.P, p_.H, 1, [](int g) { return g; }, units_,
+                         mine(units_), w_hr_);
+    const Range rows = share(p_.B, team.rank, team.size);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      load_row(p_.grad_hn, (d * p_.B + b) * p_.R(), p_.R(), Rp_, carry_ + b * Rp_);
+      if (C::has_c) load_row(p_.grad_cn, (d * p_.B + b) * p_.H, p_.H, Hp_, dc_ + b * Hp_);
+    }
+  }
+
+  // State before each step of the chunk (and after the last): h of the step before, or hx.
+  void gather(int d, const Steps& steps, int64_t s0, int64_t s1, const Team& team) {
+    const Range rows = share(p_.B, team.rank, team.size);
+    for (int64_t s = s0; s <= s1; ++s) {
+      const int64_t before = s > 0 ? steps.alive(s - 1) : 0;
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        E* const to = h_prev(s - s0, b);
+        if (b < before) load_row(p_.output, output_offset(d, steps, s - 1, b), p_.R(), Rp_, to);
+        else load_row(p_.hx, (d * p_.B + b) * p_.R(), p_.R(), Rp_, to);
+      }
+    }
+    if (!kConvert) return;
+    for (int64_t s = s0; s < s1; ++s) {
+      for (int64_t b = rows.begin; b < least(rows.end, steps.alive(s)); ++b) {
+        const int64_t k = (s - s0) * p_.B + b;
+        if (kConvertOperands)
+          convert(x_ + k * p_.I, at(p_.input, p_.input_offset(steps.t(s), b)), p_.I);
+        if (p_.grad_output)
+          convert(dy_ + k * p_.R(), at(p_.grad_output, output_offset(d, steps, s, b)), p_.R());
+        if (C::saved)
+          convert(saved_ + k * C::saved * Hp_, at(p_.reserve, reserve_offset(d, steps, s, b)),
+                  C::saved * Hp_);
+      }
+    }
+  }
+
+  // Rows of the batch and, with offset and stride, where theirs are in an array of rows.
+  template <class T>
+  struct Located {
+    T* first;
+    int64_t stride;
+  };
+  Located<const F> incoming(int d, const Steps& steps, int64_t s, int64_t j, int64_t b) const {
+    if (!p_.grad_output) return {nullptr, 0};
+    if constexpr (kConvert) return {dy_ + (j * p_.B + b) * p_.R(), p_.R()};
+    else return {at(p_.grad_output, output_offset(d, steps, s, b)), p_.directions * p_.R()};
+  }
+  Located<const F> saved(int d, const Steps& steps, int64_t s, int64_t j, int64_t b) const {
+    if constexpr (kConvert) return {saved_ + (j * p_.B + b) * C::saved * Hp_, C::saved * Hp_};
+    else if constexpr (C::saved == 0) return {nullptr, 0};
+    else return {at(p_.reserve, reserve_offset(d, steps, s, b)), C::saved * Hp_};
+  }
+
+  void step(int d, const Steps& steps, int64_t s, int64_t s0, Range rows, Range groups,
+            const Team& team) {
+    const int64_t j = s - s0, alive = steps.alive(s), after = steps.alive_after(s);
+    const bool meet = plan_.split == Split::units;
+    // Rows that go on after this step have dgates to take over; for the others it is the last one.
+    const Range going{rows.begin, most(rows.begin, least(rows.end, after))};
+    const Range ending{most(rows.begin, after), most(going.end, least(rows.end, alive))};
+    if (p_.P) {
+      const Range mine = group_share(state_, plan_, team);
+      projected_gradient(d, steps, s, j, going, true, mine);
+      projected_gradient(d, steps, s, j, ending, false, mine);
+      if (meet) team.sync();
+    }
+    cell_gradient(d, steps, s, j, going, true, groups);
+    cell_gradient(d, steps, s, j, ending, false, groups);
+    if (meet) team.sync();
+    if (p_.grad_hx || p_.grad_cx) {
+      const int64_t before = s > 0 ? steps.alive(s - 1) : 0;
+      const Range starting{most(rows.begin, before), most(rows.begin, least(rows.end, alive))};
+      if (starting.begin < starting.end)
+        state_gradient(d, j, starting, group_share(state_, plan_, team), groups);
+    }
+  }
+
+  // The product of dgates rows of chunk step j with W_hh, for columns of one group.
+  LinearTile<E, F> recurrent_tile(int64_t group) const {
+    LinearTile<E, F> tile;
+    tile.segments = {C::products, p_.H, Hp_};
+    tile.w = w_hh_ + state_.begin(group) * L * C::products * depth(p_.H);
+    tile.column_stride = L;
+    tile.columns = L;
+    return tile;
+  }
+
+  // Projected: dr = dy + (dgates_next W_hh, or dhn), kept for dW_hr.
+  void projected_gradient(int d, const Steps& steps, int64_t s, int64_t j, Range rows, bool going,
+                          Range groups) {
+    F out[kMaxRows][kGroup * L];
+    for (int64_t group = groups.begin; group < groups.end; ++group) {
+      const int64_t column = state_.begin(group) * L, nv = state_.size(group);
+      const int64_t valid = least(nv * L, p_.P - column);
+      LinearTile<E, F> tile = recurrent_tile(group);
+      if (!going) tile.segments.count = 0;
+      const Tiles tiles(rows.size(), tile_rows(static_cast<int>(nv)));
+      for (int64_t i = 0, b = rows.begin; i < tiles.count; b += tiles.size(i++)) {
+        for (int64_t r = 0; r < tiles.size(i); ++r)
+          tile.rows[r] = dgates(j + 1, b + r), tile.out[r] = out[r];
+        linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);
+        const Located<const F> dy = incoming(d, steps, s, j, b);
+        for (int64_t r = 0; r < tiles.size(i); ++r) {
+          for (int64_t u = 0; u < valid; ++u) {
+            if (dy.first) out[r][u] += dy.first[r * dy.stride + column + u];
+            if (!going) out[r][u] += carry_[(b + r) * Rp_ + column + u];
+          }
+          convert(dr_ + (j * p_.B + b + r) * Rp_ + column, out[r], nv * L);
+        }
+      }
+    }
+  }
+
+  void cell_gradient(int d, const Steps& steps, int64_t s, int64_t j, Range rows, bool going,
+                     Range groups) {
+    GradTile<E, F> tile;
+    tile.segments = p_.P    ? Segments{1, p_.P, 0}
+                    : going ? Segments{C::products, p_.H, Hp_}
+                            : Segments{0, 0, 0};
+    tile.carry_row = Rp_, tile.h_row = Rp_, tile.dc_row = Hp_;
+    tile.grad_row = grad_row_, tile.hidden_row = Hp_, tile.Hp = Hp_;
+    const Tiles tiles(rows.size(), tile_rows(kGroup));
+    for (int64_t i = 0; i < groups.size(); ++i) {
+      const int64_t group = s % 2 ? groups.end - 1 - i : groups.begin + i;
+      const int64_t unit = units_.begin(group) * L, nv = units_.size(group);
+      tile.w = p_.P ? w_hr_ + unit * depth(p_.P) : w_hh_ + unit * C::products * depth(p_.H);
+      tile.units = least(p_.H - unit - (nv - 1) * L, L);
+      for (int64_t k = 0, b = rows.begin; k < tiles.count; b += tiles.size(k++)) {
+        const int64_t R = tiles.size(k), chunk_row = j * p_.B + b;
+        for (int64_t r = 0; r < R; ++r)
+          tile.rows[r] = p_.P ? dr_ + (chunk_row + r) * Rp_ : dgates(j + 1, b + r);
+        const Located<const F> dy = p_.P ? Located<const F>{} : incoming(d, steps, s, j, b);
+        tile.dy = dy.first ? dy.first + unit : nullptr, tile.dy_row = dy.stride;
+        const bool carried = !p_.P && (C::has_carry || !going);
+        tile.carry_in = carried ? carry_ + b * Rp_ + unit : nullptr;
+        tile.carry_out = carry_ + b * Rp_ + unit;
+        const Located<const F> kept = saved(d, steps, s, j, b);
+        tile.saved = C::saved ? kept.first + unit : nullptr, tile.saved_row = kept.stride;
+        tile.h = h_prev(C::has_carry ? j : j + 1, b) + unit;
+        tile.dc = dc_ + b * Hp_ + unit;
+        tile.grad = dgates(j, b) + unit;
+        tile.hidden = p_.P ? hidden_ + chunk_row * Hp_ + unit : nullptr;
+        with_vectors(nv, [&](auto v) {
+          if constexpr (v <= kGroup)
+            with_rows<tile_rows(v)>(p_.B == 1 ? 0 : R,
+                                    [&](auto r) { grad_tile<C, r, v, E, F>(tile); });
+        });
+      }
+    }
+  }
+
+  // Rows whose first step this is: gradients of their initial state.
+  void state_gradient(int d, int64_t j, Range rows, Range state_groups, Range groups) {
+    if (p_.grad_hx) {
+      F out[kMaxRows][kGroup * L];
+      for (int64_t group = state_groups.begin; group < state_groups.end; ++group) {
+        const int64_t column = state_.begin(group) * L, nv = state_.size(group);
+        const int64_t valid = least(nv * L, p_.R() - column);
+        LinearTile<E, F> tile = recurrent_tile(group);
+        const Tiles tiles(rows.size(), tile_rows(static_cast<int>(nv)));
+        for (int64_t i = 0, b = rows.begin; i < tiles.count; b += tiles.size(i++)) {
+          for (int64_t r = 0; r < tiles.size(i); ++r)
+            tile.rows[r] = dgates(j, b + r), tile.out[r] = out[r];
+          linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);
+          for (int64_t r = 0; r < tiles.size(i); ++r) {
+            if (C::has_carry)
+              for (int64_t u = 0; u < valid; ++u) out[r][u] += carry_[(b + r) * Rp_ + column + u];
+            convert(at(p_.grad_hx, (d * p_.B + b + r) * p_.R() + column), out[r], valid);
+          }
+        }
+      }
+    }
+    if (p_.grad_cx) {
+      const int64_t first = units_.begin(groups.begin) * L;
+      const int64_t last = least(units_.begin(groups.end) * L, p_.H);
+      for (int64_t b = rows.begin; b < rows.end; ++b)
+        convert(at(p_.grad_cx, (d * p_.B + b) * p_.H + first), dc_ + b * Hp_ + first, last - first);
+    }
+  }
+
+  // dx = dgates W_ih for this thread's share of the chunk's rows. The reverse direction has an array
+  // of its own, since both directions may run at once; `backward` adds them.
+  void input_gradient(int d, const Steps& steps, int64_t s0, int64_t s1, const Team& team) {
+    void* const grad_input = d == 0 ? p_.grad_input : grad_input_reverse_;
+    F out[kMaxRows][kGroup * L];
+    for (int64_t group = 0; group < inputs_.count; ++group) {
+      const int64_t column = inputs_.begin(group) * L, nv = inputs_.size(group);
+      const int64_t valid = least(nv * L, p_.I - column);
+      LinearTile<E, F> tile;
+      tile.segments = {C::inputs, p_.H, Hp_};
+      tile.w = w_ih_ + column * C::inputs * depth(p_.H);
+        tile.column_stride = L;
+      tile.columns = L;
+      const int64_t widest = tile_rows(static_cast<int>(nv));
+      S* to[kMaxRows];
+      int64_t filled = 0;
+      const auto flush = [&] {
+        if (!filled) return;
+        linear(p_.rows == 1 ? 0 : filled, nv, tile);
+        for (int64_t r = 0; r < filled; ++r) convert(to[r], out[r], valid);
+        filled = 0;
+      };
+      each_row(steps, s0, s1, team, [&](int64_t s, int64_t b, int64_t) {
+        tile.rows[filled] = dgates(s - s0, b) + (C::grads - C::inputs) * Hp_;
+        tile.out[filled] = out[filled];
+        to[filled] = at(grad_input, steps.row(s, b) * p_.I + column);
+        if (++filled == widest) flush();
+      });
+      flush();
+    }
+  }
+
+  int64_t rows_of(const Steps& steps, int64_t s0, int64_t s1) const {
+    int64_t total = 0;
+    for (int64_t s = s0; s < s1; ++s) total += steps.alive(s);
+    return total;
+  }
+
+  // Calls visit(s, b, k) for this thread's share of the chunk's rows, k counting all of them; shares
+  // begin at a multiple of kPair.
+  template <class Visit>
+  void each_row(const Steps& steps, int64_t s0, int64_t s1, const Team& team, Visit visit) const {
+    const Range mine = share(div_up(rows_of(steps, s0, s1), kPair), team.rank, team.size);
+    int64_t k = 0;
+    for (int64_t s = s0; s < s1 && k < mine.end * kPair; ++s) {
+      const int64_t n = steps.alive(s), first = most<int64_t>(mine.begin * kPair - k, 0);
+      for (int64_t b = first; b < least(n, mine.end * kPair - k); ++b) visit(s, b, k + b);
+      k += n;
+    }
+  }
+
+  // Gathers x, h_prev and hidden of the chunk's rows into panels; returns their K.
+  int64_t pack_columns(const Steps& steps, int64_t s0, int64_t s1, const Team& team) {
+    const int64_t total = rows_of(steps, s0, s1), K = depth(total);
+    struct Rows {
+      const E *x, *h, *hidden;
+    } first{};
+    const auto put = [&](const Rows& a, const Rows& b, int64_t k) {
+      if (wants_w_ih_) x_panels_.put(a.x, b.x, k, K);
+      if (wants_w_hh_) h_panels_.put(a.h, b.h, k, K);
+      if (wants_w_hr_) hidden_panels_.put(a.hidden, b.hidden, k, K);
+    };
+    each_row(steps, s0, s1, team, [&](int64_t s, int64_t b, int64_t k) {
+      const int64_t chunk_row = (s - s0) * p_.B + b;
+      Rows row{nullptr, h_prev(s - s0, b), hidden_ + (p_.P ? chunk_row * Hp_ : 0)};
+      if constexpr (kConvertOperands) row.x = x_ + chunk_row * p_.I;
+      else row.x = at(p_.input, p_.input_offset(steps.t(s), b));
+      if (kPair == 1) put(row, Rows{}, k);
+      else if (k % kPair) put(first, row, k - 1);
+      else if (k + 1 == total) put(row, Rows{}, k);
+      else first = row;
+    });
+    return K;
+  }
+
+  // A block of kBlock values of each of the chunk's rows, [k][kBlock] (or [k / 2][kBlock][2]), zeros
+  // beyond `valid`.
+  template <class RowOf>
+  void pack_block(const Steps& steps, int64_t s0, int64_t s1, int64_t valid, RowOf row_of, E* to) {
+    int64_t k = 0;
+    for (int64_t s = s0; s < s1; ++s)
+      for (int64_t b = 0, n = steps.alive(s); b < n; ++b, ++k) {
+        const E* const from = row_of(s - s0, b);
+        E* const row = to + k / kPair * kPair * kBlock + k % kPair;
+        if (kPair == 1 && valid == kBlock) {
+          __builtin_memcpy(row, from, kBlock * sizeof(E));
+        } else {
+          for (int64_t r = 0; r < kBlock; ++r) row[r * kPair] = r < valid ? from[r] : E{};
+        }
+      }
+    if (k % kPair)  // the missing half of the last pair
+      for (int64_t r = 0; r < kBlock; ++r) to[(k - 1) * kBlock + r * kPair + 1] = E{};
+  }
+
+  F* total(F* scratch, void* direct) const {
+    if constexpr (kConvert) return direct ? scratch : nullptr;
+    else return static_cast<F*>(direct);
+  }
+
+  void weight_gradients(int d, const Steps& steps, int64_t s0, int64_t s1, int64_t K, bool first,
+                        const Team& team) {
+    const WeightGradients& g = p_.grad_weights[d];
+    F* const w_ih = total(total_.w_ih, g.w_ih);
+    F* const w_hh = total(total_.w_hh, g.w_hh);
+    F* const w_hr = total(total_.w_hr, g.w_hr);
+    F* const b_ih = total(total_.b_ih, g.b_ih);
+    F* const b_hh = total(total_.b_hh, g.b_hh);
+    const Range mine = share(C::grads * blocks_, team.rank, team.size);
+    if (w_ih || w_hh || b_ih || b_hh) {
+      for (int64_t i = mine.begin; i < mine.end; ++i) {
+        const int64_t slot = i / blocks_, unit = i % blocks_ * kBlock;
+        E* const a = a_ + i * kBlock * K;
+        pack_block(steps, s0, s1, least<int64_t>(kBlock, p_.H - unit),
+                   [&](int64_t j, int64_t b) { return dgates(j, b) + slot * Hp_ + unit; }, a);
+        add_bias(a, K, slot, unit, b_ih, b_hh, first);
+      }
+      const auto products = [&](const Panels<E, F>& panels, F* out, bool recurrent) {
+        for (int64_t group = 0; out && group < panels.groups.count; ++group)
+          for (int64_t i = mine.begin; i < mine.end; ++i) {
+            const int64_t slot = i / blocks_, unit = i % blocks_ * kBlock;
+            const int gate = gate_of(static_cast<int>(slot), recurrent);
+            if (gate < 0) continue;
+            panels.multiply_block(a_ + i * kBlock * K, K,
+                                  out + (gate * p_.H + unit) * panels.columns,
+                                  least<int64_t>(kBlock, p_.H - unit), !first, group);
+          }
+      };
+      products(x_panels_, w_ih, false);
+      products(h_panels_, w_hh, true);
+    }
+    if (w_hr) {
+      const Range blocks = share(projected_blocks_, team.rank, team.size);
+      for (int64_t i = blocks.begin; i < blocks.end; ++i) {
+        const int64_t unit = i * kBlock, valid = least<int64_t>(kBlock, p_.P - unit);
+        E* const a = a_projected_ + i * kBlock * K;
+        pack_block(steps, s0, s1, valid,
+                   [&](int64_t j, int64_t b) { return dr_ + (j * p_.B + b) * Rp_ + unit; }, a);
+        for (int64_t group = 0; group < hidden_panels_.groups.count; ++group)
+          hidden_panels_.multiply_block(a, K, w_hr + unit * p_.H, valid, !first, group);
+      }
+    }
+  }
+
+  // Torch's gate that a grad slot is of, in the recurrent or the input weights; -1 if in neither.
+  static int gate_of(int slot, bool recurrent) {
+    if (recurrent) return slot < C::products ? C::gate_of_product(slot) : -1;
+    return slot - (C::grads - C::inputs);
+  }
+
+  void add_bias(const E* a, int64_t K, int64_t slot, int64_t unit, F* b_ih, F* b_hh,
+                bool first) const {
+    // Sums of sums of 32: a long chain would round too often.
+    constexpr int64_t kRows = 32;
+    F sum[kBlock] = {};
+    for (int64_t k0 = 0; k0 < K; k0 += kRows) {
+      F part[kBlock] = {};
+      for (int64_t k = k0; k < least(k0 + kRows, K); k += kPair)
+        for (int r = 0; r < kBlock; ++r)
+          for (int i = 0; i < kPair; ++i) part[r] += to_compute(a[k * kBlock + r * kPair + i]);
+      for (int r = 0; r < kBlock; ++r) sum[r] += part[r];
+    }
+    for (int side = 0; side < 2; ++side) {
+      const bool recurrent = side == 1;
+      F* const out = recurrent ? b_hh : b_ih;
+      const int gate = gate_of(static_cast<int>(slot), recurrent);
+      if (!out || gate < 0) continue;
+      F* const to = out + gate * p_.H + unit;
+      for (int64_t r = 0; r < least<int64_t>(kBlock, p_.H - unit); ++r)
+        to[r] = first ? sum[r] : to[r] + sum[r];
+    }
+  }
+
+  // The chunk's first step becomes the step after the next chunk, which has `length` steps.
+  void hand_over(int64_t length, const Team& team) {
+    team.sync();
+    const Range rows = share(p_.B, team.rank, team.size);
+    for (int64_t b = rows.begin; b < rows.end; ++b)
+      __builtin_memcpy(dgates(length, b), dgates(0, b), grad_row_ * sizeof(E));
+  }
+
+  void store_totals(int d, const Team& team) {
+    team.sync();
+    const WeightGradients& g = p_.grad_weights[d];
+    const int64_t GH = gates_of(p_.cell) * p_.H;
+    const auto put = [&](void* to, const F* from, int64_t n) {
+      const Range mine = share(n, team.rank, team.size);
+      if (to) convert(at(to, mine.begin), from + mine.begin, mine.size());
+    };
+    put(g.w_ih, total_.w_ih, GH * p_.I);
+    put(g.w_hh, total_.w_hh, GH * p_.R());
+    put(g.w_hr, total_.w_hr, p_.P * p_.H);
+    put(g.b_ih, total_.b_ih, GH);
+    put(g.b_hh, total_.b_hh, GH);
+  }
+
+  struct Totals {
+    F *w_ih = nullptr, *w_hh = nullptr, *w_hr = nullptr, *b_ih = nullptr, *b_hh = nullptr;
+  };
+
+  const BackwardProblem& p_;
+  const Plan& plan_;
+  S* const grad_input_reverse_;
+  const int64_t Hp_, Rp_, grad_row_;
+  const Groups units_, state_, inputs_;  // column groups: of units, of h, of input values
+  const int64_t blocks_, projected_blocks_;
+  bool recurrent_, wants_w_ih_ = false, wants_w_hh_ = false, wants_w_hr_ = false,
+                   wants_bias_ = false;
+  E *w_hh_ = nullptr, *w_ih_ = nullptr, *w_hr_ = nullptr;
+  E *dgates_, *h_prev_, *x_ = nullptr, *dr_ = nullptr, *hidden_ = nullptr;
+  E *a_ = nullptr, *a_projected_ = nullptr;
+  F *carry_, *dc_ = nullptr, *dy_ = nullptr, *saved_ = nullptr;
+  Panels<E, F> x_panels_, h_panels_, hidden_panels_;
+  Totals total_;
+};
+
+// Scratch bytes that backward needs (scratch null), or backward itself.
+template <class S, class F, class C>
+int64_t backward(const BackwardProblem& p, const Plan& plan, ParallelFor parallel_for,
+                 void* scratch) {
+  using Walk = BackwardWalk<S, F, C>;
+  Layout layout(scratch);
+  const int64_t inputs = p.rows * p.I;
+  S* const reverse =
+      p.directions == 2 && p.grad_input ? layout.template take<S>(inputs) : nullptr;
+  Walk first(p, plan, reverse, layout);
+  Walk second = plan.direction_teams > 1 ? Walk(p, plan, reverse, layout) : first;
+  if (!scratch) return layout.bytes();
+  run_directions(p, plan, parallel_for, [&](int d, const Team& team) {
+    (d == 0 ? first : second).run(d, team);
+  });
+  if (reverse) {
+    struct Sum {
+      S* to;
+      const S* from;
+      int64_t n;
+    } sum{static_cast<S*>(p.grad_input), reverse, inputs};
+    run_team(
+        parallel_for, plan.threads,
+        [](int rank, int size, void* sum_) {
+          const Sum& s = *static_cast<const Sum*>(sum_);
+          const Range mine = share(s.n, rank, size);
+          for (int64_t i = mine.begin; i < mine.end; i += kLanes<F>) {
+            const int64_t n = mine.end - i;
+            store_n(s.to + i, load_n(s.to + i, n) + load_n(s.from + i, n), n);
+          }
+        },
+        &sum);
+  }
+  return layout.bytes();
+}
+
+}  // namespace FUSEDRNN_ISA
+}  // namespace fusedrnn

@@ -1,0 +1,14 @@
+// The instruction set that the kernels run with.
+#pragma once
+
+namespace fusedrnn {
+
+// avx512_bf16: AVX-512 with products of pairs of bf16.
+enum class Capability : int { portable, avx2, avx512, avx512_bf16 };
+
+// The best that the processor (and its system) supports, or the lower one that the environment
+// variable FUSEDRNN_CPU_CAPABILITY names. Read once.
+Capability cpu_capability();
+const char* name_of(Capability capability);
+
+}  // namespace fusedrnn

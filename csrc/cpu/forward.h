@@ -1,0 +1,499 @@
+// Forward of one layer: each direction is a walk over the steps by a team of threads.
+//
+//   prepare   pack the weights into panels, set the initial state                      (shared out)
+//   chunk     gates of the chunk's rows = bias + x W_ih^T, as one product        (own rows, units)
+//     step    acc = gates + h W_hh^T, and from the registers straight through the cell
+//
+// A thread computes just the gates that it will itself consume, so that the chunk needs no barrier.
+// h is kept in two padded buffers, read and written in turn; c is updated in place. Groups of units
+// are taken forwards and backwards in turn, so that the weights last read, still in cache, come
+// first in the next step.
+//
+//   gates     [chunk rows][input slot][Hp]     chunk row (s - s0) * B + b
+//   h         [2][B][Rp]     c, hidden  [B][Hp]
+#pragma once
+
+#include "../cell.h"
+#include "tile.h"
+#include "walk.h"
+
+namespace fusedrnn {
+namespace FUSEDRNN_ISA {
+
+// One tile of the walk: rows x the units of one group.
+template <class E, class F>
+struct GateTile {
+  const E* rows[8];    // h_prev, all of it: the operand of the product
+  int64_t K;           // 0: the product is already in the gates
+  const E* w;
+  const F* gates;      // this group's first unit
+  const F* hidden_bias;  // GRU: starts n'
+  int64_t hidden_bias_row;
+  const E* h_prev;     // this group's units
+  F* c;
+  E* h;
+  F* y;                // null: not wanted here
+  F* save;             // null: not wanted
+  int64_t gates_row, gates_slot, h_prev_row, c_row, h_row, y_row, save_row, save_slot;
+  int64_t units;       // valid ones in the last vector
+};
+
+template <class C, int R, int NV, class E, class F>
+__attribute__((noinline)) void gate_tile(const GateTile<E, F>& t) {
+  constexpr int kRows = R ? R : 1, L = kLanes<F>;
+  Vec<F> acc[kRows][C::products * NV];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int g = 0; g < C::products; ++g)
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) {
+        constexpr auto input = C::input_of_product;
+        acc[r][g * NV + v] =
+            input(g) < 0 ? load(t.hidden_bias + r * t.hidden_bias_row + v * L)
+                         : load(t.gates + r * t.gates_row + input(g) * t.gates_slot + v * L);
+      }
+  multiply_segments<R, C::products * NV, E, F>(acc, t.rows, {1, t.K, 0}, t.w);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      Vec<F> product[C::products], save[C::saved ? C::saved : 1], c = {}, h, h_prev = {}, late = {};
+#pragma GCC unroll 8
+      for (int g = 0; g < C::products; ++g) product[g] = acc[r][g * NV + v];
+      if constexpr (C::has_late_input)
+        late = load(t.gates + r * t.gates_row + (C::inputs - 1) * t.gates_slot + v * L);
+      if constexpr (C::has_carry) h_prev = load(t.h_prev + r * t.h_prev_row + v * L);
+      if constexpr (C::has_c) c = load(t.c + r * t.c_row + v * L);
+      C::template forward<Math<F>>(product, late, h_prev, c, h, save);
+      if constexpr (C::has_c) store(t.c + r * t.c_row + v * L, c);
+      store(t.h + r * t.h_row + v * L, h);
+      if (t.y) store_n(t.y + r * t.y_row + v * L, h, v == NV - 1 ? t.units : L);
+      if (C::saved && t.save)
+#pragma GCC unroll 8
+        for (int g = 0; g < C::saved; ++g)
+          store(t.save + r * t.save_row + g * t.save_slot + v * L, save[g]);
+    }
+  }
+}
+
+// out[j] += W[j][:] . x for j in [0, count): weights where they are, one row of x.
+template <class S, class E, class F>
+inline void add_dots(const S* W, int64_t ld, int64_t count, const E* x, int64_t K, F* out) {
+  constexpr int kTogether = 8, L = kLanes<F>;
+  int64_t j = 0;
+  const auto dots = [&](auto together) {
+    constexpr int n = together;
+    Vec<F> acc[n] = {};
+    int64_t k = 0;
+    for (; k + L <= K; k += L) {
+      const Vec<F> v = load(x + k);
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) acc[i] += v * load(W + (j + i) * ld + k);
+    }
+    if (k < K) {
+      const Vec<F> v = load_n(x + k, K - k);
+      for (int i = 0; i < n; ++i) acc[i] += v * load_n(W + (j + i) * ld + k, K - k);
+    }
+    for (int i = 0; i < n; ++i) out[j + i] += horizontal_sum<F>(acc[i]);
+    j += n;
+  };
+  while (j + kTogether <= count) dots(std::integral_constant<int, kTogether>());
+  while (j < count) dots(std::integral_constant<int, 1>());
+}
+
+template <class S, class F, class C>
+class ForwardWalk {
+  using E = typename OperandOf<S>::type;
+  static constexpr bool kConvert = !std::is_same_v<S, F>;         // storage is not what is computed
+  static constexpr bool kConvertOperands = !std::is_same_v<S, E>;  // nor what is multiplied
+  static constexpr int64_t L = kLanes<F>;
+  static constexpr int kVectors = C::products == 1 ? kGroup : 1;  // of units in a gate tile
+  static constexpr int64_t kMaxRows = 8;
+
+ public:
+  ForwardWalk(const Problem& p, const Plan& plan, Layout& layout)
+      : p_(p),
+        plan_(plan),
+        Hp_(p.Hp()),
+        Rp_(round_up(p.R(), kHiddenPadding)),
+        groups_(make_groups(p.H, L, kVectors, plan)),
+        outputs_(make_groups(p.P, L, kGroup, plan)) {
+    const int64_t units = groups_.vectors * L, chunk_rows = plan.forward_steps * p.B;
+    if (!plan.in_place) {
+      w_ih_ = layout.take<E>(units * C::inputs * depth(p.I));
+      w_hh_ = layout.take<E>(units * C::products * depth(p.R()));
+      if (p.P) w_hr_ = layout.take<E>(outputs_.vectors * L * depth(p.H));
+    }
+    bias_ = layout.take<F>(C::inputs * Hp_);
+    hidden_bias_ = layout.take<F>(Hp_);
+    for (E*& h : h_) h = layout.take<E>(p.B * Rp_);
+    if (C::has_c) c_ = layout.take<F>(p.B * Hp_);
+    if (p.P) hidden_ = layout.take<E>(p.B * Hp_);
+    if (!plan.fuse_input) gates_ = layout.take<F>(chunk_rows * C::inputs * Hp_);
+    if (kConvertOperands) x_ = layout.take<E>(chunk_rows * p.I);
+    if (plan.in_place) hidden_gates_ = layout.take<F>(p.B * Hp_);
+    x_rows_ = layout.take<const E*>(chunk_rows);
+    out_rows_ = layout.take<F*>(chunk_rows);
+  }
+
+  void run(int d, const Team& team) {
+    const Steps steps{p_, d == 1};
+    const Range rows = row_share(p_, plan_, team), groups = group_share(groups_, plan_, team);
+    prepare(d, team);
+    team.sync();
+    for (int64_t s0 = 0; s0 < p_.T; s0 += plan_.forward_steps) {
+      const int64_t s1 = least(s0 + plan_.forward_steps, p_.T);
+      project_input(d, steps, s0, s1, rows, groups, team);
+      for (int64_t s = s0; s < s1; ++s) {
+        const Range alive{rows.begin, most(rows.begin, least(rows.end, steps.alive(s)))};
+        step(d, steps, s, (s - s0) * p_.B, alive, groups);
+        if (p_.P) {
+          if (plan_.split == Split::units) team.sync();
+          project_output(d, steps, s, alive, team);
+        }
+        finish(d, steps, s, alive, groups, team);
+        if (plan_.split == Split::units) team.sync();
+      }
+    }
+  }
+
+ private:
+  // Values of k in a panel.
+  static int64_t depth(int64_t K) { return round_up(K, kTogether<E>); }
+  const S* weight(const void* w) const { return static_cast<const S*>(w); }
+  S* output(int d, const Steps& steps, int64_t s, int64_t b) const {
+    return static_cast<S*>(p_.output) + steps.row(s, b) * p_.directions * p_.R() + d * p_.R();
+  }
+  S* reserve(int d, const Steps& steps, int64_t s, int64_t b) const {
+    return static_cast<S*>(p_.reserve) + (d * p_.rows + steps.row(s, b)) * C::saved * Hp_;
+  }
+
+  void prepare(int d, const Team& team) {
+    const Weights& w = p_.weights[d];
+    if (!plan_.in_place) {
+      const Range mine = share(groups_.count, team.rank, team.size);
+      pack_gate_panels(weight(w.w_ih), p_.H, p_.I, C::inputs, [](int g) { return g; }, groups_,
+                       mine, w_ih_);
+      pack_gate_panels(weight(w.w_hh), p_.H, p_.R(), C::products, C::gate_of_product, groups_,
+                       mine, w_hh_);
+      if (p_.P)
+        pack_gate_panels(weight(w.w_hr), p_.P, p_.H, 1, [](int g) { return g; }, outputs_,
+                         share(outputs_.count, team.rank, team.size), w_hr_);
+    }
+    if (team.rank == 0) add_biases(w);
+    const Range rows = share(p_.B, team.rank, team.size);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      for (E* h : h_) initial_row(p_.hx, d, b, p_.R(), Rp_, h);
+      if (C::has_c) initial_row(p_.cx, d, b, p_.H, Hp_, c_);
+      if (p_.P) fill(hidden_ + b * Hp_, Hp_);
+    }
+  }
+
+  // b_ih + b_hh for every gate, but for the GRU's candidate, whose b_hh the reset gate scales.
+  void add_biases(const Weights& w) {
+    fill(bias_, C::inputs * Hp_);
+    fill(hidden_bias_, Hp_);
+    if (!w.b_ih) return;
+    for (int g = 0; g < C::inputs; ++g) {
+      const bool apart = C::has_late_input && g == C::inputs - 1;
+      for (int64_t u = 0; u < p_.H; ++u) {
+        const F b_ih = to_compute(weight(w.b_ih)[g * p_.H + u]);
+        const F b_hh = to_compute(weight(w.b_hh)[g * p_.H + u]);
+        bias_[g * Hp_ + u] = apart ? b_ih : b_ih + b_hh;
+        if (apart) hidden_bias_[u] = b_hh;
+      }
+    }
+  }
+
+  template <class T>
+  static void fill(T* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = T{};
+  }
+  template <class T>
+  void initial_row(const void* state, int d, int64_t b, int64_t n, int64_t padded, T* to) {
+    T* const row = to + b * padded;
+    if (state) convert(row, weight(state) + (d * p_.B + b) * n, n);
+    fill(row + (state ? n : 0), padded - (state ? n : 0));
+  }
+
+  void project_input(int d, const Steps& steps, int64_t s0, int64_t s1, Range rows, Range groups,
+                     const Team& team) {
+    if (kConvertOperands) {
+      // Converted once by the team, where all of it is every thread's operand.
+      const bool shared = plan_.split == Split::units;
+      for (int64_t s = s0; s < s1; ++s) {
+        const int64_t n = steps.alive(s);
+        const Range mine = shared ? share(n, team.rank, team.size)
+                                  : Range{rows.begin, least(rows.end, n)};
+        for (int64_t b = mine.begin; b < mine.end; ++b)
+          convert(x_ + ((s - s0) * p_.B + b) * p_.I, input_row(steps, s, b), p_.I);
+      }
+      if (shared) team.sync();
+    }
+    if (plan_.fuse_input) return;
+    // The thread's own rows of the chunk, one after the other, whatever their strides. The list is
+    // the thread's own part of the arrays (units split: everybody writes the same; so one does).
+    const E** const from = x_rows_ + (plan_.split == Split::batch ? rows.begin * (s1 - s0) : 0);
+    F** const to = out_rows_ + (from - x_rows_);
+    int64_t count = 0;
+    if (plan_.split != Split::units || team.rank == 0) {
+      count = list_rows(steps, s0, s1, rows, from, to);
+    } else {
+      for (int64_t s = s0; s < s1; ++s) count += steps.alive(s);
+    }
+    if (plan_.split == Split::units) team.sync();
+    if (plan_.in_place) return project_in_place(d, from, to, count, groups);
+
+    constexpr int most_rows = tile_rows(C::inputs * kVectors);
+    for (int64_t group = groups.begin; group < groups.end; ++group) {
+      const int64_t unit = groups_.begin(group) * L, nv = groups_.size(group);
+      LinearTile<E, F> tile;
+      tile.segments = {1, p_.I, 0};
+      tile.w = w_ih_ + unit * C::inputs * depth(p_.I);
+      tile.bias = bias_ + unit;
+      tile.column_stride = tile.bias_stride = C::inputs == 1 ? L : Hp_;
+      tile.columns = L;
+      const Tiles tiles(count, most_rows);
+      for (int64_t i = 0, r = 0; i < tiles.count; r += tiles.size(i++)) {
+        for (int64_t j = 0; j < tiles.size(i); ++j) {
+          tile.rows[j] = from[r + j];
+          tile.out[j] = to[r + j] + unit;
+        }
+        linear(p_.rows == 1 ? 0 : tiles.size(i), C::inputs * nv, tile);
+      }
+    }
+  }
+
+  const S* input_row(const Steps& steps, int64_t s, int64_t b) const {
+    return static_cast<const S*>(p_.input) + p_.input_offset(steps.t(s), b);
+  }
+
+  // The same in compute type; chunk_row is that of the step's first row.
+  const E* x_row(const Steps& steps, int64_t s, int64_t chunk_row, int64_t b) const {
+    if constexpr (kConvertOperands) return x_ + (chunk_row + b) * p_.I;
+    else return input_row(steps, s, b);
+  }
+
+  int64_t list_rows(const Steps& steps, int64_t s0, int64_t s1, Range rows, const E** from,
+                    F** to) const {
+    int64_t count = 0;
+    for (int64_t s = s0; s < s1; ++s) {
+      const int64_t end = least(rows.end, steps.alive(s));
+      for (int64_t b = rows.begin; b < end; ++b, ++count) {
+        from[count] = x_row(steps, s, (s - s0) * p_.B, b);
+        to[count] = gates_ + ((s - s0) * p_.B + b) * C::inputs * Hp_;
+      }
+    }
+    return count;
+  }
+
+  // The units that a range of groups holds.
+  Range units_of(Range groups) const {
+    return {groups_.begin(groups.begin) * L, least(groups_.begin(groups.end) * L, p_.H)};
+  }
+
+  void project_in_place(int d, const E* const* from, F* const* to, int64_t count, Range groups) {
+    const Range units = units_of(groups);
+    for (int64_t r = 0; r < count; ++r)
+      for (int g = 0; g < C::inputs; ++g) {
+        F* const out = to[r] + g * Hp_ + units.begin;
+        convert(out, bias_ + g * Hp_ + units.begin, units.size());
+        fill(out + units.size(), round_up(units.size(), L) - units.size());
+        add_dots(weight(p_.weights[d].w_ih) + (g * p_.H + units.begin) * p_.I, p_.I, units.size(),
+                 from[r], p_.I, out);
+      }
+  }
+
+  // h W_hh^T into the gates (and hidden_gates for what the cell wants apart), weights in place.
+  void multiply_in_place(int d, const E* h, F* gates, F* apart, Range groups) {
+    const Range units = units_of(groups);
+    for (int slot = 0; slot < C::products; ++slot) {
+      const int input = C::input_of_product(slot);
+      F* const out = (input < 0 ? apart : gates + input * Hp_) + units.begin;
+      if (input < 0) convert(out, hidden_bias_ + units.begin, round_up(units.size(), L));
+      add_dots(weight(p_.weights[d].w_hh) +
+                   (C::gate_of_product(slot) * p_.H + units.begin) * p_.R(),
+               p_.R(), units.size(), h, p_.R(), out);
+    }
+  }
+
+  void step(int d, const Steps& steps, int64_t s, int64_t chunk_row, Range rows, Range groups) {
+    const E* const h_read = h_[s % 2];
+    E* const h_write = p_.P ? hidden_ : h_[(s + 1) % 2];
+    const int64_t write_row = p_.P ? Hp_ : Rp_;
+    const bool no_state = s == 0 && !p_.hx;
+    F* const gates = gates_ + chunk_row * C::inputs * Hp_;
+    if (plan_.in_place && !no_state)
+      for (int64_t b = rows.begin; b < rows.end; ++b)
+        multiply_in_place(d, h_read + b * Rp_, gates + b * C::inputs * Hp_,
+                          hidden_gates_ + b * Hp_, groups);
+
+    F converted[kMaxRows * (C::saved ? C::saved : 1) * kVectors * L];
+    // The input's projection of one tile, where it is not done for the whole chunk.
+    F projected[kMaxRows * C::inputs * kVectors * L];
+    LinearTile<E, F> input;
+    input.segments = {1, p_.I, 0};
+    input.columns = L;
+
+    GateTile<E, F> tile;
+    tile.K = plan_.in_place || no_state ? 0 : p_.R();
+    tile.hidden_bias_row = plan_.in_place && !no_state ? Hp_ : 0;
+    tile.gates_row = C::inputs * Hp_, tile.gates_slot = Hp_, tile.h_prev_row = Rp_;
+    tile.c_row = Hp_, tile.h_row = write_row, tile.y_row = p_.directions * p_.R();
+    const Tiles tiles(rows.size(), tile_rows(C::products * kVectors));
+    for (int64_t i = 0; i < groups.size(); ++i) {
+      const int64_t group = s % 2 ? groups.end - 1 - i : groups.begin + i;
+      const int64_t unit = groups_.begin(group) * L, nv = groups_.size(group);
+      tile.w = w_hh_ + unit * C::products * depth(p_.R());
+      tile.units = least(p_.H - unit - (nv - 1) * L, L);
+      if (plan_.fuse_input) {
+        input.w = w_ih_ + unit * C::inputs * depth(p_.I);
+        input.bias = bias_ + unit, input.bias_stride = C::inputs == 1 ? L : Hp_;
+        input.column_stride = L;
+        tile.gates_slot = nv * L, tile.gates_row = C::inputs * nv * L;
+      }
+      tile.save_row = kConvert ? C::saved * nv * L : C::saved * Hp_;
+      tile.save_slot = kConvert ? nv * L : Hp_;
+      for (int64_t j = 0, b = rows.begin; j < tiles.count; b += tiles.size(j++)) {
+        const int64_t R = tiles.size(j);
+        for (int64_t r = 0; r < R; ++r) tile.rows[r] = h_read + (b + r) * Rp_;
+        tile.gates = gates + b * C::inputs * Hp_ + unit;
+        if (plan_.fuse_input) {
+          for (int64_t r = 0; r < R; ++r) {
+            input.rows[r] = x_row(steps, s, chunk_row, b + r);
+            input.out[r] = projected + r * C::inputs * nv * L;
+          }
+          linear(p_.rows == 1 ? 0 : R, C::inputs * nv, input);
+          tile.gates = projected;
+        }
+        tile.hidden_bias = (tile.hidden_bias_row ? hidden_gates_ + b * Hp_ : hidden_bias_) + unit;
+        tile.h_prev = h_read + b * Rp_ + unit;
+        tile.c = c_ + b * Hp_ + unit;
+        tile.h = h_write + b * write_row + unit;
+        tile.y = nullptr, tile.save = nullptr;
+        if constexpr (!kConvert) {
+          if (!p_.P) tile.y = output(d, steps, s, b) + unit;
+          if (p_.reserve) tile.save = reserve(d, steps, s, b) + unit;
+        } else {
+          if (p_.reserve) tile.save = converted;
+        }
+        run_tile(p_.B == 1 ? 0 : R, nv, tile);
+        if (group + 1 == groups_.count) clear_padding(d, steps, s, b, R);
+        if (kConvert) convert_tile(d, steps, s, b, R, unit, nv, tile);
+      }
+    }
+  }
+
+  // The reserve is a tensor: every call gives it the same values, those beyond the last vector too.
+  void clear_padding(int d, const Steps& steps, int64_t s, int64_t b, int64_t R) {
+    const int64_t first = groups_.vectors * L;
+    if (!p_.reserve || first == Hp_) return;
+    for (int64_t r = 0; r < R; ++r)
+      for (int g = 0; g < C::saved; ++g)
+        fill(reserve(d, steps, s, b + r) + g * Hp_ + first, Hp_ - first);
+  }
+
+  void run_tile(int64_t R, int64_t nv, const GateTile<E, F>& tile) {
+    if constexpr (kVectors == 1) {
+      with_rows<tile_rows(C::products)>(R, [&](auto r) { gate_tile<C, r, 1, E, F>(tile); });
+    } else {
+      with_vectors(nv, [&](auto v) {
+        with_rows<tile_rows(v)>(R, [&](auto r) { gate_tile<C, r, v, E, F>(tile); });
+      });
+    }
+  }
+
+  // Half precision: outputs and reserve of a tile, from compute to storage type. h is rounded too:
+  // a sequence cut in two calls gives the numbers of one call.
+  void convert_tile(int d, const Steps& steps, int64_t s, int64_t b, int64_t R, int64_t unit,
+                    int64_t nv, const GateTile<E, F>& tile) {
+    const int64_t units = (nv - 1) * L + tile.units;
+    for (int64_t r = 0; r < R; ++r) {
+      if (!p_.P) {
+        S* const y = output(d, steps, s, b + r) + unit;
+        convert(y, tile.h + r * tile.h_row, units);
+        if (kConvertOperands) convert(tile.h + r * tile.h_row, y, units);
+      }
+      if (p_.reserve)
+        for (int g = 0; g < C::saved; ++g)
+          convert(reserve(d, steps, s, b + r) + g * Hp_ + unit,
+                  tile.save + r * tile.save_row + g * tile.save_slot, nv * L);
+    }
+  }
+
+  // Projected: h = W_hr (o tanh(c)).
+  void project_output(int d, const Steps& steps, int64_t s, Range rows, const Team& team) {
+    const Range groups = group_share(outputs_, plan_, team);
+    E* const h_write = h_[(s + 1) % 2];
+    F out[kMaxRows][kGroup * L];
+    LinearTile<E, F> tile;
+    tile.segments = {1, p_.H, 0};
+    tile.column_stride = L;
+    tile.columns = L;
+    for (int64_t group = groups.begin; group < groups.end; ++group) {
+      const int64_t column = outputs_.begin(group) * L, nv = outputs_.size(group);
+      const int64_t valid = least(nv * L, p_.P - column);
+      tile.w = w_hr_ + column * depth(p_.H);
+      const Tiles tiles(rows.size(), tile_rows(static_cast<int>(nv)));
+      for (int64_t i = 0, b = rows.begin; i < tiles.count; b += tiles.size(i++)) {
+        for (int64_t r = 0; r < tiles.size(i); ++r)
+          tile.rows[r] = hidden_ + (b + r) * Hp_, tile.out[r] = out[r];
+        linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);
+        for (int64_t r = 0; r < tiles.size(i); ++r) {
+          S* const y = output(d, steps, s, b + r) + column;
+          convert(y, out[r], valid);
+          convert(h_write + (b + r) * Rp_ + column, y, valid);
+        }
+      }
+    }
+  }
+
+  // Rows whose last step this was: their state is final.
+  void finish(int d, const Steps& steps, int64_t s, Range rows, Range groups, const Team& team) {
+    const Range units = units_of(groups);
+    for (int64_t b = most(rows.begin, steps.alive_after(s)); b < rows.end; ++b) {
+      const E* const h = h_[(s + 1) % 2] + b * Rp_;
+      if (p_.P) {
+        const Range mine = group_share(outputs_, plan_, team);
+        const int64_t first = outputs_.begin(mine.begin) * L;
+        const int64_t last = least(outputs_.begin(mine.end) * L, p_.P);
+        if (last > first)
+          convert(static_cast<S*>(p_.hn) + (d * p_.B + b) * p_.P + first, h + first, last - first);
+      } else {
+        convert(static_cast<S*>(p_.hn) + (d * p_.B + b) * p_.H + units.begin, h + units.begin,
+                units.size());
+      }
+      if (C::has_c)
+        convert(static_cast<S*>(p_.cn) + (d * p_.B + b) * p_.H + units.begin,
+                c_ + b * Hp_ + units.begin, units.size());
+    }
+  }
+
+  const Problem& p_;
+  const Plan& plan_;
+  const int64_t Hp_, Rp_;
+  const Groups groups_, outputs_;  // of units; of projected values
+  E *w_ih_ = nullptr, *w_hh_ = nullptr, *w_hr_ = nullptr, *h_[2], *hidden_ = nullptr;
+  E* x_ = nullptr;
+  F *bias_, *hidden_bias_, *c_ = nullptr, *gates_ = nullptr, *hidden_gates_ = nullptr;
+  const E** x_rows_;
+  F** out_rows_;
+};
+
+// Scratch bytes that forward needs (scratch null), or forward itself.
+template <class S, class F, class C>
+int64_t forward(const Problem& p, const Plan& plan, ParallelFor parallel_for, void* scratch) {
+  using Walk = ForwardWalk<S, F, C>;
+  Layout layout(scratch);
+  Walk first(p, plan, layout);
+  Walk second = plan.direction_teams > 1 ? Walk(p, plan, layout) : first;
+  if (scratch)
+    run_directions(p, plan, parallel_for, [&](int d, const Team& team) {
+      (d == 0 ? first : second).run(d, team);
+    });
+  return layout.bytes();
+}
+
+}  // namespace FUSEDRNN_ISA
+}  // namespace fusedrnn

@@ -1,0 +1,13 @@
+// Forward in fp64.
+#include "../dispatch.h"
+#include "../forward.h"
+#include "../kernels.h"
+
+FUSEDRNN_DECLARE_KERNELS(FUSEDRNN_ISA)
+
+int64_t fusedrnn::FUSEDRNN_ISA::forward_double(const Problem& p, const Plan& plan, ParallelFor parallel_for,
+                                   void* scratch) {
+  return with_cell(p.cell, [&](auto cell) {
+    return forward<double, double, decltype(cell)>(p, plan, parallel_for, scratch);
+  });
+}

@@ -1,0 +1,114 @@
+// Idle buffers stand in a list, newest first. A request takes the smallest that is large enough and
+// not more than a third too large; what is given back beyond the bound frees the oldest.
+#include "memory.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <vector>
+
+#include <pthread.h>
+#include <sys/mman.h>
+
+namespace fusedrnn {
+namespace {
+
+constexpr std::size_t kHeader = 64;              // holds the size; keeps the alignment
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+constexpr std::size_t kMaxBuffers = 64;
+constexpr std::size_t kDefaultBound = std::size_t{512} << 20;
+
+struct Pool {
+  std::mutex mutex;
+  std::vector<void*> idle;  // oldest first
+  std::size_t held = 0;
+  std::size_t bound = kDefaultBound;
+
+  Pool() {
+    idle.reserve(kMaxBuffers + 1);
+    if (const char* text = std::getenv("FUSEDRNN_POOL_MB")) {
+      char* end = nullptr;
+      const unsigned long long megabytes = std::strtoull(text, &end, 10);
+      if (end != text && *end == '\0') bound = static_cast<std::size_t>(megabytes) << 20;
+    }
+  }
+};
+
+// Never destroyed: tensors may outlive the end of main. A fork waits until the lock is free, or the
+// child would find it held by a thread that it does not have.
+Pool& pool() {
+  static Pool* const instance = [] {
+    Pool* const p = new Pool;
+    pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); },
+                   [] { pool().mutex.unlock(); });
+    return p;
+  }();
+  return *instance;
+}
+
+std::size_t& capacity(void* block) { return *static_cast<std::size_t*>(block); }
+
+}  // namespace
+
+void* pool_take(std::size_t bytes) {
+  if (bytes > SIZE_MAX - 2 * kHugePage) return nullptr;
+  const std::size_t wanted = (bytes + 4095) / 4096 * 4096;
+  Pool& p = pool();
+  {
+    std::lock_guard<std::mutex> lock(p.mutex);
+    std::size_t best = p.idle.size();
+    for (std::size_t i = 0; i < p.idle.size(); ++i) {
+      const std::size_t size = capacity(p.idle[i]);
+      if (size >= wanted && size - size / 4 <= wanted &&
+          (best == p.idle.size() || size <= capacity(p.idle[best])))
+        best = i;
+    }
+    if (best < p.idle.size()) {
+      void* const block = p.idle[best];
+      p.idle.erase(p.idle.begin() + static_cast<std::ptrdiff_t>(best));
+      p.held -= capacity(block);
+      return static_cast<char*>(block) + kHeader;
+    }
+  }
+  void* block = nullptr;
+  const std::size_t total = wanted + kHeader;
+  const bool large = total >= 2 * kHugePage;
+  if (posix_memalign(&block, large ? kHugePage : 64, total) != 0) {
+    pool_trim();
+    if (posix_memalign(&block, 64, total) != 0) return nullptr;
+  }
+  if (large) madvise(block, total, MADV_HUGEPAGE);
+  capacity(block) = wanted;
+  return static_cast<char*>(block) + kHeader;
+}
+
+void pool_give(void* buffer) {
+  if (!buffer) return;
+  void* const block = static_cast<char*>(buffer) - kHeader;
+  Pool& p = pool();
+  std::lock_guard<std::mutex> lock(p.mutex);
+  p.idle.push_back(block);
+  p.held += capacity(block);
+  while (!p.idle.empty() && (p.held > p.bound || p.idle.size() > kMaxBuffers)) {
+    void* const oldest = p.idle.front();
+    p.idle.erase(p.idle.begin());
+    p.held -= capacity(oldest);
+    std::free(oldest);
+  }
+}
+
+std::size_t pool_held_bytes() {
+  Pool& p = pool();
+  std::lock_guard<std::mutex> lock(p.mutex);
+  return p.held;
+}
+
+void pool_trim() {
+  Pool& p = pool();
+  std::lock_guard<std::mutex> lock(p.mutex);
+  for (void* block : p.idle) std::free(block);
+  p.idle.clear();
+  p.held = 0;
+}
+
+}  // namespace fusedrnn

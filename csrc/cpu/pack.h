@@ -1,0 +1,132 @@
+// Weights in the order in which the tiles read them.
+//
+//   gate panels    [group][k][gate][nv][lanes]   for  gates[row] = a[row] * W^T   (K columns of W)
+//   column panels  [group][gate][k][nv][lanes]   for  out[row]   = g[row] * W     (k: units of a gate)
+//
+// W is torch's [gates*H][K], row-major. A group is nv consecutive vectors of units (gate panels) or
+// of columns (column panels); values beyond the last are zero. Operands that are multiplied in pairs
+// (tile.h) have k two by two: [k / 2]...[lanes][2].
+#pragma once
+
+#include "tile.h"
+
+namespace fusedrnn {
+namespace FUSEDRNN_ISA {
+
+// `vectors` vectors cut into `count` groups, as even as can be.
+struct Groups {
+  int64_t vectors, count;
+  FUSEDRNN_INLINE int64_t begin(int64_t group) const { return vectors * group / count; }
+  FUSEDRNN_INLINE int64_t size(int64_t group) const { return begin(group + 1) - begin(group); }
+};
+
+struct Range {
+  int64_t begin, end;
+  FUSEDRNN_INLINE int64_t size() const { return end - begin; }
+};
+FUSEDRNN_INLINE Range share(int64_t n, int rank, int size) {
+  return {n * rank / size, n * (rank + 1) / size};
+}
+
+// Transposes lanes x lanes values held in as many registers: log2(lanes) rounds of interleaving
+// register i with register i + lanes/2.
+template <class F>
+FUSEDRNN_INLINE void transpose(Vec<F> (&row)[kLanes<F>]) {
+  constexpr int L = kLanes<F>;
+  typedef typename VectorType<Bits<F>>::type Index;
+  Index low = {}, high = {};
+#pragma GCC unroll 16
+  for (int l = 0; l < L; ++l) {
+    low[l] = l / 2 + (l % 2) * L;
+    high[l] = L / 2 + l / 2 + (l % 2) * L;
+  }
+#pragma GCC unroll 4
+  for (int round = 1; round < L; round *= 2) {
+    Vec<F> next[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(row[i], row[i + L / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(row[i], row[i + L / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) row[i] = next[i];
+  }
+}
+
+// One vector of a panel is loaded from W as it will be multiplied: `n` values of k from p on, in the
+// compute type, or as pairs in the bits of a float.
+template <class E, class S>
+FUSEDRNN_INLINE auto load_operands(const S* p, int64_t n) {
+  if constexpr (kTogether<E> == 1) {
+    return load_n(p, n);
+  } else {
+    constexpr int64_t kMost = 2 * kLanes<float>;
+    if (n >= kMost) return load(reinterpret_cast<const float*>(p));
+    S pairs[kMost] = {};
+    for (int64_t i = 0; i < n; ++i) pairs[i] = p[i];
+    return load(reinterpret_cast<const float*>(pairs));
+  }
+}
+
+// Packs the gate panels of groups [range). `gate_of(g)` is torch's gate that panel gate g holds.
+template <class E, class S, class GateOf>
+void pack_gate_panels(const S* W, int64_t H, int64_t K, int gates, GateOf gate_of, Groups groups,
+                      Range range, E* panels) {
+  using F = decltype(to_compute(S()));
+  constexpr int64_t L = kLanes<F>, kPair = kTogether<E>;
+  for (int64_t group = range.begin; group < range.end; ++group) {
+    const int64_t first = groups.begin(group), nv = groups.size(group);
+    const int64_t width = gates * nv * L * kPair;  // operands of kPair values of k
+    E* const panel = panels + first * L * gates * round_up(K, kPair);
+    for (int64_t k = 0; k < K; k += L * kPair) {
+      const int64_t valid = div_up(K - k < L * kPair ? K - k : L * kPair, kPair);
+      for (int g = 0; g < gates; ++g) {
+        for (int64_t v = 0; v < nv; ++v) {
+          const int64_t unit = (first + v) * L;
+          const S* source = W + (gate_of(g) * H + unit) * K + k;
+          Vec<F> block[L];
+          for (int64_t l = 0; l < L; ++l)
+            block[l] = unit + l < H ? load_operands<E>(source + l * K, K - k) : Vec<F>{};
+          transpose<F>(block);
+          E* to = panel + k / kPair * width + (g * nv + v) * L * kPair;
+          for (int64_t l = 0; l < valid; ++l) store(reinterpret_cast<F*>(to + l * width), block[l]);
+        }
+      }
+    }
+  }
+}
+
+// Stores n values of each of two rows as a vector of pairs; a missing second row is zero.
+FUSEDRNN_INLINE void store_pairs(BFloat16* to, const BFloat16* first, const BFloat16* second,
+                                 int64_t n) {
+  typedef VectorType<uint32_t>::type Bits;
+  const Vec<float> a = load_n(first, n), b = second ? load_n(second, n) : Vec<float>{};
+  // As floats, bf16 values are their own upper halves.
+  const Bits pairs = bit_cast<Bits>(a) >> 16 | bit_cast<Bits>(b);
+  store(reinterpret_cast<float*>(to), bit_cast<Vec<float>>(pairs));
+}
+
+// Packs the column panels of groups [range) of W's N columns.
+template <class E, class S, class GateOf>
+void pack_column_panels(const S* W, int64_t H, int64_t N, int gates, GateOf gate_of, Groups groups,
+                        Range range, E* panels) {
+  constexpr int64_t L = kLanes<decltype(to_compute(S()))>, kPair = kTogether<E>;
+  for (int64_t group = range.begin; group < range.end; ++group) {
+    const int64_t first = groups.begin(group), nv = groups.size(group);
+    E* to = panels + first * L * gates * round_up(H, kPair);
+    for (int g = 0; g < gates; ++g) {
+      const S* source = W + gate_of(g) * H * N + first * L;
+      for (int64_t k = 0; k < H; k += kPair, source += N * kPair)
+        for (int64_t v = 0; v < nv; ++v, to += L * kPair) {
+          const int64_t n = N - (first + v) * L;
+          if constexpr (kPair == 1)
+            store(to, load_n(source + v * L, n));
+          else
+            store_pairs(to, source + v * L, k + 1 < H ? source + N + v * L : nullptr, n);
+        }
+    }
+  }
+}
+
+}  // namespace FUSEDRNN_ISA
+}  // namespace fusedrnn

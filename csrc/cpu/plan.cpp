@@ -1,0 +1,74 @@
+// The CPU plan. Nothing that decides a rounding depends on the number of threads (the steps of a
+// chunk decide where sums of weight gradients are cut): results are the same for any thread count.
+#include "plan.h"
+
+#include <algorithm>
+
+namespace fusedrnn {
+namespace {
+
+// A packed panel costs two passes over the weights more than reading them where they are; with few
+// rows there is no reuse to pay for it.
+constexpr int64_t kInPlaceRows = 4;
+
+// Under this much work (multiply-adds) waking a second thread costs more than it brings.
+constexpr int64_t kSerialWork = 400'000;
+constexpr int64_t kSerialWeights = 100'000;  // in place: bound by reading them
+
+// Splitting the batch, every thread reads all recurrent weights each step. That is free while they
+// stay in its L2 cache, and hidden behind arithmetic when each thread has many rows.
+constexpr int64_t kWeightsInCache = 700 * 1024;
+constexpr int64_t kRowsPerThread = 4, kRowsHideWeights = 96;
+
+// Projecting the input tile by tile, inside the walk, keeps the gates in L1, but reads W_ih again at
+// each step: right while the weights stay in cache and there are rows enough to use each panel.
+constexpr int64_t kFuseRows = 4, kFuseWeights = 8 * 1024 * 1024;
+
+// Chunks: the gates of a chunk stay in cache between the large product and the walk, and there are
+// enough rows in it to use each weight panel many times.
+constexpr int64_t kForwardBytes = 1024 * 1024, kForwardRows = 192, kMostForwardRows = 768;
+constexpr int64_t kBackwardBytes = 2048 * 1024, kBackwardRows = 256, kMostBackwardRows = 512;
+
+int64_t chunk_steps(const Shape& s, int64_t bytes, int64_t least_rows, int64_t most_rows) {
+  const int64_t row_bytes = gates_of(s.cell) * s.Hp() * (s.dtype == Dtype::f64 ? 8 : 4);
+  const int64_t rows = std::clamp(bytes / row_bytes, least_rows, most_rows);
+  return std::clamp<int64_t>(rows / s.B, 1, s.T);
+}
+
+}  // namespace
+
+Plan plan_layer(const Shape& s, int threads) {
+  Plan plan;
+  if (s.rows == 0 || s.B == 0) return plan;
+  plan.in_place = s.rows <= kInPlaceRows && !s.P;
+  const int64_t element = s.dtype == Dtype::f64 ? 8 : 4;
+  const int64_t gates = gates_of(s.cell) * s.H;
+  plan.fuse_input = !plan.in_place && s.B >= kFuseRows &&
+                    gates * (s.I + s.R()) * element <= kFuseWeights;
+  plan.forward_steps = chunk_steps(s, kForwardBytes, kForwardRows, kMostForwardRows);
+  plan.backward_steps = chunk_steps(s, kBackwardBytes, kBackwardRows, kMostBackwardRows);
+
+  const int64_t weights = gates * (s.I + s.R()) * s.directions;
+  const bool serial =
+      plan.in_place ? weights < kSerialWeights : weights * s.rows < kSerialWork;
+  if (serial || threads <= 1) return plan;
+
+  plan.direction_teams = std::min(s.directions, threads);
+  const int team = threads / plan.direction_teams;
+  const int64_t recurrent_bytes = gates * s.R() * element;
+  const int64_t unit_vectors = s.Hp() / kHiddenPadding;
+  if (team > 1) {
+    const int64_t rows_each = s.B / team;
+    const bool batch = rows_each >= kRowsHideWeights ||
+                       (rows_each >= kRowsPerThread && recurrent_bytes <= kWeightsInCache);
+    plan.split = batch ? Split::batch : unit_vectors > 1 ? Split::units : Split::none;
+    if (plan.split == Split::none && s.B > 1) plan.split = Split::batch;
+  }
+  const int64_t most = plan.split == Split::batch   ? s.B
+                       : plan.split == Split::units ? unit_vectors
+                                                    : 1;
+  plan.threads = plan.direction_teams * static_cast<int>(std::min<int64_t>(team, most));
+  return plan;
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,27 @@
+// How one layer call is shared among threads. A pure function of the sizes and the thread count, so
+// that it can be printed, tested and overridden; thresholds with their reasons are in plan.cpp.
+#pragma once
+
+#include "../problem.h"
+
+namespace fusedrnn {
+
+enum class Split : int {
+  none,   // one thread a direction
+  batch,  // each thread walks its own rows with all units: no barrier
+  units,  // each thread keeps its own units and walks all rows: a barrier each step
+};
+
+struct Plan {
+  int threads = 1;
+  int direction_teams = 1;  // 2: both directions walk at the same time
+  Split split = Split::none;
+  bool in_place = false;       // so few rows that weights are read once, unpacked
+  bool fuse_input = false;     // input projection inside the walk, tile by tile
+  int64_t forward_steps = 1;   // steps whose input projection is computed at once
+  int64_t backward_steps = 1;  // steps whose weight gradients are computed at once
+};
+
+Plan plan_layer(const Shape& shape, int threads);
+
+}  // namespace fusedrnn

@@ -1,0 +1,108 @@
+// What forward and backward share of a walk over the steps of one direction: which step comes when,
+// which rows and units a thread has, and the laying out of scratch memory.
+#pragma once
+
+#include "../problem.h"
+#include "pack.h"
+#include "plan.h"
+#include "team.h"
+
+namespace fusedrnn {
+namespace FUSEDRNN_ISA {
+
+template <class T>
+FUSEDRNN_INLINE T least(T a, T b) { return a < b ? a : b; }
+template <class T>
+FUSEDRNN_INLINE T most(T a, T b) { return a < b ? b : a; }
+
+// Lays arrays out one after the other; with base null it only measures.
+class Layout {
+ public:
+  explicit Layout(void* base) : base_(static_cast<char*>(base)) {}
+  template <class T>
+  T* take(int64_t count) {
+    char* const at = base_ ? base_ + used_ : nullptr;
+    // A line more, so that arrays of a power of two do not fall on the same cache sets.
+    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64) + 64;
+    return reinterpret_cast<T*>(at);
+  }
+  int64_t bytes() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// Steps in the order in which a direction takes them: walk step s is time t(s).
+struct Steps {
+  const Problem& p;
+  bool reverse;
+
+  int64_t t(int64_t s) const { return reverse ? p.T - 1 - s : s; }
+  int64_t alive(int64_t s) const { return p.batch(t(s)); }
+  // Rows that stay alive after walk step s; the others have their final state.
+  int64_t alive_after(int64_t s) const {
+    return s + 1 < p.T ? least(alive(s), alive(s + 1)) : 0;
+  }
+  int64_t row(int64_t s, int64_t b) const { return p.row(t(s), b); }
+};
+
+// The share of a thread: rows of the batch (batch split) or groups of unit vectors (units split).
+// With sequences of unequal length rows are cut so that each thread has the same number of steps.
+inline Range row_share(const Problem& p, const Plan& plan, const Team& team) {
+  if (plan.split != Split::batch) return {0, p.B};
+  if (!p.offsets) return share(p.B, team.rank, team.size);
+  const auto cut = [&](int rank) -> int64_t {
+    const int64_t target = p.rows * rank / team.size;
+    int64_t b = 0, before = 0, length = p.T;
+    for (; b < p.B && before < target; ++b) {
+      while (length > 0 && p.batch(length - 1) <= b) --length;
+      before += length;
+    }
+    return b;
+  };
+  return {cut(team.rank), team.rank + 1 == team.size ? p.B : cut(team.rank + 1)};
+}
+
+inline Range group_share(const Groups& groups, const Plan& plan, const Team& team) {
+  return plan.split == Split::units ? share(groups.count, team.rank, team.size)
+                                    : Range{0, groups.count};
+}
+
+// Groups of at most `widest` vectors, enough of them for every thread where units are split.
+inline Groups make_groups(int64_t values, int64_t lanes, int64_t widest, const Plan& plan) {
+  const int64_t vectors = div_up(values, lanes);
+  int64_t count = div_up(vectors, widest);
+  if (plan.split == Split::units) {
+    const int64_t team = plan.threads / plan.direction_teams;
+    count = least(round_up(count, team), vectors);
+  }
+  return {vectors, count};
+}
+
+// Teams: threads are dealt to directions, or every direction is walked by the one team in turn.
+template <class Walk>
+void run_directions(const Problem& p, const Plan& plan, ParallelFor parallel_for, Walk walk) {
+  struct Context {
+    const Problem& p;
+    const Plan& plan;
+    Walk& walk;
+    Barrier barriers[kMaxDirections];
+  } context{p, plan, walk, {}};
+  run_team(
+      parallel_for, plan.threads,
+      [](int rank, int size, void* context_) {
+        Context& c = *static_cast<Context*>(context_);
+        const int teams = least(c.plan.direction_teams, size);
+        const int mine = rank % teams;
+        const Team team{rank / teams, (size - mine + teams - 1) / teams, &c.barriers[mine]};
+        for (int d = mine; d < c.p.directions; d += teams) {
+          c.walk(d, team);
+          team.sync();  // the next direction takes over the scratch
+        }
+      },
+      &context);
+}
+
+}  // namespace FUSEDRNN_ISA
+}  // namespace fusedrnn

@@ -1,0 +1,395 @@
+// The ops of the `fusedrnn` library: schemas, argument checks, allocation and the choice of backend.
+// The only file that knows torch, and it knows it through the stable ABI (torch 2.10 and later): one
+// binary serves every torch from there on.
+//
+// The checks here make every call safe, whoever makes it; the modules check before, with torch.nn's
+// messages. See fusedrnn/ops.py for what the arguments mean.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <limits>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/backend.h"
+#include "cpu/memory.h"
+
+// Since torch 2.11: a tensor over memory of ours with a deleter of ours. Weak, so that the library
+// loads in 2.10 too, where the reserve is an ordinary tensor.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
+    int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* ret, int32_t layout,
+    const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
+    void (*deleter)(void* data, void* ctx), void* deleter_ctx);
+
+namespace fusedrnn {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+
+std::string to_string(const Sizes& sizes) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < sizes.size(); ++i)
+    text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + "]";
+}
+
+Sizes sizes_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return Sizes(sizes.begin(), sizes.end());
+}
+
+void check_sizes(const char* name, const Tensor& t, const Sizes& expected) {
+  STD_TORCH_CHECK(sizes_of(t) == expected, name, ": expected shape ", to_string(expected), ", got ",
+                  to_string(sizes_of(t)));
+}
+
+void check_like(const char* name, const Tensor& t, const Tensor& input) {
+  STD_TORCH_CHECK(t.is_cpu(), name, ": expected a CPU tensor like input");
+  STD_TORCH_CHECK(t.scalar_type() == input.scalar_type(), name, ": expected input's dtype ",
+                  toString(input.scalar_type()), ", got ", toString(t.scalar_type()));
+}
+
+Dtype dtype_of(const Tensor& input) {
+  switch (input.scalar_type()) {
+    case ScalarType::Double: return Dtype::f64;
+    case ScalarType::Float: return Dtype::f32;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Half: return Dtype::f16;
+    default:
+      STD_TORCH_CHECK(false, "input: expected float64, float32, bfloat16 or float16, got ",
+                      toString(input.scalar_type()));
+  }
+  return Dtype::f32;
+}
+
+Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// What a new tensor takes over from an existing one.
+struct Options {
+  int32_t dtype = 0, device_type = 0, device_index = 0;
+  explicit Options(const Tensor& like) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  }
+};
+
+Sizes contiguous_strides(const Sizes& sizes) {
+  Sizes strides(sizes.size(), 1);
+  for (std::size_t i = sizes.size(); i > 1; --i)
+    strides[i - 2] = strides[i - 1] * (sizes[i - 1] ? sizes[i - 1] : 1);
+  return strides;
+}
+
+// Past the dispatcher: a small layer's call takes not much longer than a few trips through it.
+Tensor new_tensor(const Sizes& sizes, const Tensor& like) {
+  const Options options(like);
+  const Sizes strides = contiguous_strides(sizes);
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), options.dtype,
+      options.device_type, options.device_index, &handle));
+  return Tensor(handle);
+}
+
+Tensor zeros(const Sizes& sizes, const Tensor& like) {
+  Tensor t = new_tensor(sizes, like);
+  if (t.numel()) t = torch::stable::zero_(t);
+  return t;
+}
+
+// The large tensors of a call (output, reserve, grad_input): memory of the pool that returns there
+// when the last owner lets the tensor go.
+Tensor new_pooled(const char* name, const Sizes& sizes, const Tensor& like) {
+  constexpr std::size_t kPooledBytes = 64 * 1024;  // below, malloc does not ask the system
+  int64_t numel = 1;
+  for (const int64_t n : sizes) numel *= n;
+  const std::size_t bytes = static_cast<std::size_t>(numel) * like.element_size();
+  if (!torch_from_blob || bytes < kPooledBytes) return new_tensor(sizes, like);
+  void* const data = pool_take(bytes);
+  STD_TORCH_CHECK(data, "out of memory: ", name, " of shape ", to_string(sizes),
+                  " could not be allocated; use a smaller batch or fewer steps");
+  const Options options(like);
+  const Sizes strides = contiguous_strides(sizes);
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_from_blob(
+      data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, options.dtype,
+      options.device_type, options.device_index, &handle, aoti_torch_layout_strided(), nullptr, 0,
+      [](void* buffer, void*) { pool_give(buffer); }, nullptr));
+  return Tensor(handle);
+}
+
+void parallel_for(int64_t n, void (*body)(int64_t, int64_t, void*), void* context) {
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, 1, body, context));
+}
+
+int thread_count() {
+  uint32_t threads = 1;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+  return static_cast<int>(threads);
+}
+
+// One layer call, checked: sizes, and contiguous tensors that live as long as the call.
+struct Call {
+  BackwardProblem problem;
+  Tensor input;
+  std::optional<Tensor> hx, cx;
+  std::vector<Tensor> weights;
+  std::vector<int64_t> offsets;
+  int per_direction = 0;
+  bool has_biases = false;
+
+  Sizes output_sizes() const {
+    const BackwardProblem& p = problem;
+    const int64_t width = p.directions * p.R();
+    return p.offsets ? Sizes{p.rows, width} : Sizes{p.T, p.B, width};
+  }
+  Sizes hidden_sizes() const { return {problem.directions, problem.B, problem.R()}; }
+  Sizes cell_sizes() const { return {problem.directions, problem.B, problem.H}; }
+  Sizes reserve_sizes() const {
+    return {problem.directions, problem.rows, saved_of(problem.cell), problem.Hp()};
+  }
+};
+
+void read_batch_sizes(const Tensor& batch_sizes, int64_t rows, Call& call) {
+  STD_TORCH_CHECK(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long &&
+                      batch_sizes.dim() == 1 && batch_sizes.numel() > 0,
+                  "batch_sizes: expected a non-empty int64 CPU tensor of shape (T,), got ",
+                  toString(batch_sizes.scalar_type()), " of shape ",
+                  to_string(sizes_of(batch_sizes)));
+  const Tensor sizes = dense(batch_sizes);
+  const int64_t* const size = static_cast<const int64_t*>(sizes.data_ptr());
+  const int64_t T = sizes.size(0);
+  call.offsets.resize(static_cast<std::size_t>(T) + 1);
+  int64_t total = 0;
+  for (int64_t t = 0; t < T; ++t) {
+    STD_TORCH_CHECK(size[t] > 0 && (t == 0 || size[t] <= size[t - 1]) && size[t] <= rows - total,
+                    "batch_sizes: expected positive, non-increasing sizes that add up to input's ",
+                    rows, " rows, got ", size[t], " at step ", t);
+    call.offsets[static_cast<std::size_t>(t)] = total;
+    total += size[t];
+  }
+  STD_TORCH_CHECK(total == rows, "batch_sizes: expected a sum of ", rows,
+                  ", the rows of input, got ", total);
+  call.offsets[static_cast<std::size_t>(T)] = total;
+  call.problem.T = T;
+  call.problem.B = size[0];
+}
+
+Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
+           const std::optional<Tensor>& hx, const std::optional<Tensor>& cx,
+           const std::vector<Tensor>& weights, int64_t cell, bool has_biases, bool bidirectional) {
+  Call call;
+  BackwardProblem& p = call.problem;
+  STD_TORCH_CHECK(cell >= 0 && cell <= 3, "cell: expected 0 to 3, got ", cell);
+  p.cell = static_cast<Cell>(cell);
+  p.dtype = dtype_of(input);
+  p.directions = bidirectional ? 2 : 1;
+  const int64_t dims = batch_sizes ? 2 : 3;
+  STD_TORCH_CHECK(input.dim() == dims, "input: expected ", dims, " dimensions, got ", input.dim());
+  p.I = input.size(dims - 1);
+  STD_TORCH_CHECK(p.I > 0, "input: expected at least one feature, got shape ",
+                  to_string(sizes_of(input)));
+
+  const int64_t plain = has_biases ? 4 : 2;
+  call.per_direction = static_cast<int>(weights.size()) / p.directions;
+  const bool projected = call.per_direction == plain + 1;
+  STD_TORCH_CHECK(
+      static_cast<int64_t>(weights.size()) == p.directions * (plain + projected),
+      "weights: expected ", plain, " tensors per direction (and one more if projected), got ",
+      weights.size(), " in all");
+  STD_TORCH_CHECK(!projected || p.cell == Cell::lstm, "weights: only an LSTM can be projected");
+  const Tensor& w_hh = weights[1];
+  const int64_t gates = gates_of(p.cell);
+  STD_TORCH_CHECK(w_hh.dim() == 2 && w_hh.size(0) > 0 && w_hh.size(0) % gates == 0,
+                  "w_hh: expected shape [", gates, " * hidden_size, ", "...], got ",
+                  to_string(sizes_of(w_hh)));
+  p.H = w_hh.size(0) / gates;
+  p.P = projected ? w_hh.size(1) : 0;
+  STD_TORCH_CHECK(!projected || p.P > 0, "w_hr: expected at least one projected value");
+
+  if (batch_sizes) {
+    read_batch_sizes(*batch_sizes, input.size(0), call);
+    p.offsets = call.offsets.data();
+  } else {
+    p.T = input.size(0);
+    p.B = input.size(1);
+  }
+  STD_TORCH_CHECK(p.T > 0, "input: expected at least one step, got shape ",
+                  to_string(sizes_of(input)));
+  p.rows = batch_sizes ? input.size(0) : p.T * p.B;
+  // The largest arrays have rows * 5 * Hp values; beyond this, byte counts would overflow.
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max() / 1024;
+  const int64_t widest = p.Hp() + p.R() + p.I;
+  STD_TORCH_CHECK(p.B <= kMost / p.T && (p.rows == 0 || widest <= kMost / p.rows),
+                  "input: too large, got shape ", to_string(sizes_of(input)));
+
+  for (int d = 0; d < p.directions; ++d) {
+    const Tensor* const w = &weights[static_cast<std::size_t>(d * call.per_direction)];
+    check_sizes("w_ih", w[0], {gates * p.H, p.I});
+    check_sizes("w_hh", w[1], {gates * p.H, p.R()});
+    if (has_biases) {
+      check_sizes("b_ih", w[2], {gates * p.H});
+      check_sizes("b_hh", w[3], {gates * p.H});
+    }
+    if (projected) check_sizes("w_hr", w[call.per_direction - 1], {p.P, p.H});
+  }
+  for (const Tensor& w : weights) {
+    check_like("weights", w, input);
+    call.weights.push_back(dense(w));
+  }
+  STD_TORCH_CHECK(!cx || p.cell == Cell::lstm, "cx: only an LSTM has a cell state");
+  STD_TORCH_CHECK(p.cell != Cell::lstm || hx.has_value() == cx.has_value(),
+                  "hx, cx: expected both or neither");
+  if (hx) {
+    check_like("hx", *hx, input);
+    check_sizes("hx", *hx, call.hidden_sizes());
+    call.hx = dense(*hx);
+  }
+  if (cx) {
+    check_like("cx", *cx, input);
+    check_sizes("cx", *cx, call.cell_sizes());
+    call.cx = dense(*cx);
+  }
+
+  call.has_biases = has_biases;
+  call.input = input;
+  if (input.stride(dims - 1) != 1 && p.I > 1) call.input = torch::stable::contiguous(input);
+  p.input = call.input.data_ptr();
+  p.input_row = call.input.stride(dims - 2);
+  p.input_step = batch_sizes ? 0 : call.input.stride(0);
+  p.hx = call.hx ? call.hx->data_ptr() : nullptr;
+  p.cx = call.cx ? call.cx->data_ptr() : nullptr;
+  for (int d = 0; d < p.directions; ++d) {
+    const Tensor* const w = &call.weights[static_cast<std::size_t>(d * call.per_direction)];
+    Weights& to = p.weights[d];
+    to.w_ih = w[0].data_ptr();
+    to.w_hh = w[1].data_ptr();
+    if (has_biases) to.b_ih = w[2].data_ptr(), to.b_hh = w[3].data_ptr();
+    if (projected) to.w_hr = w[call.per_direction - 1].data_ptr();
+  }
+  return call;
+}
+
+constexpr const char* kOutOfMemory =
+    "out of memory: scratch of a layer could not be allocated; use a smaller batch or fewer steps";
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
+    const Tensor& input, std::optional<Tensor> batch_sizes, std::optional<Tensor> hx,
+    std::optional<Tensor> cx, std::vector<Tensor> weights, int64_t cell, bool has_biases,
+    bool bidirectional, bool save) {
+  Call call = check(input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional);
+  BackwardProblem& p = call.problem;
+  p.training = save;
+  const bool lstm = p.cell == Cell::lstm;
+  Tensor output = new_pooled("output", call.output_sizes(), input);
+  Tensor hn = new_tensor(call.hidden_sizes(), input);
+  Tensor cn = new_tensor(lstm ? call.cell_sizes() : Sizes{0}, input);
+  Tensor reserve = save ? new_pooled("reserve", call.reserve_sizes(), input) : new_tensor({0}, input);
+  if (p.rows == 0) return {output, hn, cn, reserve};
+  p.output = output.data_ptr();
+  p.hn = hn.data_ptr();
+  p.cn = lstm ? cn.data_ptr() : nullptr;
+  p.reserve = save && saved_of(p.cell) ? reserve.data_ptr() : nullptr;
+  STD_TORCH_CHECK(cpu_forward(p, plan_layer(p, thread_count()), parallel_for), kOutOfMemory);
+  return {output, hn, cn, reserve};
+}
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
+    std::optional<Tensor> grad_output, std::optional<Tensor> grad_hn,
+    std::optional<Tensor> grad_cn, const Tensor& input, std::optional<Tensor> batch_sizes,
+    std::optional<Tensor> hx, std::optional<Tensor> cx, std::vector<Tensor> weights,
+    const Tensor& output, const Tensor& reserve, int64_t cell, bool has_biases, bool bidirectional,
+    int64_t needs) {
+  Call call = check(input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional);
+  BackwardProblem& p = call.problem;
+  p.training = true;
+  const auto given = [&](const char* name, const std::optional<Tensor>& t, const Sizes& sizes) {
+    if (!t) return std::optional<Tensor>();
+    check_like(name, *t, input);
+    check_sizes(name, *t, sizes);
+    return std::optional<Tensor>(dense(*t));
+  };
+  const bool lstm = p.cell == Cell::lstm;
+  STD_TORCH_CHECK(lstm || !grad_cn, "grad_cn: only an LSTM has a cell state");
+  const std::optional<Tensor> dy = given("grad_output", grad_output, call.output_sizes());
+  const std::optional<Tensor> dhn = given("grad_hn", grad_hn, call.hidden_sizes());
+  const std::optional<Tensor> dcn = given("grad_cn", grad_cn, call.cell_sizes());
+  const Tensor y = *given("output", output, call.output_sizes());
+  check_like("reserve", reserve, input);
+  STD_TORCH_CHECK(
+      sizes_of(reserve) == call.reserve_sizes() && reserve.is_contiguous(),
+      "reserve: expected what layer_forward(..., save=True) returned, of shape ",
+      to_string(call.reserve_sizes()), ", got ", to_string(sizes_of(reserve)));
+
+  // A gradient that was asked for, or nothing.
+  const bool nothing = p.rows == 0;
+  const auto gradient = [&](bool wanted, const Sizes& sizes, bool pooled = false) {
+    return !wanted   ? new_tensor({0}, input)
+           : nothing ? zeros(sizes, input)
+           : pooled  ? new_pooled("grad_input", sizes, input)
+                     : new_tensor(sizes, input);
+  };
+  const auto pointer = [&](bool wanted, const Tensor& t) {
+    return wanted && !nothing ? t.data_ptr() : nullptr;
+  };
+  const bool wants_input = needs & 1, wants_hx = (needs & 2) && hx, wants_cx = (needs & 4) && cx;
+  Tensor grad_input = gradient(wants_input, sizes_of(input), true);
+  Tensor grad_hx = gradient(wants_hx, call.hidden_sizes());
+  Tensor grad_cx = gradient(wants_cx, call.cell_sizes());
+  std::vector<Tensor> grad_weights;
+  for (std::size_t i = 0; i < call.weights.size(); ++i)
+    grad_weights.push_back(gradient(needs >> (3 + i) & 1, sizes_of(call.weights[i])));
+  if (nothing) return {grad_input, grad_hx, grad_cx, grad_weights};
+
+  p.output = y.data_ptr();
+  p.reserve = saved_of(p.cell) ? reserve.data_ptr() : nullptr;
+  p.grad_output = dy ? dy->data_ptr() : nullptr;
+  p.grad_hn = dhn ? dhn->data_ptr() : nullptr;
+  p.grad_cn = dcn ? dcn->data_ptr() : nullptr;
+  p.grad_input = pointer(wants_input, grad_input);
+  p.grad_hx = pointer(wants_hx, grad_hx);
+  p.grad_cx = pointer(wants_cx, grad_cx);
+  for (int d = 0; d < p.directions; ++d) {
+    const auto wanted = [&](int i) -> void* {
+      const std::size_t at = static_cast<std::size_t>(d * call.per_direction + i);
+      return pointer(needs >> (3 + at) & 1, grad_weights[at]);
+    };
+    WeightGradients& to = p.grad_weights[d];
+    to.w_ih = wanted(0);
+    to.w_hh = wanted(1);
+    if (has_biases) to.b_ih = wanted(2), to.b_hh = wanted(3);
+    if (p.P) to.w_hr = wanted(call.per_direction - 1);
+  }
+  STD_TORCH_CHECK(cpu_backward(p, plan_layer(p, thread_count()), parallel_for), kOutOfMemory);
+  return {grad_input, grad_hx, grad_cx, grad_weights};
+}
+
+}  // namespace
+}  // namespace fusedrnn
+
+STABLE_TORCH_LIBRARY(fusedrnn, m) {
+  m.def(
+      "layer_forward(Tensor input, Tensor? batch_sizes, Tensor? hx, Tensor? cx, Tensor[] weights, "
+      "int cell, bool has_biases, bool bidirectional, bool save) "
+      "-> (Tensor output, Tensor hn, Tensor cn, Tensor reserve)");
+  m.def(
+      "layer_backward(Tensor? grad_output, Tensor? grad_hn, Tensor? grad_cn, Tensor input, "
+      "Tensor? batch_sizes, Tensor? hx, Tensor? cx, Tensor[] weights, Tensor output, "
+      "Tensor reserve, int cell, bool has_biases, bool bidirectional, int needs) "
+      "-> (Tensor grad_input, Tensor grad_hx, Tensor grad_cx, Tensor[] grad_weights)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
+  m.impl("layer_forward", TORCH_BOX(&fusedrnn::layer_forward));
+  m.impl("layer_backward", TORCH_BOX(&fusedrnn::layer_backward));
+}

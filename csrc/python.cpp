@@ -1,0 +1,102 @@
+// Introspection for Python: what was built, what this processor runs, how a call would be shared
+// among threads, the processor's peak. No torch in here; the ops are in a library of their own.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cpu/capability.h"
+#include "cpu/peak.h"
+#include "cpu/plan.h"
+
+namespace py = pybind11;
+
+namespace {
+
+fusedrnn::Dtype parse_dtype(const std::string& name) {
+  if (name == "float64") return fusedrnn::Dtype::f64;
+  if (name == "float32") return fusedrnn::Dtype::f32;
+  if (name == "bfloat16") return fusedrnn::Dtype::bf16;
+  if (name == "float16") return fusedrnn::Dtype::f16;
+  throw std::invalid_argument("dtype: expected float64, float32, bfloat16 or float16, got " + name);
+}
+
+int64_t positive(const char* name, int64_t value) {
+  if (value <= 0)
+    throw std::invalid_argument(std::string(name) + ": expected a positive number, got " +
+                                std::to_string(value));
+  return value;
+}
+
+py::dict plan(int cell, int64_t time, int64_t batch, int64_t input_size, int64_t hidden_size,
+              int64_t proj_size, int directions, const std::string& dtype, int threads,
+              bool training) {
+  using namespace fusedrnn;
+  if (cell < 0 || cell > 3)
+    throw std::invalid_argument("cell: expected 0 to 3, got " + std::to_string(cell));
+  if (directions != 1 && directions != 2)
+    throw std::invalid_argument("directions: expected 1 or 2, got " + std::to_string(directions));
+  if (proj_size < 0)
+    throw std::invalid_argument("proj_size: expected at least 0, got " + std::to_string(proj_size));
+  Shape shape;
+  shape.cell = static_cast<Cell>(cell);
+  shape.dtype = parse_dtype(dtype);
+  shape.T = positive("time", time);
+  shape.B = positive("batch", batch);
+  shape.I = positive("input_size", input_size);
+  shape.H = positive("hidden_size", hidden_size);
+  shape.P = proj_size;
+  shape.rows = time * batch;
+  shape.directions = directions;
+  shape.training = training;
+  const Plan p = plan_layer(shape, static_cast<int>(positive("threads", threads)));
+  py::dict d;
+  d["backend"] = "cpu";
+  d["capability"] = name_of(cpu_capability());
+  d["team"] = "ThreadTeam";
+  d["threads"] = p.threads;
+  d["direction_teams"] = p.direction_teams;
+  d["split"] = p.split == Split::batch ? "batch" : p.split == Split::units ? "units" : "none";
+  d["weights_in_place"] = p.in_place;
+  d["fuse_input"] = p.fuse_input;
+  d["forward_steps"] = p.forward_steps;
+  d["backward_steps"] = p.backward_steps;
+  return d;
+}
+
+py::dict build_info() {
+  py::dict d;
+  d["version"] = FUSEDRNN_VERSION;
+  d["compiler"] =
+#if defined(__clang__)
+      std::string("clang ") + __clang_version__;
+#else
+      std::string("gcc ") + __VERSION__;
+#endif
+  d["torch"] = FUSEDRNN_TORCH_VERSION;
+  d["cuda"] = static_cast<bool>(FUSEDRNN_WITH_CUDA);
+  return d;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Introspection of the native part of fusedrnn.";
+  m.def("version", [] { return FUSEDRNN_VERSION; });
+  m.def("build_info", &build_info);
+  m.def("cpu_capability", [] { return fusedrnn::name_of(fusedrnn::cpu_capability()); });
+  m.def("plan", &plan, py::arg("cell"), py::arg("time"), py::arg("batch"), py::arg("input_size"),
+        py::arg("hidden_size"), py::arg("proj_size"), py::arg("directions"), py::arg("dtype"),
+        py::arg("threads"), py::arg("training"));
+  m.def(
+      "fma_peak",
+      [](int threads, double seconds) {
+        if (threads <= 0 || !(seconds > 0))
+          throw std::invalid_argument("threads, seconds: expected positive numbers");
+        py::gil_scoped_release release;
+        return fusedrnn::fma_peak(threads, seconds);
+      },
+      py::arg("threads"), py::arg("seconds"),
+      "Measured fp32 multiply-add peak in FLOP/s of `threads` threads together.");
+}

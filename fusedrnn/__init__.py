@@ -1,0 +1,118 @@
+"""fusedrnn: drop-in RNN, LSTM and GRU for PyTorch on fused kernels.
+
+    fusedrnn.LSTM(10, 20)        what torch.nn.LSTM(10, 20) is: same arguments, same parameters
+    fusedrnn.replace(model)      puts these modules in the place of torch.nn's in a model
+    fusedrnn.functional          the same without a module
+    fusedrnn.plan(...)           how a call would be shared among threads
+    fusedrnn.build_info()        what this build was made with and for
+
+Importing it loads the native library; nothing else happens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fusedrnn import _C, functional
+from fusedrnn._C import build_info
+from fusedrnn.convert import Replacement, replace
+from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fusedrnn.reference import CELLS
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "Plan",
+    "RNNCell",
+    "Replacement",
+    "build_info",
+    "functional",
+    "plan",
+    "replace",
+]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one layer's call is shared among threads, as csrc/cpu/plan.cpp decides it.
+
+    Attributes:
+        backend: "cpu".
+        capability: the instruction set that the kernels use: "avx512_bf16", "avx512", "avx2" or
+            "portable".
+        team: the kind of team that walks the steps, "ThreadTeam" on the CPU.
+        threads: the threads of one team.
+        direction_teams: 2 if both directions walk at the same time.
+        split: what the team shares out: the "batch" (no barrier), the "units" (a barrier at every
+            step), or "none".
+        weights_in_place: whether the recurrent weights are read where they are, not packed first.
+        fuse_input: whether the input is projected inside the walk, tile by tile.
+        forward_steps: for how many steps the input projection is computed at once.
+        backward_steps: for how many steps the weights' gradients are computed at once.
+    """
+
+    backend: str
+    capability: str
+    team: str
+    threads: int
+    direction_teams: int
+    split: str
+    weights_in_place: bool
+    fuse_input: bool
+    forward_steps: int
+    backward_steps: int
+
+
+def plan(
+    cell: str,
+    *,
+    time: int,
+    batch: int,
+    input_size: int,
+    hidden_size: int,
+    proj_size: int = 0,
+    bidirectional: bool = False,
+    dtype: torch.dtype = torch.float32,
+    threads: int | None = None,
+    training: bool = False,
+) -> Plan:
+    """The plan for one layer of these sizes; computes nothing.
+
+    Args:
+        cell: "rnn_tanh", "rnn_relu", "lstm" or "gru".
+        time: steps.
+        batch: sequences.
+        input_size: features of the input.
+        hidden_size: features of the state.
+        proj_size: features of h in a projected LSTM, 0 without projection.
+        bidirectional: whether the layer has both directions.
+        dtype: of input and weights.
+        threads: how many threads there are; torch.get_num_threads() if None.
+        training: whether gradients will be needed.
+
+    Raises:
+        ValueError: an argument is not one of those above, or not positive.
+    """
+    if cell not in CELLS:
+        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
+    found: dict[str, Any] = _C.plan(
+        cell=CELLS.index(cell),
+        time=time,
+        batch=batch,
+        input_size=input_size,
+        hidden_size=hidden_size,
+        proj_size=proj_size,
+        directions=2 if bidirectional else 1,
+        dtype=str(dtype).removeprefix("torch."),
+        threads=torch.get_num_threads() if threads is None else threads,
+        training=training,
+    )
+    return Plan(**found)

@@ -1,0 +1,350 @@
+"""Recurrent networks without a module: layers on layers, and everything that is checked first.
+
+    input -> layer 0 -> dropout -> layer 1 -> dropout -> ... -> output
+
+`rnn_tanh`, `rnn_relu`, `lstm` and `gru` are the public functions; the modules call what lies under
+them, `run_layers` and `run_cell`, with the weights that they own. Between those two levels nothing
+is computed: the input is turned so that time comes first, autocast is applied, and each layer is
+one call of `autograd.layer`. Errors have the types of torch.nn and, where they can, its messages.
+
+Weights come in the order of torch's `_flat_weights`: for each layer, for each direction,
+w_ih [G*H, I], w_hh [G*H, R], then b_ih, b_hh [G*H] with biases, then w_hr [P, H] if projected.
+G is the number of gates (1 in a simple network, 4 in an LSTM, 3 in a GRU), H the hidden size, P the
+projection size, R the width of the output (P if projected, else H) and D the number of directions.
+The equations and their sources are in reference.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fusedrnn import autograd, reference
+from fusedrnn.checks import (
+    check_cell,
+    check_input,
+    check_states,
+    check_steps,
+    check_weights,
+    split_state,
+)
+from fusedrnn.reference import GATES, GRU, LSTM, RNN_RELU, RNN_TANH
+
+__all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
+
+
+def rnn_tanh(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Elman networks with tanh: h' = tanh(W_ih x + b_ih + W_hh h + b_hh).
+
+    Args:
+        input: float64, float32, bfloat16 or float16 of shape [T, B, I] ([B, T, I] if
+            `batch_first`), [T, I] for one sequence, or [N, I] with `batch_sizes`.
+        hx: the first state of every layer and direction, [num_layers * D, B, H] ([num_layers * D,
+            H] for one sequence) of the input's dtype, or None for zeros.
+        weights: of all layers, in the order that the head of this file gives.
+        num_layers: how many layers stand on each other.
+        bias: whether `weights` has biases.
+        dropout: the probability of a zero in the outputs of all layers but the last, in training.
+        training: whether dropout is applied.
+        bidirectional: whether each layer also walks from the last step to the first.
+        batch_first: whether input and output are [B, T, ...].
+        batch_sizes: makes the input a packed one: int64 [T] on the CPU, how many sequences are
+            alive at each step, as in torch's `PackedSequence`, sorted.
+
+    Returns:
+        The output of the last layer, [T, B, D*H] or as the input is laid out, and the final states,
+        laid out as `hx`.
+
+    Raises:
+        ValueError: input and weights differ in dtype, or the input is neither 2-D nor 3-D.
+        RuntimeError: a size, device or dtype does not fit, or `batch_sizes` is not valid.
+        AttributeError: `input` or `hx` is not a tensor.
+    """
+    check_weights(RNN_TANH, weights, num_layers, bias, bidirectional)
+    return run_layers(
+        RNN_TANH, "rnn_tanh", input, hx, None, weights, num_layers, bias,
+        dropout if training else 0.0, bidirectional, batch_first, batch_sizes,
+    )[:2]  # fmt: skip
+
+
+def rnn_relu(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Elman networks with relu: h' = relu(W_ih x + b_ih + W_hh h + b_hh).
+
+    Arguments, results and errors are those of `rnn_tanh`.
+    """
+    check_weights(RNN_RELU, weights, num_layers, bias, bidirectional)
+    return run_layers(
+        RNN_RELU, "rnn_relu", input, hx, None, weights, num_layers, bias,
+        dropout if training else 0.0, bidirectional, batch_first, batch_sizes,
+    )[:2]  # fmt: skip
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Long short-term memory, with the projection of h if `weights` has one.
+
+        i, f, g, o = W_ih x + b_ih + W_hh h + b_hh
+        c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h' = sigmoid(o) * tanh(c'), and W_hr times that if projected
+
+    Arguments and errors are those of `rnn_tanh`, but for `hx`: it is a pair of the first h,
+    [num_layers * D, B, R], and the first c, [num_layers * D, B, H].
+
+    Returns:
+        The output of the last layer, [T, B, D*R] or as the input is laid out, and the final h and
+        c, laid out as `hx`.
+    """
+    check_weights(LSTM, weights, num_layers, bias, bidirectional)
+    h, c = (None, None) if hx is None else split_state(hx)
+    return run_layers(
+        LSTM, "lstm", input, h, c, weights, num_layers, bias,
+        dropout if training else 0.0, bidirectional, batch_first, batch_sizes,
+    )  # fmt: skip
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gated recurrent units, the reset gate after the recurrent product as in cuDNN and torch.
+
+        r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
+        z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
+        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
+        h' = (1 - z) * n + z * h
+
+    Arguments, results and errors are those of `rnn_tanh`.
+    """
+    check_weights(GRU, weights, num_layers, bias, bidirectional)
+    return run_layers(
+        GRU, "gru", input, hx, None, weights, num_layers, bias,
+        dropout if training else 0.0, bidirectional, batch_first, batch_sizes,
+    )[:2]  # fmt: skip
+
+
+def run_layers(
+    cell: int,
+    name: str,
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    has_biases: bool,
+    dropout: float,
+    bidirectional: bool,
+    batch_first: bool,
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All layers of a network whose weights are known to be complete, to (output, hn, cn).
+
+    `name` is what error messages call the network; `dropout` is 0 out of training; without an LSTM
+    cn is empty. In a small network every microsecond here counts.
+    """
+    dims = check_input(name, input, batch_sizes, weights)
+    one = batch_sizes is None and dims == 2
+    if batch_sizes is None:
+        if batch_first and not one:
+            input = input.transpose(0, 1)
+        check_steps(input.size(0))
+    if hx is not None:
+        parts = 2 * num_layers if bidirectional else num_layers
+        batch = None if one else _batch(input, batch_sizes, hx)
+        check_states(cell, hx, cx, parts, batch, input, weights)
+    if one:
+        input = input.unsqueeze(1)
+        hx = None if hx is None else hx.unsqueeze(1)
+        cx = None if cx is None else cx.unsqueeze(1)
+
+    empty = batch_sizes is not None and input.size(0) == 0 and int(batch_sizes.sum()) == 0
+    if empty:  # a packed batch of no sequences: to the ops, one step of a batch of none
+        input, batch_sizes = input.unsqueeze(0), None
+
+    autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type)
+    projected = autocast and cell == LSTM and _is_projected(weights)
+    if autocast:
+        one_op = batch_sizes is None and not empty and not projected
+        fused = cell != GRU and (cell != LSTM or one_op)
+        input, hx, cx, weights = _cast(input, hx, cx, weights, fused=fused)
+    output, hn, cn = _stack(
+        cell, input, hx, cx, weights, num_layers, has_biases, dropout, bidirectional, batch_sizes
+    )
+    if projected and output.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(input.device.type)
+        output, hn = output.to(dtype), hn.to(dtype)
+
+    if one:
+        return output.squeeze(1), hn.squeeze(1), cn.squeeze(1) if cell == LSTM else cn
+    if empty:
+        return output.squeeze(0), hn, cn
+    if batch_first and batch_sizes is None:
+        output = output.transpose(0, 1)
+    return output, hn, cn
+
+
+def run_cell(
+    cell: int,
+    name: str,
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    has_biases: bool,
+) -> tuple[Tensor, Tensor]:
+    """One step of a cell, to (h', c'): a layer of one step. Without an LSTM c' is empty.
+
+    input [B, I] or [I]; states [B, H] or [H], or None for zeros. `name` is what messages call the
+    cell.
+    """
+    one = check_cell(cell, name, input, hx, cx, weights)
+    if one:
+        input = input.unsqueeze(0)
+        hx = None if hx is None else hx.unsqueeze(0)
+        cx = None if cx is None else cx.unsqueeze(0)
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):
+        fused = cell != GRU and cell != LSTM
+        input, hx, cx, weights = _cast(input, hx, cx, weights, fused=fused)
+    # Sizes of nothing are allowed in a cell and unknown to the ops.
+    layer = autograd.layer if weights[0].numel() else reference.layer
+    output, _, cn = layer(
+        input.unsqueeze(0),
+        None,
+        None if hx is None else hx.unsqueeze(0),
+        None if cx is None else cx.unsqueeze(0),
+        weights,
+        cell,
+        has_biases,
+        False,
+    )
+    h = output.squeeze(0)
+    c = cn.squeeze(0) if cell == LSTM else cn
+    return (h.squeeze(0), c.squeeze(0) if cell == LSTM else c) if one else (h, c)
+
+
+def _stack(
+    cell: int,
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    has_biases: bool,
+    dropout: float,
+    bidirectional: bool,
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The layers one after the other, with dropout between them."""
+    if num_layers == 1:
+        return autograd.layer(input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional)
+    directions = 2 if bidirectional else 1
+    count = len(weights) // num_layers
+    output, hn, cn = input, [], []
+    for i in range(num_layers):
+        states = slice(i * directions, (i + 1) * directions)
+        output, h, c = autograd.layer(
+            output,
+            batch_sizes,
+            None if hx is None else hx[states],
+            None if cx is None else cx[states],
+            weights[i * count : (i + 1) * count],
+            cell,
+            has_biases,
+            bidirectional,
+        )
+        hn.append(h)
+        cn.append(c)
+        if dropout and i < num_layers - 1:
+            output = torch.dropout(output, dropout, True)
+    return output, torch.cat(hn), torch.cat(cn) if cell == LSTM else cn[0]
+
+
+def _batch(input: Tensor, batch_sizes: Tensor | None, hx: Tensor) -> int:
+    """How many sequences there are."""
+    if batch_sizes is None:
+        return input.size(1)
+    if torch.compiler.is_compiling():  # batch_sizes has no value; take what hx claims
+        return hx.size(1)
+    return int(batch_sizes[0])
+
+
+def _is_projected(weights: Sequence[Tensor]) -> bool:
+    return weights[1].size(0) != GATES[LSTM] * weights[1].size(1)
+
+
+def _cast(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    fused: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Sequence[Tensor]]:
+    """What autocast does to a call: the same dtypes come out as from torch.nn.
+
+    There everything is in the autocast dtype if all of a layer is one op that autocast knows
+    (`fused`; on CUDA always). Else only products are, and they meet a state that keeps its own
+    dtype, the one of c in an LSTM, in which so the results are; here all is computed in that one.
+    As everywhere in autocast, float64 is left alone.
+    """
+    device = input.device.type
+    state = cx if cx is not None else hx if hx is not None else input
+    dtype = torch.get_autocast_dtype(device) if fused or device != "cpu" else state.dtype
+    if dtype == torch.float64:
+        return input, hx, cx, weights
+
+    def cast(tensor: Tensor) -> Tensor:
+        castable = tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if castable else tensor
+
+    return (
+        cast(input),
+        None if hx is None else cast(hx),
+        None if cx is None else cast(cx),
+        [cast(weight) for weight in weights],
+    )

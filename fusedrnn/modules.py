@@ -1,0 +1,381 @@
+"""The modules: torch.nn's recurrent networks and cells on fused kernels.
+
+Each class takes the arguments of its namesake in torch.nn, makes the same parameters from the same
+seed, keeps them under the same names and gives results of the same shapes and layouts. Derived from
+`torch.nn.RNNBase` and `RNNCellBase`, which own the parameters: names, initialisation, pickling, and
+`_flat_weights`, which other code reads. What is computed, and what is refused, is in functional.py.
+
+The classes do not derive from `torch.nn.LSTM` and its like: torch.compile knows these by name and
+does not trace them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.nn.modules.rnn import RNNBase, RNNCellBase
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedrnn import functional
+from fusedrnn.checks import check_states, split_state
+from fusedrnn.reference import GRU as GRU_CELL
+from fusedrnn.reference import LSTM as LSTM_CELL
+from fusedrnn.reference import RNN_RELU, RNN_TANH
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
+_CELL_OF_MODE = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "LSTM": LSTM_CELL, "GRU": GRU_CELL}
+_NAME_OF_CELL = ("RNN", "RNN", "LSTM", "GRU")
+
+
+class _Layers(RNNBase):
+    """What RNN, LSTM and GRU share: from the module's arguments to `functional.run_layers`."""
+
+    def _weights(self) -> list[Tensor]:
+        """The weights as they are now, whoever put them there.
+
+        Usually they are parameters. `torch.nn.utils.parametrize`, pruning, weight_norm,
+        DataParallel and others put attributes in their place.
+        """
+        parameters = self._parameters
+        try:
+            return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]
+        except KeyError:
+            return [getattr(self, name) for name in self._flat_weights_names]
+
+    def _run(
+        self, input: Tensor, hx: Tensor | None, cx: Tensor | None, batch_sizes: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        cell = _CELL_OF_MODE[self.mode]
+        return functional.run_layers(
+            cell,
+            _NAME_OF_CELL[cell],
+            input,
+            hx,
+            cx,
+            self._weights(),
+            self.num_layers,
+            self.bias,
+            self.dropout if self.training else 0.0,
+            self.bidirectional,
+            self.batch_first,
+            batch_sizes,
+        )
+
+    def _run_packed(
+        self, input: PackedSequence, hx: Tensor | None, cx: Tensor | None
+    ) -> tuple[PackedSequence, Tensor, Tensor]:
+        """States come and go in the order of the sequences that the user packed."""
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is not None and sorted_indices is not None:
+            cell, parts = _CELL_OF_MODE[self.mode], self.num_layers * (1 + self.bidirectional)
+            check_states(cell, hx, cx, parts, len(sorted_indices), data, self._weights())
+            hx = hx.index_select(1, sorted_indices)
+            cx = None if cx is None else cx.index_select(1, sorted_indices)
+        output, hn, cn = self._run(data, hx, cx, batch_sizes)
+        if unsorted_indices is not None:
+            hn = hn.index_select(1, unsorted_indices)
+            cn = cn.index_select(1, unsorted_indices) if self.mode == "LSTM" else cn
+        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hn, cn
+
+
+class _OneState(_Layers):
+    """What RNN and GRU share: their only state is h."""
+
+    def __init__(self, mode: str, *arguments: Any, **options: Any) -> None:
+        if "proj_size" in options:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__(mode, *arguments, **options)
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Runs all layers over `input` from the states `hx`; see the class."""
+        if isinstance(input, PackedSequence):
+            packed, hn, _ = self._run_packed(input, hx, None)
+            return packed, hn
+        output, hn, _ = self._run(input, hx, None, None)
+        return output, hn
+
+
+class RNN(_OneState):
+    """Layers of Elman networks: `torch.nn.RNN` on fused kernels.
+
+        h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in the place of tanh
+
+    Args:
+        input_size: the features of the input.
+        hidden_size: the features of the state.
+        num_layers: how many layers stand on each other.
+        nonlinearity: "tanh" or "relu".
+        bias: whether there are biases.
+        batch_first: whether input and output are [B, T, ...] and not [T, B, ...].
+        dropout: the probability of a zero in the outputs of all layers but the last, in training.
+        bidirectional: whether each layer also walks from the last step to the first.
+        device, dtype: of the parameters.
+
+    Call it with `input`, [T, B, I] or as `batch_first` says, [T, I] for one sequence, or a
+    `PackedSequence`; and `hx`, the first states [num_layers * D, B, H] ([num_layers * D, H] for one
+    sequence), D the number of directions, or None for zeros. It returns the output of the last
+    layer, [T, B, D*H] or laid out as the input, and the final states, laid out as `hx`.
+
+        >>> rnn = fusedrnn.RNN(10, 20, num_layers=2)
+        >>> output, hn = rnn(torch.randn(5, 3, 10))
+    """
+
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **unsupported: Any,
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
+            )
+        self.nonlinearity = nonlinearity
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, bias, batch_first,
+            dropout, bidirectional, device=device, dtype=dtype, **unsupported,
+        )  # fmt: skip
+
+
+class GRU(_OneState):
+    """Layers of gated recurrent units: `torch.nn.GRU` on fused kernels.
+
+        r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
+        z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
+        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
+        h' = (1 - z) * n + z * h
+
+    Arguments, inputs and outputs are those of `RNN`, without `nonlinearity`.
+
+        >>> gru = fusedrnn.GRU(10, 20, bidirectional=True)
+        >>> output, hn = gru(torch.randn(5, 3, 10))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **unsupported: Any,
+    ) -> None:
+        super().__init__(
+            "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            device=device, dtype=dtype, **unsupported,
+        )  # fmt: skip
+
+
+class LSTM(_Layers):
+    """Layers of long short-term memory: `torch.nn.LSTM` on fused kernels.
+
+        i, f, g, o = W_ih x + b_ih + W_hh h + b_hh
+        c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h' = sigmoid(o) * tanh(c'), and W_hr times that with proj_size > 0
+
+    Arguments, inputs and outputs are those of `RNN`, without `nonlinearity`, but for the state, a
+    pair of h [num_layers * D, B, R] and c [num_layers * D, B, H]; and
+
+    Args:
+        proj_size: the features R of h and of the output; 0 for no projection, R = H.
+
+        >>> lstm = fusedrnn.LSTM(10, 20, batch_first=True)
+        >>> output, (hn, cn) = lstm(torch.randn(3, 5, 10))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            proj_size, device=device, dtype=dtype,
+        )  # fmt: skip
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """Runs all layers over `input` from the states `hx`; see the class."""
+        h, c = (None, None) if hx is None else split_state(hx)
+        if isinstance(input, PackedSequence):
+            packed, hn, cn = self._run_packed(input, h, c)
+            return packed, (hn, cn)
+        output, hn, cn = self._run(input, h, c, None)
+        return output, (hn, cn)
+
+    def get_expected_cell_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        """The shape of c for this input."""
+        parts, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return parts, batch, self.hidden_size
+
+    def check_forward_args(  # type: ignore[override]
+        self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
+    ) -> None:
+        """Checks input and states as `forward` does, for classes that derive from this one."""
+        self.check_input(input, batch_sizes)
+        expected = self.get_expected_hidden_size(input, batch_sizes)
+        self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
+        expected = self.get_expected_cell_size(input, batch_sizes)
+        self.check_hidden_size(hidden[1], expected, "Expected hidden[1] size {}, got {}")
+
+    def permute_hidden(  # type: ignore[override]
+        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The states with their sequences in another order."""
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+
+class _Cell(RNNCellBase):
+    """What RNNCell, LSTMCell and GRUCell share: from the module to `functional.run_cell`."""
+
+    def _step(
+        self, cell: int, input: Tensor, hx: Tensor | None, cx: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
+        parameters = self._parameters
+        try:
+            weights: list[Tensor] = [parameters[name] for name in names]  # type: ignore[misc]
+        except KeyError:  # parametrized, pruned and the like: see `_Layers._weights`
+            weights = [getattr(self, name) for name in names]
+        return functional.run_cell(
+            cell, type(self).__name__, input, hx, cx, weights, len(weights) == 4
+        )
+
+
+class RNNCell(_Cell):
+    """One step of an Elman network: `torch.nn.RNNCell` on fused kernels.
+
+        h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in the place of tanh
+
+    Args:
+        input_size: the features of the input.
+        hidden_size: the features of the state.
+        bias: whether there are biases.
+        nonlinearity: "tanh" or "relu".
+        device, dtype: of the parameters.
+
+    Call it with `input`, [B, I], or [I] for one sequence, and `hx`, [B, H] or [H], or None for
+    zeros. It returns h', laid out as `hx`.
+    """
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The next state."""
+        if self.nonlinearity == "tanh":
+            return self._step(RNN_TANH, input, hx, None)[0]
+        if self.nonlinearity == "relu":
+            return self._step(RNN_RELU, input, hx, None)[0]
+        raise RuntimeError(
+            f"Unknown nonlinearity: {self.nonlinearity}. Select from 'tanh' or 'relu'."
+        )
+
+
+class LSTMCell(_Cell):
+    """One step of long short-term memory: `torch.nn.LSTMCell` on fused kernels.
+
+    The equations are those of `LSTM`; arguments, inputs and outputs those of `RNNCell`, without
+    `nonlinearity`, but for the state, a pair (h, c).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The next state, (h', c')."""
+        h, c = (None, None) if hx is None else split_state(hx)
+        return self._step(LSTM_CELL, input, h, c)
+
+
+class GRUCell(_Cell):
+    """One step of a gated recurrent unit: `torch.nn.GRUCell` on fused kernels.
+
+    The equations are those of `GRU`; arguments, inputs and outputs those of `RNNCell`, without
+    `nonlinearity`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The next state."""
+        return self._step(GRU_CELL, input, hx, None)[0]

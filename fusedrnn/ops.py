@@ -1,0 +1,131 @@
+"""The native ops: loading them, and what torch has to know of them beside their CPU kernels.
+
+    fusedrnn::layer_forward    one layer, one or both directions
+    fusedrnn::layer_backward   its gradients, those that are asked for
+
+    input      [T, B, I], or [N, I] when packed        output   [T, B, D*R] or [N, D*R]
+    hx, hn     [D, B, R]                               reserve  [D, N, S, Hp]
+    cx, cn     [D, B, H]
+
+D directions; R the width of h (P when projected, else H); N = T*B rows, or the sum of the batch
+sizes; S values per unit that backward needs; Hp is H rounded up to a multiple of `RESERVE_UNITS`.
+
+The schemas and the checks that keep a call within its memory are in csrc/ops.cpp. Here are the
+fake kernels, by which compilers learn the shapes of the results, and the answer to a device that
+has no kernel. Autograd is in autograd.py. Autocast is not a matter of the ops, which compute in the
+dtype that they are given: what it does depends on the whole network, see functional.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from fusedrnn.reference import GATES, LSTM
+
+LIBRARY = Path(__file__).parent / "lib" / "libfusedrnn.so"
+
+SAVED = (0, 0, 5, 4)
+"""How many values per unit and row the reserve of each cell holds."""
+
+RESERVE_UNITS = 16
+"""The reserve is padded to a multiple of this many units."""
+
+
+def _load() -> None:
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        if not LIBRARY.exists():
+            reason = "it has not been built"
+        else:
+            reason = str(error)
+        raise ImportError(
+            f"fusedrnn's native library {LIBRARY} could not be loaded: {reason}. Build it with "
+            "`pip install .` (or `pip install -e . --no-build-isolation`) in fusedrnn's source "
+            "folder, with the Python and the torch that are used here."
+        ) from error
+
+
+_load()
+layer_forward = torch.ops.fusedrnn.layer_forward.default
+layer_backward = torch.ops.fusedrnn.layer_backward.default
+
+
+def _layer_forward_fake(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    cell: int,
+    has_biases: bool,
+    bidirectional: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch: int | torch.SymInt
+    directions = 2 if bidirectional else 1
+    hidden_size = weights[0].size(0) // GATES[cell]
+    width = weights[1].size(1)
+    if batch_sizes is None:
+        batch = input.size(1)
+        rows = input.size(0) * batch
+        output = input.new_empty(input.size(0), batch, directions * width)
+    else:
+        # How many sequences there are is a value, not a shape, unless hx tells.
+        batch = torch.library.get_ctx().new_dynamic_size() if hx is None else hx.size(1)
+        rows = input.size(0)
+        output = input.new_empty(rows, directions * width)
+    padded = (hidden_size + RESERVE_UNITS - 1) // RESERVE_UNITS * RESERVE_UNITS
+    return (
+        output,
+        input.new_empty(directions, batch, width),
+        input.new_empty((directions, batch, hidden_size) if cell == LSTM else (0,)),
+        input.new_empty((directions, rows, SAVED[cell], padded) if save else (0,)),
+    )
+
+
+def _layer_backward_fake(
+    grad_output: Tensor | None,
+    grad_hn: Tensor | None,
+    grad_cn: Tensor | None,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    output: Tensor,
+    reserve: Tensor,
+    cell: int,
+    has_biases: bool,
+    bidirectional: bool,
+    needs: int,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    grads = [
+        input.new_empty(operand.shape if operand is not None and needs >> i & 1 else (0,))
+        for i, operand in enumerate((input, hx, cx, *weights))
+    ]
+    return grads[0], grads[1], grads[2], grads[3:]
+
+
+torch.library.register_fake("fusedrnn::layer_forward", _layer_forward_fake)
+torch.library.register_fake("fusedrnn::layer_backward", _layer_backward_fake)
+
+
+def _no_kernel(*arguments: object) -> NoReturn:
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    kinds = sorted({f"{tensor.device.type} ({tensor.layout})" for tensor in tensors})
+    raise NotImplementedError(
+        "fusedrnn has no kernels for these tensors: expected dense (torch.strided) CPU tensors, "
+        f"got {', '.join(kinds)}. fusedrnn.build_info() tells which devices this build serves."
+    )
+
+
+# Of all kernels torch takes this one last, for whatever device has none of its own.
+_library = torch.library.Library("fusedrnn", "IMPL")
+_library.impl("layer_forward", _no_kernel, "CompositeExplicitAutograd")
+_library.impl("layer_backward", _no_kernel, "CompositeExplicitAutograd")

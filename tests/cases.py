@@ -1,0 +1,188 @@
+"""A configuration of a recurrent network, how it is run, and the rule that its numbers obey.
+
+A `Case` is everything that a network is and is fed. `Case.run` gives all its numbers by name:
+output, final states, and the gradient of every input, state and parameter, for a loss that weighs
+all outputs at random. `check` holds the rule for them:
+
+    fp64    ours and torch.nn's agree to 1e-10 of the tensor's largest magnitude
+    others  our error against the fp64 oracle is at most twice torch.nn's, in the same dtype on the
+            same inputs, plus a floor: four ulp of the tensor's largest magnitude, and four times
+            what moving every input and weight by up to an ulp moves the oracle. (The
+            second part is what the problem itself makes of rounding: a bias gradient whose terms
+            cancel is as small as it likes, and torch.nn's error in it may be zero by luck.)
+
+Errors are measured as the largest over a tensor. Both the oracle and torch.nn's side are torch.nn;
+test_reference.py holds our own reference to the oracle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fusedrnn
+
+Numbers = dict[str, Tensor]
+
+FP64 = 1e-10
+
+
+@dataclass(frozen=True)
+class Case:
+    cell: str = "lstm"  # lstm, gru, rnn_tanh, rnn_relu
+    T: int = 5
+    B: int = 4
+    I: int = 6  # noqa: E741
+    H: int = 8
+    layers: int = 1
+    bidirectional: bool = False
+    bias: bool = True
+    batch_first: bool = False
+    P: int = 0
+    hx: bool = True
+    unbatched: bool = False
+    packed: str = ""  # "", "sorted" or "unsorted"
+    strided: bool = False  # input, states and weights not contiguous
+    seed: int = 0
+
+    def __str__(self) -> str:
+        shown = [self.cell]
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                shown.append(field.name if value is True else f"{field.name}={value}")
+        return "-".join(shown)
+
+    def module(self, package: object = fusedrnn, dtype: torch.dtype = torch.float64) -> nn.Module:
+        """The network in torch.nn or fusedrnn; parameters depend on the seed alone."""
+        torch.manual_seed(self.seed)
+        options = dict(
+            num_layers=self.layers, bias=self.bias, batch_first=self.batch_first,
+            bidirectional=self.bidirectional, dtype=torch.float64,
+        )  # fmt: skip
+        name = "RNN" if self.cell.startswith("rnn") else self.cell.upper()
+        if name == "RNN":
+            options["nonlinearity"] = self.cell[4:]
+        if self.P:
+            options["proj_size"] = self.P
+        module = getattr(package, name)(self.I, self.H, **options)
+        return module.to(dtype)
+
+    def inputs(self) -> Numbers:
+        """Input, states and the weights of the loss, in fp64 with the precision of bf16."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        directions = 2 if self.bidirectional else 1
+        width = self.P or self.H
+
+        def normal(*sizes: int) -> Tensor:
+            return torch.randn(*sizes, generator=generator).to(torch.bfloat16).double()
+
+        batch = () if self.unbatched else (self.B,)
+        x = (self.B, self.T) if self.batch_first and not self.unbatched else (self.T, *batch)
+        numbers = {"input": normal(*x, self.I)}
+        if self.hx:
+            numbers["h0"] = normal(self.layers * directions, *batch, width)
+            if self.cell == "lstm":
+                numbers["c0"] = normal(self.layers * directions, *batch, self.H)
+        return numbers
+
+    def lengths(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed + 2)
+        lengths = torch.randint(1, self.T + 1, (self.B,), generator=generator)
+        lengths[self.B // 2] = self.T
+        return lengths.sort(descending=True).values if self.packed == "sorted" else lengths
+
+    def run(self, module: nn.Module, inputs: Numbers, grads: bool = True) -> Numbers:
+        """All numbers of one forward and backward pass."""
+        parameter = next(module.parameters())
+        leaves = {
+            name: value.detach().clone().to(parameter).requires_grad_(grads)
+            for name, value in inputs.items()
+        }
+        x, *states = (strided(leaf) if self.strided else leaf for leaf in leaves.values())
+        sequence: Tensor | PackedSequence = x
+        if self.packed:
+            sequence = pack_padded_sequence(
+                x, self.lengths(), self.batch_first, enforce_sorted=self.packed == "sorted"
+            )
+        hx = None if not states else tuple(states) if self.cell == "lstm" else states[0]
+        with warnings.catch_warnings(), torch.set_grad_enabled(grads):
+            warnings.simplefilter("ignore")  # torch.nn's, that oneDNN has no projections
+            output, final = module(sequence, hx)
+        hn, *cn = final if self.cell == "lstm" else (final,)
+        y = output.data if isinstance(output, PackedSequence) else output
+        results = {"output": y, "hn": hn} | ({"cn": cn[0]} if cn else {})
+        if grads:
+            generator = torch.Generator().manual_seed(self.seed + 3)
+            weights = [torch.randn(r.shape, generator=generator) for r in results.values()]
+            torch.autograd.backward(list(results.values()), [w.to(y) for w in weights])
+            for name, leaf in [*leaves.items(), *module.named_parameters()]:
+                assert leaf.grad is not None, f"{self}: no gradient of {name}"
+                results[f"grad of {name}"], leaf.grad = leaf.grad, None
+        return {name: value.detach() for name, value in results.items()}
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values with gaps between all of them."""
+    return torch.stack([tensor, torch.full_like(tensor, float("nan"))], -1)[..., 0]
+
+
+def moved(tensor: Tensor, ulp: float, generator: torch.Generator) -> Tensor:
+    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
+    return tensor * (1 + noise * ulp)
+
+
+def sensitivity(
+    case: Case, module: nn.Module, inputs: Numbers, oracle: Numbers, ulp: float
+) -> Numbers:
+    """How far each number of the oracle moves when all that is put in moves by up to an ulp."""
+    reach = {name: torch.zeros(()) for name in oracle}
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        other = case.module(nn)
+        with torch.no_grad():
+            for to, parameter in zip(other.parameters(), module.parameters(), strict=True):
+                to.copy_(moved(parameter, ulp, generator))
+        nearby = {n: moved(v, ulp, generator) for n, v in inputs.items()}
+        for name, value in case.run(other, nearby).items():
+            reach[name] = torch.maximum(reach[name], largest(value - oracle[name]))
+    return reach
+
+
+def largest(tensor: Tensor) -> Tensor:
+    return tensor.abs().max().double() if tensor.numel() else torch.zeros((), dtype=torch.float64)
+
+
+def check(case: Case, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    """Runs a case with ours and torch.nn and holds the numbers to the rule."""
+    inputs = case.inputs()
+    ours = case.run(case.module(fusedrnn, dtype).to(device), inputs)
+    theirs = case.run(case.module(nn, dtype).to(device), inputs)
+    assert list(ours) == list(theirs), case
+    for name, value in ours.items():
+        assert value.shape == theirs[name].shape, (str(case), name)
+        assert value.dtype == theirs[name].dtype, (str(case), name)
+    if dtype == torch.float64:
+        for name, value in ours.items():
+            error, scale = largest(value - theirs[name]), largest(theirs[name])
+            assert error <= FP64 * scale + 1e-300, f"{case}, {name}: {error:.1e} of {scale:.1e}"
+        return
+    # The oracle computes with the parameters as rounded to dtype.
+    module = case.module(nn, dtype).double()
+    oracle = case.run(module, inputs)
+    ulp = torch.finfo(dtype).eps
+    reach = sensitivity(case, module, inputs, oracle, ulp)
+    for name, value in ours.items():
+        exact = oracle[name]
+        error = largest(value.cpu().double() - exact)
+        theirs_error = largest(theirs[name].cpu().double() - exact)
+        floor = 4 * ulp * largest(exact) + 4 * reach[name]
+        assert error <= 2 * theirs_error + floor, (
+            f"{case} in {dtype}, {name}: error {error:.2e}, torch.nn's {theirs_error:.2e}, "
+            f"floor {floor:.2e}, largest {largest(exact):.2e}"
+        )

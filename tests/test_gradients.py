@@ -1,0 +1,153 @@
+"""Derivatives of every order, and torch.func's transforms."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from cases import Case
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
+
+import fusedrnn
+
+CELLS = ["lstm", "gru", "rnn_tanh"]
+SHAPES = [
+    Case(T=3, B=2, I=2, H=3, bidirectional=True),
+    Case(T=2, B=2, I=2, H=2, layers=2, bias=False),
+    Case(T=3, B=3, I=2, H=2, packed="sorted"),
+]
+CASES = [Case(**{**vars(s), "cell": c}) for c in CELLS for s in SHAPES]
+CASES.append(Case(T=3, B=2, I=2, H=4, P=2, bidirectional=True))
+
+
+def function_of(case: Case):
+    """Everything differentiable of a case as (function, its inputs)."""
+    module = case.module()
+    names = [name for name, _ in module.named_parameters()]
+    inputs = case.inputs()
+    count = len(inputs)
+
+    def function(*tensors):
+        x, *states = tensors[:count]
+        sequence = x
+        if case.packed:
+            sequence = nn.utils.rnn.pack_padded_sequence(x, case.lengths())
+        hx = (tuple(states) if case.cell == "lstm" else states[0]) if states else None
+        named = dict(zip(names, tensors[count:], strict=True))
+        output, final = functional_call(module, named, (sequence, hx))
+        y = output.data if case.packed else output
+        return (y, *final) if case.cell == "lstm" else (y, final)
+
+    tensors = [*inputs.values(), *module.parameters()]
+    return function, tuple(t.detach().clone().requires_grad_() for t in tensors)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradcheck(case: Case) -> None:
+    assert gradcheck(*function_of(case))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradgradcheck(case: Case) -> None:
+    function, tensors = function_of(case)
+    fixed = [t.detach() for t in tensors]
+
+    def of_two(input, w_hh):  # all of them would take minutes
+        changed = list(fixed)
+        changed[0] = input
+        changed[-4 if case.bias else -1] = w_hh
+        return function(*changed)
+
+    assert gradgradcheck(of_two, (tensors[0], tensors[-4 if case.bias else -1]))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_second_order_is_torch_nn_s(cell: str) -> None:
+    case = Case(cell=cell, T=4, B=3, I=5, H=6, bidirectional=True)
+    found = []
+    for package in (fusedrnn, nn):
+        module = case.module(package)
+        x = case.inputs()["input"].requires_grad_()
+        output = module(x)[0]
+        (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+        first.square().sum().backward()
+        found.append([x.grad, *(p.grad for p in module.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_torch_func(cell: str) -> None:
+    case = Case(cell=cell, T=3, B=2, I=2, H=3, hx=False)
+    ours, theirs = case.module(), case.module(nn)
+    x, tangent = torch.randn(2, 3, 2, 2, dtype=torch.float64)
+    many = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+
+    def of(module):
+        return lambda x: module(x)[0]
+
+    def loss(module):
+        return lambda x: module(x)[0].square().sum()
+
+    close = torch.testing.assert_close
+    close(grad(loss(ours))(x), grad(loss(theirs))(x))
+    expected = torch.stack([theirs(m)[0] for m in many])
+    close(vmap(of(ours))(many), expected)
+    close(vmap(grad(loss(ours)))(many), torch.stack([grad(loss(theirs))(m) for m in many]))
+    jacobian = torch.autograd.functional.jacobian(of(theirs), x)
+    close(jacrev(of(ours))(x), jacobian)
+    close(jacfwd(of(ours))(x), jacobian)
+    value, pushed = jvp(of(ours), (x,), (tangent,))
+    close(value, theirs(x)[0])
+    close(pushed, (jacobian.flatten(3) @ tangent.flatten()).view_as(value))
+
+    parameters = {n: p.detach() for n, p in ours.named_parameters()}
+    found = grad(lambda p: functional_call(ours, p, (x,))[0].square().sum())(parameters)
+    loss(theirs)(x).backward()
+    for name, parameter in theirs.named_parameters():
+        close(found[name], parameter.grad)
+
+
+def test_a_graph_used_twice_and_late(device: torch.device) -> None:
+    """Buffers of a kept graph are not handed to later calls."""
+    module = fusedrnn.LSTM(64, 64).to(device)
+    x = torch.randn(40, 16, 64, device=device, requires_grad=True)
+    output, _ = module(x)
+    weight = torch.randn_like(output)
+    kept = output.detach().clone()
+    (first,) = torch.autograd.grad(output, x, weight, retain_graph=True)
+    for _ in range(5):
+        other = module(torch.randn_like(x).requires_grad_())[0]
+        other.backward(weight)
+    (second,) = torch.autograd.grad(output, x, weight)
+    assert torch.equal(output, kept)
+    assert torch.equal(first, second)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(output, x, weight)
+
+
+def test_backward_in_another_thread(device: torch.device) -> None:
+    module = fusedrnn.GRU(8, 16).to(device)
+    x = torch.randn(10, 4, 8, device=device, requires_grad=True)
+    output, _ = module(x)
+    (expected,) = torch.autograd.grad(output.sum(), x, retain_graph=True)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.autograd.grad(output.sum(), x)[0]))
+    thread.start()
+    thread.join()
+    assert torch.equal(found[0], expected)
+
+
+def test_one_module_twice_in_a_graph(device: torch.device) -> None:
+    case = Case(T=6, B=3, I=8, H=8, hx=False)
+    results = []
+    for package in (fusedrnn, nn):
+        module = case.module(package).to(device)
+        x = case.inputs()["input"].to(device).requires_grad_()
+        module(module(x)[0])[0].square().sum().backward()
+        results.append([x.grad, *(p.grad for p in module.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)

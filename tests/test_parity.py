@@ -1,0 +1,175 @@
+"""The modules compute torch.nn's numbers: outputs, states and every gradient, by the rule of cases.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import Case, check, strided
+from torch import nn
+
+import fusedrnn
+
+CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+# What every cell goes through, one departure from the plain case at a time and some together.
+SHAPES = [
+    Case(),
+    Case(T=1, B=1, hx=False),
+    Case(T=1, B=3, I=1, H=1),
+    Case(T=9, B=1, I=7, H=33, hx=False),
+    Case(T=3, B=17, I=5, H=31),
+    Case(T=4, B=37, I=28, H=100, bias=False),
+    Case(T=40, B=70, I=9, H=17),
+    Case(T=30, B=12, I=31, H=130, bidirectional=True),
+    Case(layers=3, bidirectional=True, batch_first=True),
+    Case(layers=2, hx=False, bias=False, H=10),
+    Case(unbatched=True, bidirectional=True),
+    Case(unbatched=True, batch_first=True, hx=False, layers=2),
+    Case(strided=True, batch_first=True, bidirectional=True),
+    Case(T=12, B=9, packed="sorted", bidirectional=True, H=33),
+    Case(T=12, B=9, packed="unsorted", bidirectional=True, layers=2),
+    Case(T=7, B=6, packed="unsorted", batch_first=True, hx=False),
+    Case(T=150, B=10, packed="sorted", H=20, I=3),
+    Case(T=2, B=2, I=64, H=64),
+]
+PROJECTED = [
+    Case(P=3),
+    Case(P=1, H=17, T=9, B=11, bidirectional=True, layers=2),
+    Case(P=20, H=37, T=6, B=9, packed="unsorted", bidirectional=True, bias=False),
+    Case(P=40, H=64, T=20, B=8, hx=False, batch_first=True),
+    Case(P=2, T=1, B=1, unbatched=True),
+]
+
+
+def for_cell(cell: str) -> list[Case]:
+    shapes = SHAPES + (PROJECTED if cell == "lstm" else [])
+    return [Case(**{**vars(shape), "cell": cell}) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("case", [c for cell in CELLS for c in for_cell(cell)], ids=str)
+def test_numbers(case: Case, dtype: torch.dtype, device: torch.device) -> None:
+    check(case, dtype, device)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_strided_weights(cell: str, device: torch.device) -> None:
+    case = Case(cell=cell, I=8)
+    plain, apart = case.module(), case.module()
+    for name, parameter in list(apart.named_parameters()):
+        setattr(apart, name, nn.Parameter(strided(parameter.detach())))
+    assert not apart.weight_hh_l0.is_contiguous()
+    inputs = case.inputs()
+    expected, found = case.run(plain.to(device), inputs), case.run(apart.to(device), inputs)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Case(T=20, B=16, I=20, H=64, bidirectional=True),
+        Case(T=20, B=3, I=20, H=96, bidirectional=True, P=24),
+        Case(T=30, B=14, I=20, H=40, packed="sorted"),
+        Case(T=3, B=1, I=64, H=200),
+    ],
+    ids=str,
+)
+def test_same_bits_with_any_number_of_threads(
+    shape: Case, cell: str, dtype: torch.dtype
+) -> None:
+    case = Case(**{**vars(shape), "cell": cell, "P": shape.P if cell == "lstm" else 0})
+    inputs = case.inputs()
+    expected = None
+    for threads in (1, 1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        found = case.run(case.module(dtype=dtype), inputs)
+        expected = expected or found
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), (threads, name)
+
+
+@pytest.mark.parametrize("case", [c for cell in CELLS for c in for_cell(cell)], ids=str)
+def test_inference_is_training_s_forward(case: Case, device: torch.device) -> None:
+    module, inputs = case.module(dtype=torch.float32).to(device), case.inputs()
+    trained = case.run(module, inputs)
+    for name, value in case.run(module, inputs, grads=False).items():
+        assert torch.equal(trained[name], value), name
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("used", ["output", "hn", "cn"])
+def test_loss_of_one_result(cell: str, used: str, device: torch.device) -> None:
+    if used == "cn" and cell != "lstm":
+        pytest.skip("only an LSTM has a cell state")
+    case = Case(cell=cell, bidirectional=True, layers=2)
+    grads = []
+    for package in (fusedrnn, nn):
+        module = case.module(package).to(device)
+        x = case.inputs()["input"].to(device).requires_grad_()
+        output, final = module(x)
+        hn, cn = final if cell == "lstm" else (final, None)
+        {"output": output, "hn": hn, "cn": cn}[used].square().sum().backward()
+        grads.append([x.grad, *(p.grad for p in module.parameters())])
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_only_gradients_that_are_asked_for(cell: str, device: torch.device) -> None:
+    case = Case(cell=cell, bidirectional=True)
+    full = case.run(case.module().to(device), case.inputs())
+    parameters = [name for name, _ in case.module().named_parameters()]
+    for asked in [["input"], ["h0"], *([[name] for name in parameters])]:
+        module = case.module().to(device)
+        leaves = {n: v.to(device).requires_grad_(n in asked) for n, v in case.inputs().items()}
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in asked)
+        x, *states = leaves.values()
+        output, final = module(x, tuple(states) if cell == "lstm" else states[0])
+        results = [output, *(final if cell == "lstm" else [final])]
+        generator = torch.Generator().manual_seed(case.seed + 3)
+        weights = [torch.randn(r.shape, generator=generator).to(r) for r in results]
+        torch.autograd.backward(results, weights)
+        found = {n: t.grad for n, t in [*leaves.items(), *module.named_parameters()]}
+        for name, grad in found.items():
+            if name in asked:
+                assert torch.equal(grad, full[f"grad of {name}"]), name
+            else:
+                assert grad is None, name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_nan_and_inf_go_where_torch_s_go(cell: str, value: float, device: torch.device) -> None:
+    case = Case(cell=cell, T=6, B=5, H=17, hx=False)
+    inputs = case.inputs()
+    inputs["input"][2, 1, 3] = value
+    for dtype in (torch.float64, torch.float32):
+        ours = case.run(case.module(dtype=dtype).to(device), inputs)
+        theirs = case.run(case.module(nn, torch.float64).to(device), inputs)
+        for name in ("output", "hn"):
+            assert torch.equal(ours[name].isnan(), theirs[name].isnan()), (dtype, name)
+            assert torch.equal(ours[name].isinf(), theirs[name].isinf()), (dtype, name)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+def test_a_sequence_in_two_calls(cell: str, dtype: torch.dtype, device: torch.device) -> None:
+    case = Case(cell=cell, T=11, B=6, H=24, hx=False)
+    module = case.module(dtype=dtype).to(device)
+    x = case.inputs()["input"].to(device, dtype)
+    with torch.no_grad():
+        whole = module(x)[0]
+        first, state = module(x[:4])
+        second = module(x[4:], state)[0]
+    assert torch.equal(whole[:4], first)
+    rest, ulp = whole[4:], torch.finfo(dtype).eps
+    if cell == "lstm" and dtype in (torch.bfloat16, torch.float16):
+        # c is rounded where the sequence is cut.
+        assert (rest - second).abs().max() <= 8 * ulp * rest.abs().max()
+    else:
+        assert torch.equal(rest, second)
