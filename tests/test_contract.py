@@ -1,0 +1,236 @@
+"""What makes the modules drop-in: everything but the numbers."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.testing._internal import common_modules
+
+import fusedrnn
+
+LAYERS = ["RNN", "LSTM", "GRU"]
+OPTIONS = [
+    {},
+    {"num_layers": 2, "bidirectional": True},
+    {"bias": False, "batch_first": True},
+    {"num_layers": 3, "dropout": 0.5},
+]
+
+
+def both(name: str, *args: object, seed: int = 0, **options: object) -> tuple[nn.Module, nn.Module]:
+    modules = []
+    for package in (fusedrnn, nn):
+        torch.manual_seed(seed)
+        modules.append(getattr(package, name)(*args, **options))
+    return modules[0], modules[1]
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "RNNCell", "LSTMCell", "GRUCell"])
+def test_signature(name: str) -> None:
+    """Torch's documented arguments, in its order, with its defaults."""
+    ours = inspect.signature(getattr(fusedrnn, name).__init__).parameters
+    documented = {
+        "RNN": "input_size hidden_size num_layers nonlinearity bias batch_first dropout "
+        "bidirectional device dtype",
+        "LSTM": "input_size hidden_size num_layers bias batch_first dropout bidirectional "
+        "proj_size device dtype",
+        "GRU": "input_size hidden_size num_layers bias batch_first dropout bidirectional "
+        "device dtype",
+        "RNNCell": "input_size hidden_size bias nonlinearity device dtype",
+        "LSTMCell": "input_size hidden_size bias device dtype",
+        "GRUCell": "input_size hidden_size bias device dtype",
+    }[name].split()
+    assert [p for p in ours if p not in ("self", "unsupported")] == documented
+    defaults = {n: p.default for n, p in ours.items() if p.default is not p.empty}
+    known = {"num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False,
+             "dropout": 0.0, "bidirectional": False, "proj_size": 0, "device": None,
+             "dtype": None}  # fmt: skip
+    assert defaults == {n: known[n] for n in defaults}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_parameters_and_attributes(name: str, options: dict) -> None:
+    ours, theirs = both(name, 5, 6, **options)
+    assert repr(ours) == repr(theirs)
+    assert ours.mode == theirs.mode
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert [len(w) for w in ours.all_weights] == [len(w) for w in theirs.all_weights]
+    assert len(ours._flat_weights) == len(theirs._flat_weights)
+    assert ours._flat_weights_names == theirs._flat_weights_names
+    assert ours._flat_weights[1] is ours.weight_hh_l0
+    ours.flatten_parameters()
+    for attribute in ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout",
+                      "bidirectional", "proj_size"):  # fmt: skip
+        assert getattr(ours, attribute) == getattr(theirs, attribute)
+    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    x = torch.randn(3, 4, 5)
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_copies(name: str) -> None:
+    module, _ = both(name, 5, 6, bidirectional=True)
+    x = torch.randn(3, 4, 5)
+    expected = module(x)[0]
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    for other in (
+        copy.deepcopy(module),
+        pickle.loads(pickle.dumps(module)),
+        torch.load(buffer, weights_only=False),
+    ):
+        assert type(other) is type(module)
+        assert torch.equal(other(x)[0], expected)
+        assert other.weight_hh_l0 is not module.weight_hh_l0
+        assert other._flat_weights[1] is other.weight_hh_l0
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time-first", "batch-first"])
+def test_layout(name: str, batch_first: bool) -> None:
+    ours, theirs = both(name, 5, 6, num_layers=2, batch_first=batch_first)
+    for x in (torch.randn(3, 4, 5), torch.randn(7, 5)):
+        a, b = ours(x)[0], theirs(x)[0]
+        assert a.shape == b.shape and a.stride() == b.stride()
+    packed = pack_sequence([torch.randn(n, 5) for n in (2, 4, 1)], enforce_sorted=False)
+    a, b = ours(packed)[0], theirs(packed)[0]
+    assert isinstance(a, PackedSequence)
+    assert torch.equal(a.batch_sizes, b.batch_sizes)
+    assert torch.equal(a.sorted_indices, b.sorted_indices)
+    assert torch.equal(a.unsorted_indices, b.unsorted_indices)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_batch_of_none(name: str, device: torch.device) -> None:
+    for module in both(name, 5, 6, bidirectional=True, device=device):
+        x = torch.randn(3, 0, 5, device=device, requires_grad=True)
+        output, final = module(x)
+        assert output.shape == (3, 0, 12)
+        assert (final[0] if name == "LSTM" else final).shape == (2, 0, 6)
+        output.sum().backward()
+        assert x.grad.shape == x.shape
+        assert all(p.grad is None or not p.grad.any() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_dropout_draws_torch_s_numbers(name: str) -> None:
+    ours, theirs = both(name, 5, 6, num_layers=3, dropout=0.4)
+    x = torch.randn(7, 4, 5)
+    results = []
+    for module in (ours, theirs):
+        torch.manual_seed(11)
+        results.append(module(x)[0])
+    torch.testing.assert_close(*results)
+    assert not torch.equal(ours(x)[0], ours(x)[0])
+    ours.eval()
+    assert torch.equal(ours(x)[0], ours(x)[0])
+
+
+def test_dropout_of_one_layer_warns_as_torch_does() -> None:
+    found = []
+    for package in (fusedrnn, nn):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            package.GRU(5, 6, dropout=0.5)
+        found.append([(w.category, str(w.message)) for w in caught])
+    assert found[0] == found[1] != []
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_parametrizations_and_pruning(name: str) -> None:
+    x = torch.randn(3, 4, 5, dtype=torch.float64)
+    for change in (
+        lambda m: parametrizations.weight_norm(m, "weight_hh_l0"),
+        lambda m: parametrizations.spectral_norm(m, "weight_ih_l0"),
+        lambda m: prune.l1_unstructured(m, "weight_hh_l0", 0.5),
+    ):
+        results = []
+        for module in both(name, 5, 6, dtype=torch.float64):
+            torch.manual_seed(5)
+            change(module.eval())  # in training, each look at a spectral norm refines it
+            output = module(x)[0]
+            output.sum().backward()
+            grads = [p.grad for p in module.parameters()]
+            assert all(g is not None for g in grads)
+            results.append([output.detach(), *grads])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_shared_and_replaced_weights(name: str) -> None:
+    ours, theirs = both(name, 6, 6, num_layers=2)
+    for module in (ours, theirs):
+        module.weight_ih_l1 = module.weight_ih_l0  # tied
+        module.weight_hh_l0 = nn.Parameter(module.weight_hh_l0.detach() * 2)  # another object
+        module.bias_hh_l1.requires_grad_(False)  # frozen
+        module(torch.ones(3, 2, 6))[0].sum().backward()
+    assert ours.bias_hh_l1.grad is None
+    for (name_a, a), (_, b) in zip(
+        ours.named_parameters(), theirs.named_parameters(), strict=True
+    ):
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, msg=name_a)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_gives_torch_s_dtypes(dtype: torch.dtype) -> None:
+    for name in LAYERS:
+        ours, theirs = both(name, 5, 6)
+        x = torch.randn(3, 4, 5)
+        with torch.autocast("cpu", dtype), torch.no_grad():
+            try:
+                expected = theirs(x)[0]
+            except RuntimeError:
+                continue  # oneDNN has no fp16 here
+            found = ours(x)[0]
+        assert found.dtype == expected.dtype, name
+        torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
+
+
+def infos() -> list:
+    wanted = {nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell}
+    return [info for info in common_modules.module_db if info.module_cls in wanted]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("info", infos(), ids=lambda info: info.name)
+def test_torch_s_own_module_inputs(info, training: bool) -> None:
+    """The inputs that torch tests its own modules with, run through ours and theirs."""
+    inputs = info.module_inputs_func(
+        info, device="cpu", dtype=torch.float64, requires_grad=True, training=training
+    )
+    assert inputs
+    for given in inputs:
+        constructed, called = given.constructor_input, given.forward_input
+        if called is None:
+            continue
+        ours, theirs = both(
+            info.module_cls.__name__, *constructed.args,
+            **({"dtype": torch.float64} | constructed.kwargs),
+        )  # fmt: skip
+        ours.train(training), theirs.train(training)
+        torch.manual_seed(1)
+        found = ours(*called.args, **called.kwargs)
+        torch.manual_seed(1)
+        expected = theirs(*called.args, **called.kwargs)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_module_inputs_are_there() -> None:
+    assert len(infos()) >= 6

@@ -1,0 +1,206 @@
+"""Bad input is refused before any work, with torch.nn's exception type; nothing crashes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+import fusedrnn
+from fusedrnn import functional
+
+LAYERS = ["RNN", "LSTM", "GRU"]
+
+
+def state(name: str, *shape: int, **options: object):
+    h = torch.zeros(*shape, **options)
+    return (h, h.clone()) if name == "LSTM" else h
+
+
+def calls(name: str) -> dict:
+    """Wrong calls of a module of 5 inputs and 6 units, by what is wrong."""
+    x = torch.zeros(3, 4, 5)
+    return {
+        "one dimension": (torch.zeros(5), None),
+        "four dimensions": (torch.zeros(2, 3, 4, 5), None),
+        "features": (torch.zeros(3, 4, 7), None),
+        "no steps": (torch.zeros(0, 4, 5), None),
+        "dtype": (x.double(), None),
+        "hx layers": (x, state(name, 2, 4, 6)),
+        "hx batch": (x, state(name, 1, 3, 6)),
+        "hx size": (x, state(name, 1, 4, 7)),
+        "hx dimensions": (x, state(name, 4, 6)),
+        "hx of an unbatched input": (torch.zeros(3, 5), state(name, 1, 4, 6)),
+        "hx dtype": (x, state(name, 1, 4, 6, dtype=torch.float64)),
+        "hx no tensor": (x, [1.0, 2.0] if name == "LSTM" else "zeros"),
+        "input no tensor": ([[1.0]], None),
+    }
+
+
+@pytest.mark.parametrize("what", calls("LSTM"))
+@pytest.mark.parametrize("name", LAYERS)
+def test_wrong_calls(name: str, what: str) -> None:
+    given = calls(name)[what]
+    with pytest.raises(Exception) as expected:
+        getattr(nn, name)(5, 6)(*given)
+    with pytest.raises(Exception) as found:
+        getattr(fusedrnn, name)(5, 6)(*given)
+    assert issubclass(found.type, expected.type), (expected.value, found.value)
+    assert str(found.value)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "arguments, options",
+    [
+        ((5, 0), {}),
+        ((5, -1), {}),
+        ((5, 6, 0), {}),
+        ((5, 6.5), {}),
+        ((5, 6), {"dropout": 1.5}),
+        ((5, 6), {"dropout": "half"}),
+        ((5, 6), {"proj_size": 6}),
+        ((5, 6), {"proj_size": -1}),
+        ((-5, 6), {}),
+    ],
+    ids=str,
+)
+def test_wrong_constructors(name: str, arguments: tuple, options: dict) -> None:
+    with pytest.raises(Exception) as expected:
+        getattr(nn, name)(*arguments, **options)
+    with pytest.raises(Exception) as found:
+        getattr(fusedrnn, name)(*arguments, **options)
+    assert issubclass(found.type, expected.type), (expected.value, found.value)
+
+
+def test_unknown_nonlinearity() -> None:
+    with pytest.raises(ValueError, match="sigmoid"):
+        fusedrnn.RNN(5, 6, nonlinearity="sigmoid")
+
+
+@pytest.mark.parametrize(
+    "batch_sizes, problem",
+    [
+        (torch.tensor([2, 3]), "non-increasing|increas"),
+        (torch.tensor([3, 0]), "positive"),
+        (torch.tensor([3, 1]), "5"),
+        (torch.tensor([3, 3]), "5"),
+        (torch.tensor([3.0, 2.0]), "int64"),
+        (torch.tensor([[3, 2]]), "shape"),
+        (torch.tensor([], dtype=torch.int64), ""),
+        (torch.tensor([6, -1]), ""),
+    ],
+    ids=str,
+)
+def test_invalid_batch_sizes(batch_sizes: torch.Tensor, problem: str) -> None:
+    weights = list(fusedrnn.GRU(5, 6).parameters())
+    kinds = (RuntimeError, ValueError, TypeError, IndexError)
+    with pytest.raises(kinds, match=problem):
+        functional.gru(torch.zeros(5, 5), None, weights, batch_sizes=batch_sizes)
+    with pytest.raises(kinds):
+        fusedrnn.GRU(5, 6)(PackedSequence(torch.zeros(5, 5), batch_sizes))
+
+
+def test_wrong_weights() -> None:
+    weights = [w.detach() for w in fusedrnn.LSTM(5, 6).parameters()]
+    x = torch.zeros(3, 4, 5)
+    for wrong in (
+        weights[:3],
+        [],
+        [weights[1], *weights[1:]],
+        [weights[0].double(), *weights[1:]],
+        [*weights[:3], weights[3][:5]],
+        [weights[0][:, :4], *weights[1:]],
+        [weights[0], weights[1][:20], *weights[2:]],
+    ):
+        with pytest.raises((RuntimeError, ValueError)):
+            functional.lstm(x, None, wrong)
+
+
+def test_other_devices_and_dtypes_say_what_is_missing() -> None:
+    with pytest.raises(NotImplementedError, match="CPU"):
+        torch.ops.fusedrnn.layer_forward(
+            torch.zeros(3, 4, 5).to_sparse(), None, None, None,
+            [torch.zeros(24, 5), torch.zeros(24, 6)], 2, False, False, False,
+        )  # fmt: skip
+    module = fusedrnn.GRU(5, 6).to(torch.complex64)
+    with pytest.raises((RuntimeError, ValueError), match="(?i)complex|float"):
+        module(torch.zeros(3, 4, 5, dtype=torch.complex64))
+
+
+def test_plan_refuses_nonsense() -> None:
+    sizes = dict(time=3, batch=4, input_size=5, hidden_size=6)
+    with pytest.raises(ValueError, match="cell"):
+        fusedrnn.plan("mlp", **sizes)
+    with pytest.raises(ValueError, match="batch"):
+        fusedrnn.plan("gru", **{**sizes, "batch": 0})
+    with pytest.raises(ValueError, match="dtype"):
+        fusedrnn.plan("gru", **sizes, dtype=torch.int64)
+
+
+def in_a_process(code: str) -> str:
+    """Runs code that might crash; returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    return done.stdout
+
+
+def test_raw_ops_never_crash() -> None:
+    out = in_a_process("""
+        import itertools, torch, fusedrnn
+        forward = torch.ops.fusedrnn.layer_forward
+        backward = torch.ops.fusedrnn.layer_backward
+        good = [torch.zeros(24, 5), torch.zeros(24, 6), torch.zeros(24), torch.zeros(24)]
+        x = torch.zeros(3, 4, 5)
+        inputs = [x, x[0], x[:0], x[:, :0], x[..., :0], x.double(), x.int(), torch.zeros(()),
+                  x.expand(3, 4, 5), torch.empty(0)]
+        weights = [good, good[:2], [], good[:1], [g[:0] for g in good], good * 2,
+                   [g.double() for g in good], [torch.zeros(()) for _ in good],
+                   [*good, torch.zeros(2, 6)], [torch.zeros(25, 5), torch.zeros(25, 6)]]
+        states = [None, torch.zeros(1, 4, 6), torch.zeros(1, 5, 6), torch.zeros(0)]
+        sizes = [None, torch.tensor([4, 4, 4]), torch.tensor([2**62, 2**62]), torch.tensor([-1])]
+        refused = ran = 0
+        for given in itertools.product(inputs, sizes, states, states, weights, (0, 2, 3, 9, -1),
+                                       (True, False)):
+            x, batch_sizes, hx, cx, w, cell, bidirectional = given
+            try:
+                forward(x, batch_sizes, hx, cx, w, cell, True, bidirectional, True)
+                ran += 1
+            except (RuntimeError, NotImplementedError):
+                refused += 1
+        assert ran > 0 and refused > 1000, (ran, refused)
+        x = torch.zeros(3, 4, 5)
+        y, h, c, r = forward(x, None, None, None, good, 2, True, False, True)
+        tensors = [y, h, c, r, x, torch.empty(0), y.double(), y.transpose(0, 1)]
+        for dy, dh, out, res in itertools.product([None, *tensors], [None, *tensors], tensors,
+                                                  tensors):
+            try:
+                backward(dy, dh, None, x, None, None, None, good, out, res, 2, True, False, -1)
+            except RuntimeError:
+                pass
+        print("alive")
+    """)
+    assert out == "alive\n"
+
+
+def test_sizes_beyond_2_31_elements() -> None:
+    """T*B*4H over 2^31: refused for lack of memory, never a crash or a wrong number of rows."""
+    out = in_a_process("""
+        import resource, torch, fusedrnn
+        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+        x = torch.zeros(1, 1, 4).expand(1 << 20, 1 << 10, 4)
+        for module in (fusedrnn.LSTM(4, 64), fusedrnn.GRU(4, 64), fusedrnn.RNN(4, 64)):
+            try:
+                module(x)
+                print("ran")
+            except (RuntimeError, MemoryError) as error:
+                print("memory" in str(error).lower() or "too large" in str(error).lower())
+    """)
+    assert out == "True\n" * 3

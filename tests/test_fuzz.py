@@ -1,0 +1,47 @@
+"""Random configurations, by the same rule. FUSEDRNN_FUZZ=n runs n examples that are new each time."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from cases import Case, check
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+EXAMPLES = int(os.environ.get("FUSEDRNN_FUZZ", 200))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    cell = draw(st.sampled_from(["lstm", "gru", "rnn_tanh", "rnn_relu"]))
+    H = draw(st.one_of(st.integers(1, 40), st.sampled_from([48, 63, 64, 65, 100, 129])))
+    unbatched = draw(st.booleans()) and draw(st.booleans())
+    return Case(
+        cell=cell,
+        T=draw(st.one_of(st.integers(1, 8), st.sampled_from([20, 41]))),
+        B=1 if unbatched else draw(st.one_of(st.integers(1, 9), st.sampled_from([16, 33, 70]))),
+        I=draw(st.one_of(st.integers(1, 20), st.sampled_from([32, 50]))),
+        H=H,
+        layers=draw(st.integers(1, 3)),
+        bidirectional=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        batch_first=draw(st.booleans()),
+        P=draw(st.integers(0, H - 1)) if cell == "lstm" and draw(st.booleans()) else 0,
+        hx=draw(st.booleans()),
+        unbatched=unbatched,
+        packed="" if unbatched else draw(st.sampled_from(["", "sorted", "unsorted"])),
+        strided=draw(st.booleans()),
+        seed=draw(st.integers(0, 10_000)),
+    )
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    case=cases(),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    threads=st.integers(1, 4),
+)
+def test_any_configuration(case: Case, dtype: torch.dtype, threads: int) -> None:
+    torch.set_num_threads(threads)
+    check(case, dtype)

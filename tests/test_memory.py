@@ -1,0 +1,88 @@
+"""What is kept, for how long, and that the pool is bounded."""
+
+from __future__ import annotations
+
+import gc
+import os
+import weakref
+
+import pytest
+import torch
+
+import fusedrnn
+
+CELLS = {"rnn_tanh": 0, "rnn_relu": 0, "lstm": 5, "gru": 4}
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("H", [1, 16, 33])
+def test_reserve_holds_what_backward_needs(cell: str, H: int) -> None:
+    number = list(CELLS).index(cell)
+    gates = {"lstm": 4, "gru": 3}.get(cell, 1)
+    weights = [torch.randn(gates * H, 7), torch.randn(gates * H, H)]
+    x = torch.randn(5, 3, 7)
+    padded = -(-H // 16) * 16
+    for save, shape in ((True, (1, 15, CELLS[cell], padded)), (False, (0,))):
+        reserve = torch.ops.fusedrnn.layer_forward(
+            x, None, None, None, weights, number, False, False, save
+        )[3]
+        assert reserve.shape == shape
+
+
+def test_nothing_is_saved_without_a_gradient() -> None:
+    saved = []
+    module = fusedrnn.LSTM(8, 16)
+    x = torch.randn(5, 3, 8)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        with torch.no_grad():
+            module(x)
+        module.requires_grad_(False)(x)
+        assert saved == []
+        module.requires_grad_(True)(x)
+        assert saved
+
+
+def test_a_graph_that_never_ran_is_freed() -> None:
+    module = fusedrnn.GRU(8, 16)
+    x = torch.randn(50, 30, 8)
+    alive = [weakref.ref(module(x)[0]) for _ in range(3)]
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
+
+
+def test_training_does_not_grow() -> None:
+    module = fusedrnn.LSTM(64, 128, num_layers=2)
+    sizes = [(t, b) for t in (20, 50, 70) for b in (16, 40)]
+
+    def round_of_steps() -> None:
+        for t, b in sizes:
+            x = torch.randn(t, b, 64, requires_grad=True)
+            module(x)[0].sum().backward()
+
+    for _ in range(4):
+        round_of_steps()
+    before = resident()
+    for _ in range(10):
+        round_of_steps()
+    assert resident() - before < 64 << 20
+
+
+def test_outputs_are_ordinary_tensors() -> None:
+    module = fusedrnn.LSTM(64, 128)
+    with torch.no_grad():
+        output, _ = module(torch.randn(50, 20, 64))
+    kept = output.clone()
+    view = output.numpy()
+    shared = output.share_memory_()
+    assert torch.equal(shared, kept)
+    del output
+    gc.collect()
+    for _ in range(5):
+        module(torch.randn(50, 20, 64))
+    assert torch.equal(shared, kept)
+    assert view.shape == (50, 20, 128)
