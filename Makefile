@@ -26,12 +26,13 @@ PIP := $(PY) -m pip --disable-pip-version-check
 
 # What has been set up is remembered here, for each interpreter. An environment that is gone takes
 # its stamps with it.
-STAMPS := build/stamps/$(subst /,_,$(PY))
+STAMPS := build/stamps/env$(subst /,_,$(abspath $(PY)))
 ifeq ($(wildcard $(PY)),)
   $(shell rm -rf $(STAMPS))
 endif
 PINS := $(STAMPS)/constraints.txt
-MADE_HERE := $(VENV)/made-by-fusedrnn
+ENVIRONMENT := $(patsubst %/bin/,%,$(dir $(PY)))
+MADE_HERE := $(ENVIRONMENT)/made-by-fusedrnn
 
 help:  ## this text
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -66,7 +67,7 @@ endif
 
 # An environment of our own is pinned to constraints.txt; any other to what it has, and to our torch
 # if it has none. pip and setuptools build things and are free to be newer.
-$(STAMPS)/requirements: pyproject.toml constraints.txt $(wildcard $(VENV)/pyvenv.cfg) | $(PY)
+$(STAMPS)/requirements: pyproject.toml constraints.txt $(wildcard $(ENVIRONMENT)/pyvenv.cfg) | $(PY)
 	@mkdir -p $(STAMPS)
 	@$(PY) -m pip --version >/dev/null || $(PY) -m ensurepip
 	@if [ -e $(MADE_HERE) ]; then cp constraints.txt $(PINS); else \

@@ -6,9 +6,10 @@ digit from the last state. Three readers start from the same seed and see the sa
     torch.nn.LSTM        the yardstick
     fusedrnn.LSTM        ours: has to reach the same losses and give the same answers, sooner
     nudged               torch.nn.LSTM again, its first weights changed by one rounding (1e-7):
-                         shows how far rounding alone carries two training runs apart
+                         shows how far rounding alone carries two training runs apart. On the
+                         small digits nowhere; a long run on MNIST amplifies it to some answers.
 
-The first two are timed epoch by epoch in turn, so that whatever else the machine does slows both.
+They take turns epoch by epoch, so that whatever else the machine does slows all of them.
 The digits are the 1797 of 8 x 8 pixels that scikit-learn brings along, or MNIST's IDX files from a
 folder. Ends with exit status 1, and says why, if the two readers do not agree or do not read well.
 
@@ -41,9 +42,10 @@ from matplotlib import pyplot  # noqa: E402  (the backend has to be chosen first
 REQUIRED_ACCURACY = 0.95
 LEARNING_RATE = 5e-3
 ROUNDING = 1e-7
-# Two runs that differ by rounding drift apart by an amount that is itself chance. Beyond this many
-# times the drift of the nudged reader, rounding no longer explains a difference.
-DRIFT_ALLOWED = 100
+# Two runs that differ by rounding drift apart by an amount that is itself chance. Beyond so many
+# times what the nudged reader did, rounding no longer explains a difference in losses or answers.
+LOSS_DRIFT_ALLOWED = 100
+ANSWER_DRIFT_ALLOWED = 3
 
 
 @dataclass
@@ -187,6 +189,10 @@ def drift(a: Run, b: Run) -> list[float]:
     return [abs(x - y) for x, y in zip(a.losses, b.losses, strict=True)]
 
 
+def ratio(stock: Run, ours: Run) -> float:
+    return stock.epoch_milliseconds / ours.epoch_milliseconds
+
+
 def draw(stock: Run, ours: Run, nudged: Run, title: str, path: Path) -> None:
     """Loss and its differences on the left, accuracy and time per epoch on the right."""
     blue, orange, gray = "#4878a8", "#e07020", "#a0a0a0"
@@ -218,7 +224,7 @@ def draw(stock: Run, ours: Run, nudged: Run, title: str, path: Path) -> None:
     accuracy.set_xlabel("epoch")
     accuracy.legend(frameon=False, loc="lower right")
 
-    seconds.set_title("time per epoch")
+    seconds.set_title(f"time per epoch: ratio {ratio(stock, ours):.2f}")
     bars = seconds.barh(
         [ours.name, stock.name],
         [ours.epoch_milliseconds, stock.epoch_milliseconds],
@@ -241,30 +247,33 @@ def draw(stock: Run, ours: Run, nudged: Run, title: str, path: Path) -> None:
 
 def report(stock: Run, ours: Run, nudged: Run) -> list[str]:
     """Prints what came out; returns what is wrong with it."""
-    ratio = stock.epoch_milliseconds / ours.epoch_milliseconds
-    differing = int((stock.answers != ours.answers).sum())
-    ours_drift, rounding_drift = max(drift(ours, stock)), max(drift(nudged, stock))
-    count = len(stock.answers)
     print(f"\n{'':32}{stock.name:>16}{ours.name:>16}")
-    print(f"{'accuracy on held-out digits':32}", end="")
-    print(f"{stock.accuracies[-1]:>16.2%}{ours.accuracies[-1]:>16.2%}")
-    print(f"{'loss of the last batch':32}{stock.losses[-1]:>16.6f}{ours.losses[-1]:>16.6f}")
-    print(f"{'time per epoch (median), ms':32}", end="")
-    print(f"{stock.epoch_milliseconds:>16.1f}{ours.epoch_milliseconds:>16.1f}   {ratio:.2f}x")
-    same = f"the same on all {count}" if not differing else f"differ on {differing} of {count}"
-    print(f"\npredictions on held-out digits: {same}")
-    print(f"largest difference between the two loss curves: {ours_drift:.1e}")
-    print(f"  ({rounding_drift:.1e} between {stock.name} and itself, weights nudged by {ROUNDING})")
+    for label, form, value in (
+        ("accuracy on held-out digits", ".2%", lambda run: run.accuracies[-1]),
+        ("loss of the last batch", ".6f", lambda run: run.losses[-1]),
+        ("time per epoch (median), ms", ".1f", lambda run: run.epoch_milliseconds),
+    ):
+        print(f"{label:32}{value(stock):>16{form}}{value(ours):>16{form}}")
+    print(f"{'ratio':32}{'1':>16}{ratio(stock, ours):>15.2f}x")
+
+    differing, by_rounding = (int((r.answers != stock.answers).sum()) for r in (ours, nudged))
+    loss_drift, loss_by_rounding = (max(drift(run, stock)) for run in (ours, nudged))
+    same = f"differ on {differing} of" if differing else "are the same on all"
+    print(f"\nThe predictions {same} {len(stock.answers)} held-out digits.")
+    print(f"Largest difference between the two loss curves: {loss_drift:.1e}.")
+    print(f"Rounding alone ({stock.name} and itself with weights nudged by {ROUNDING}) makes")
+    print(f"{by_rounding} predictions and losses up to {loss_by_rounding:.1e} differ.\n")
 
     faults = []
-    if stock.accuracies[-1] != ours.accuracies[-1]:
-        faults.append("the two accuracies differ")
-    if differing:
-        faults.append(f"the two predictions differ on {differing} held-out digits")
+    if differing > ANSWER_DRIFT_ALLOWED * by_rounding:
+        faults.append(
+            f"predictions differ on {differing} digits (accuracy {stock.accuracies[-1]:.2%} and "
+            f"{ours.accuracies[-1]:.2%}), more than rounding explains"
+        )
     if min(stock.accuracies[-1], ours.accuracies[-1]) <= REQUIRED_ACCURACY:
-        faults.append(f"an accuracy is not above {REQUIRED_ACCURACY:.0%}")
-    if not ours_drift <= DRIFT_ALLOWED * rounding_drift:  # so written that NaN fails
-        faults.append("rounding does not explain the difference between the loss curves")
+        faults.append(f"accuracy is not above {REQUIRED_ACCURACY:.0%}")
+    if not loss_drift <= LOSS_DRIFT_ALLOWED * loss_by_rounding:  # so written that NaN fails
+        faults.append(f"losses differ by {loss_drift:.1e}, more than rounding explains")
     return faults
 
 

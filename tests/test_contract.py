@@ -181,9 +181,7 @@ def test_shared_and_replaced_weights(name: str) -> None:
         module.bias_hh_l1.requires_grad_(False)  # frozen
         module(torch.ones(3, 2, 6))[0].sum().backward()
     assert ours.bias_hh_l1.grad is None
-    for (name_a, a), (_, b) in zip(
-        ours.named_parameters(), theirs.named_parameters(), strict=True
-    ):
+    for (name_a, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         if a.grad is not None:
             torch.testing.assert_close(a.grad, b.grad, msg=name_a)
 

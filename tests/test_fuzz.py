@@ -1,4 +1,4 @@
-"""Random configurations, by the same rule. FUSEDRNN_FUZZ=n runs n examples that are new each time."""
+"""Random configurations, by the same rule. FUSEDRNN_FUZZ=n: n examples, new each time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The modules compute torch.nn's numbers: outputs, states and every gradient, by the rule of cases.py."""
+"""The modules compute torch.nn's numbers: outputs, states, every gradient (rule: cases.py)."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def test_strided_weights(cell: str, device: torch.device) -> None:
     ],
     ids=str,
 )
-def test_same_bits_with_any_number_of_threads(
-    shape: Case, cell: str, dtype: torch.dtype
-) -> None:
+def test_same_bits_with_any_number_of_threads(shape: Case, cell: str, dtype: torch.dtype) -> None:
     case = Case(**{**vars(shape), "cell": cell, "P": shape.P if cell == "lstm" else 0})
     inputs = case.inputs()
     expected = None

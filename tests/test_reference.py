@@ -1,4 +1,4 @@
-"""The oracle: reference.py computes what torch.nn computes in fp64, to every derivative asked for."""
+"""The oracle: reference.py computes what torch.nn computes in fp64."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def test_reference_is_torch_nn(shape: Case, cell: str) -> None:
     expected = case.run(module, inputs)
     x, batch_sizes = inputs["input"], None
     if case.packed:
-        packed = pack_padded_sequence(
-            x, case.lengths(), enforce_sorted=case.packed == "sorted"
-        )
+        packed = pack_padded_sequence(x, case.lengths(), enforce_sorted=case.packed == "sorted")
         x, batch_sizes = packed.data, packed.batch_sizes
         if packed.sorted_indices is not None:
             pytest.skip("sorting is the modules' work")

@@ -95,6 +95,35 @@ __attribute__((noinline)) void outer_tile(const E* a, const E* b, int64_t K, F* 
   }
 }
 
+// out[c] = sum_k g[k] * W[k][first + c] for `columns` columns, weights where they are: k runs over
+// the units of all grad slots. Two chains each hide the latency.
+template <class S, class E, class F, class GateOf>
+inline void row_times_weights(const E* g, int64_t slots, int64_t slot_stride, GateOf gate_of,
+                              const S* W, int64_t H, int64_t N, int64_t first, int64_t columns,
+                              F* out) {
+  constexpr int64_t L = kLanes<F>;
+  for (int64_t c = 0; c < columns; c += kGroup * L) {
+    Vec<F> even[kGroup] = {}, odd[kGroup] = {};
+    const auto add = [&](Vec<F>(&acc)[kGroup], F x, const S* row) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kGroup; ++v)
+        if (c + v * L < columns) acc[v] += x * load_n(row + v * L, columns - c - v * L);
+    };
+    for (int64_t s = 0; s < slots; ++s) {
+      const S* row = W + gate_of(static_cast<int>(s)) * H * N + first + c;
+      const E* const x = g + s * slot_stride;
+      int64_t u = 0;
+      for (; u + 2 <= H; u += 2, row += 2 * N) {
+        add(even, to_compute(x[u]), row);
+        add(odd, to_compute(x[u + 1]), row + N);
+      }
+      if (u < H) add(even, to_compute(x[u]), row);
+    }
+    for (int v = 0; v < kGroup; ++v)
+      if (c + v * L < columns) store_n(out + c + v * L, even[v] + odd[v], columns - c - v * L);
+  }
+}
+
 // The B side of A^T B: rows gathered into panels [group][k][nv][lanes]. Rows come kTogether at a
 // time (a missing second one is null), K counts them rounded up to that.
 template <class E, class F>
@@ -162,9 +191,10 @@ class BackwardWalk {
         projected_blocks_(div_up(p.P, kBlock)) {
     const int64_t steps = plan.backward_steps, rows = steps * p.B, K = depth(rows);
     const int64_t GH = gates_of(p.cell) * p.H;
+    in_place_ = plan.in_place && p.T == 1;
     recurrent_ = p.T > 1 || p.grad_hx;
-    if (recurrent_) w_hh_ = layout.take<E>(state_.vectors * L * C::products * depth(p.H));
-    if (p.grad_input) w_ih_ = layout.take<E>(inputs_.vectors * L * C::inputs * depth(p.H));
+    if (recurrent_ && !in_place_) w_hh_ = layout.take<E>(state_.vectors * L * C::products * depth(p.H));
+    if (p.grad_input && !in_place_) w_ih_ = layout.take<E>(inputs_.vectors * L * C::inputs * depth(p.H));
     dgates_ = layout.take<E>((steps + 1) * p.B * grad_row_);
     h_prev_ = layout.take<E>((steps + 1) * p.B * Rp_);
     carry_ = layout.take<F>(p.B * Rp_);
@@ -242,10 +272,10 @@ class BackwardWalk {
     const auto mine = [&](const Groups& groups) {
       return share(groups.count, team.rank, team.size);
     };
-    if (recurrent_)
+    if (recurrent_ && !in_place_)
       pack_column_panels(at(w.w_hh, 0), p_.H, p_.R(), C::products, C::gate_of_product, state_,
                          mine(state_), w_hh_);
-    if (p_.grad_input)
+    if (p_.grad_input && !in_place_)
       pack_column_panels(at(w.w_ih, 0), p_.H, p_.I, C::inputs, [](int g) { return g; }, inputs_,
                          mine(inputs_), w_ih_);
     if (p_.P)
@@ -411,7 +441,13 @@ class BackwardWalk {
         for (int64_t i = 0, b = rows.begin; i < tiles.count; b += tiles.size(i++)) {
           for (int64_t r = 0; r < tiles.size(i); ++r)
             tile.rows[r] = dgates(j, b + r), tile.out[r] = out[r];
-          linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);
+          if (in_place_) {
+            for (int64_t r = 0; r < tiles.size(i); ++r)
+              row_times_weights(tile.rows[r], C::products, Hp_, C::gate_of_product,
+                                at(p_.weights[d].w_hh, 0), p_.H, p_.R(), column, valid, out[r]);
+          } else {
+            linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);
+          }
           for (int64_t r = 0; r < tiles.size(i); ++r) {
             if (C::has_carry)
               for (int64_t u = 0; u < valid; ++u) out[r][u] += carry_[(b + r) * Rp_ + column + u];
@@ -431,7 +467,8 @@ class BackwardWalk {
   // dx = dgates W_ih for this thread's share of the chunk's rows. The reverse direction has an array
   // of its own, since both directions may run at once; `backward` adds them.
   void input_gradient(int d, const Steps& steps, int64_t s0, int64_t s1, const Team& team) {
-    void* const grad_input = d == 0 ? p_.grad_input : grad_input_reverse_;
+    S* const grad_input = d == 0 ? at(p_.grad_input, 0) : grad_input_reverse_;
+    if (in_place_) return input_gradient_in_place(d, steps, grad_input, team);
     F out[kMaxRows][kGroup * L];
     for (int64_t group = 0; group < inputs_.count; ++group) {
       const int64_t column = inputs_.begin(group) * L, nv = inputs_.size(group);
@@ -453,11 +490,25 @@ class BackwardWalk {
       each_row(steps, s0, s1, team, [&](int64_t s, int64_t b, int64_t) {
         tile.rows[filled] = dgates(s - s0, b) + (C::grads - C::inputs) * Hp_;
         tile.out[filled] = out[filled];
-        to[filled] = at(grad_input, steps.row(s, b) * p_.I + column);
+        to[filled] = grad_input + steps.row(s, b) * p_.I + column;
         if (++filled == widest) flush();
       });
       flush();
     }
+  }
+
+  void input_gradient_in_place(int d, const Steps& steps, S* grad_input, const Team& team) {
+    const Range groups = share(inputs_.count, team.rank, team.size);
+    F out[kGroup * L];
+    for (int64_t b = 0; b < p_.B; ++b)
+      for (int64_t group = groups.begin; group < groups.end; ++group) {
+        const int64_t column = inputs_.begin(group) * L;
+        const int64_t valid = least(inputs_.size(group) * L, p_.I - column);
+        row_times_weights(dgates(0, b) + (C::grads - C::inputs) * Hp_, C::inputs, Hp_,
+                          [](int g) { return g; }, at(p_.weights[d].w_ih, 0), p_.H, p_.I, column,
+                          valid, out);
+        convert(grad_input + steps.row(0, b) * p_.I + column, out, valid);
+      }
   }
 
   int64_t rows_of(const Steps& steps, int64_t s0, int64_t s1) const {
@@ -633,7 +684,7 @@ class BackwardWalk {
   const int64_t Hp_, Rp_, grad_row_;
   const Groups units_, state_, inputs_;  // column groups: of units, of h, of input values
   const int64_t blocks_, projected_blocks_;
-  bool recurrent_, wants_w_ih_ = false, wants_w_hh_ = false, wants_w_hr_ = false,
+  bool in_place_, recurrent_, wants_w_ih_ = false, wants_w_hh_ = false, wants_w_hr_ = false,
                    wants_bias_ = false;
   E *w_hh_ = nullptr, *w_ih_ = nullptr, *w_hr_ = nullptr;
   E *dgates_, *h_prev_, *x_ = nullptr, *dr_ = nullptr, *hidden_ = nullptr;

@@ -1,0 +1,150 @@
+"""`python -m benchmarks`: measures the rows of workloads.py and writes the report.
+
+python -m benchmarks                                  everything, about a quarter of an hour
+python -m benchmarks --quick                          the same, less certain, in a few minutes
+python -m benchmarks --rows D,J --cells lstm --passes forward --threads all --dry
+python -m benchmarks --report benchmarks/results/cpu  makes Markdown and plot again
+python -m benchmarks --readme                         puts the newest summary into the README
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import machine, memory, report, runner
+from benchmarks.peers import OURS, PEERS
+from benchmarks.workloads import CELLS, DTYPES, PASSES, Case, cases, rows_named
+
+BUDGET, QUICK_BUDGET = 2.0, 0.5  # seconds a case
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    budget = given.budget or (QUICK_BUDGET if given.quick else BUDGET)
+    if given.report:
+        report.remake(given.report)
+        print(f"wrote {given.report / 'report.md'} and {given.report / 'ratios.png'}")
+        return 0
+    if given.readme is not None:
+        folder = report.newest() if given.readme is True else Path(given.readme)
+        report.update_readme(folder.resolve())
+        print(f"README.md: summary of {folder}")
+        return 0
+    try:
+        rows = rows_named(given.rows)
+        counts = _thread_counts(given.threads)
+    except ValueError as error:
+        parser.error(str(error))
+    chosen = cases(rows, cells=given.cells, modes=given.passes, threads=counts, dtypes=given.dtypes)
+    results = _run(chosen, counts, budget=budget, with_memory=given.memory)
+    _show(results)
+    if not given.dry:
+        date = datetime.date.today().isoformat()
+        folder = report.RESULTS / (given.name or f"cpu-{date}")
+        report.write(folder, results)
+        print(f"wrote {folder}")
+    return 1 if any("error" in r for r in [*results["cases"], *results["memory"]]) else 0
+
+
+def _run(
+    chosen: list[Case], counts: list[int], *, budget: float, with_memory: bool
+) -> dict[str, Any]:
+    versions = {peer.name: peer.version() for peer in (OURS, *PEERS) if peer.available()}
+    results: dict[str, Any] = {
+        "machine": machine.describe(counts, versions), "cases": [], "memory": [], "skipped": {},
+    }  # fmt: skip
+    peaks = results["machine"]["fma_peak"]
+    bar = tqdm(chosen, unit="case", disable=None)
+    for case in bar:
+        bar.set_description(case.label)
+        if why := runner.skipped(case):
+            results["skipped"][case.label] = why
+            continue
+        record = runner.run(case, budget=budget, peak=peaks[str(case.threads)])
+        results["cases"].append(record)
+        if "error" in record:
+            tqdm.write(f"failed: {case.label}: {record['error']}")
+    if with_memory:
+        pairs = dict.fromkeys((c.row.name, c.cell) for c in chosen if runner.skipped(c) is None)
+        for row, cell in tqdm(pairs, desc="peak memory", unit="row", disable=None):
+            results["memory"].append(memory.measure(row, cell, max(counts)))
+    return results
+
+
+def _show(results: dict[str, Any]) -> None:
+    for case in results["cases"]:
+        if "error" in case:
+            continue
+        ours, theirs = (case["sides"][side]["median"] for side in (OURS.name, report.PEER))
+        ratio, peak = case["ratios"][report.PEER], case["sides"][OURS.name]["peak_fraction"]
+        print(
+            f"{case['row']:7} {case['cell']:5} {case['mode']:8} {case['threads']}t "
+            f"{case['dtype']:9} {ours * 1e3:9.3f} ms, torch.nn {theirs * 1e3:9.3f} ms: "
+            f"{ratio['median']:6.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+            + (f", {100 * peak:.0f} % of peak" if peak else "")
+        )
+    for record in results["memory"]:
+        if "error" not in record:
+            ours, theirs = (record["peak_bytes"][side] / 2**20 for side in (OURS.name, report.PEER))
+            print(f"{record['row']:7} {record['cell']:5} peak memory {ours:8.1f} MB, "
+                  f"torch.nn {theirs:8.1f} MB")  # fmt: skip
+    for label, why in results["skipped"].items():
+        print(f"skipped {label}: {why}")
+    print("slower than torch.nn: " + ("; ".join(report.slower(results)) or "none"))
+
+
+def _thread_counts(words: list[str]) -> list[int]:
+    every = torch.get_num_threads()
+    counts = []
+    for word in words:
+        if word != "all" and not (word.isdecimal() and int(word) > 0):
+            raise ValueError(f"threads: expected `all` or numbers above 0, got {word!r}")
+        counts.append(every if word == "all" else int(word))
+    return list(dict.fromkeys(counts))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+    def several(of: tuple[str, ...]) -> Callable[[str], list[str]]:
+        def parse(text: str) -> list[str]:
+            words = text.split(",")
+            for word in words:
+                if word not in of:
+                    raise argparse.ArgumentTypeError(
+                        f"expected some of {', '.join(of)}; got {word}"
+                    )
+            return words
+
+        return parse
+
+    add = parser.add_argument
+    add("--rows", type=lambda t: t.split(","), default=["*"], help="names or patterns: A,B*")
+    add("--cells", type=several(CELLS), default=list(CELLS), help="some of lstm,gru,rnn")
+    add("--passes", type=several(PASSES), default=list(PASSES), help="some of forward,train")
+    add("--dtypes", type=several(DTYPES), default=list(DTYPES), help="some of float32,bfloat16")
+    add("--threads", type=lambda t: t.split(","), default=["all", "1"], help="all,1")
+    add("--budget", type=float, default=None, help=f"seconds a case, {BUDGET} if not given")
+    add("--quick", action="store_true", help=f"{QUICK_BUDGET} seconds a case")
+    add("--memory", action=argparse.BooleanOptionalAction, default=True, help="peak memory too")
+    add("--name", help="folder under benchmarks/results, cpu-<date> if not given")
+    add("--dry", action="store_true", help="print only, write nothing")
+    add("--report", type=Path, metavar="DIR", help="make Markdown and plot again, measure nothing")
+    add("--readme", nargs="?", const=True, metavar="DIR", help="update README.md, measure nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

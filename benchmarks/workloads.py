@@ -1,0 +1,165 @@
+"""The workloads that every speed figure is given on, each written once.
+
+A `Row` is one problem size, named by a letter; a variant of a row (`B-h150`, `F-1x1`) keeps the
+letter. A `Case` is one thing to time: row x cell x pass x threads x dtype. The number of floating
+point operations of a case is counted here as well, since it follows from the sizes alone:
+
+    forward, per layer and direction     2 N G H (I + R)  [ + 2 N H P with a projection ]
+    training step                        3 x forward (outputs; gradients of inputs; of weights)
+
+with N the rows that are alive (T B, or the sum of the lengths when packed), G the gates of the
+cell, I the layer's own input size, and R the width of `h` (P when projected, else H). Activations
+and additions are left out: they are a few per cent of the work at H = 64 and less above.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+CELLS = ("lstm", "gru", "rnn")
+PASSES = ("forward", "train")
+DTYPES = ("float32", "bfloat16")
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+BOTH = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One problem: `T` steps of `B` sequences with `I` features into a state of `H` units."""
+
+    name: str
+    source: str
+    T: int
+    I: int  # noqa: E741 - the name that the documents use
+    H: int
+    B: int
+    layers: int = 1
+    directions: int = 1
+    packed: bool = False
+    proj_size: int = 0
+    given_state: bool = False
+    resets: float = 0.0
+    cells: tuple[str, ...] = CELLS
+    dtypes: tuple[str, ...] = ("float32",)
+    device: str = "cpu"
+
+    @property
+    def letter(self) -> str:
+        """The row that this one is a variant of (itself, when it is none)."""
+        return self.name.split("-")[0]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The length of each sequence: T, or when packed fixed draws, uniform in 1..T."""
+        if not self.packed:
+            return (self.T,) * self.B
+        draw = random.Random(f"lengths of row {self.name}")
+        return tuple(draw.randint(1, self.T) for _ in range(self.B))
+
+    @property
+    def sizes(self) -> str:
+        """The sizes in words: `T256 I100 H128 B32 x1 dir2 packed`."""
+        text = f"T{self.T} I{self.I} H{self.H} B{self.B}"
+        if self.layers > 1:
+            text += f" layers{self.layers}"
+        if self.directions > 1:
+            text += f" dirs{self.directions}"
+        if self.packed:
+            text += " packed"
+        if self.proj_size:
+            text += f" proj{self.proj_size}"
+        if self.resets:
+            text += f" resets{self.resets:g}"
+        return text
+
+
+ROWS: tuple[Row, ...] = (
+    Row(name="A", source="stock: seven days of prices", T=7, I=5, H=10, B=32),
+    Row(name="B", source="digits: rows of an image", T=28, I=28, H=128, B=150, dtypes=BOTH),
+    Row(name="B-h150", source="digits, H = 150", T=28, I=28, H=150, B=150),
+    Row(name="B-l3", source="digits, three layers", T=28, I=28, H=128, B=150, layers=3),
+    Row(name="C", source="synthetic series", T=20, I=1, H=100, B=50),
+    Row(name="D", source="sentiment: embedded words", T=256, I=100, H=128, B=32, dtypes=BOTH),
+    Row(name="E", source="word LM (AWD-LSTM)", T=70, I=400, H=1150, B=20),
+    Row(name="F", source="speech: filter banks", T=200, I=80, H=512, B=16, layers=2, directions=2,
+        dtypes=BOTH),
+    Row(name="F-1x1", source="speech, one layer and direction", T=200, I=80, H=512, B=16),
+    Row(name="G", source="DeepBench inference", T=50, I=1536, H=1536, B=1),
+    Row(name="H", source="streaming: one audio frame", T=1, I=256, H=256, B=1, given_state=True),
+    Row(name="I", source="big batch: sensors", T=50, I=256, H=256, B=256, dtypes=BOTH),
+    Row(name="J", source="char LM", T=100, I=512, H=512, B=64, dtypes=BOTH),
+    Row(name="K", source="long sequence, small state", T=1000, I=64, H=64, B=8),
+    Row(name="P", source="D, lengths uniform in 1..256", T=256, I=100, H=128, B=32, directions=2,
+        packed=True),
+    Row(name="Q", source="projected LSTM", T=100, I=256, H=512, B=32, proj_size=128,
+        cells=("lstm",)),
+    Row(name="R", source="recurrent policy with resets", T=128, I=256, H=256, B=64, resets=0.01),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing to time."""
+
+    row: Row
+    cell: str
+    mode: str  # "forward" (inference) or "train" (forward, backward)
+    threads: int
+    dtype: str = "float32"
+
+    @property
+    def label(self) -> str:
+        """The case in words, for progress and for error messages."""
+        threads = f"{self.threads} thread" + ("s" if self.threads != 1 else "")
+        return f"{self.row.name} {self.cell} {self.mode}, {threads}, {self.dtype}"
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of one call."""
+        return flops(self.row, self.cell, self.mode)
+
+
+def flops(row: Row, cell: str, mode: str) -> int:
+    """Floating point operations of one call, by the formula at the top of this file."""
+    alive = sum(row.lengths)
+    width = row.proj_size or row.H
+    total = 0
+    for layer in range(row.layers):
+        input_size = row.I if layer == 0 else row.directions * width
+        per_direction = 2 * alive * GATES[cell] * row.H * (input_size + width)
+        per_direction += 2 * alive * row.H * row.proj_size
+        total += row.directions * per_direction
+    return total * {"forward": 1, "train": 3}[mode]
+
+
+def rows_named(patterns: Sequence[str]) -> list[Row]:
+    """The rows that `patterns` name, in the table's order: `D`, `B-l3`, or `B*` for all of B."""
+    for pattern in patterns:
+        if not any(fnmatchcase(row.name, pattern) for row in ROWS):
+            names = ", ".join(row.name for row in ROWS)
+            raise ValueError(f"rows: expected names or patterns of {names}; got {pattern!r}")
+    return [row for row in ROWS if any(fnmatchcase(row.name, pattern) for pattern in patterns)]
+
+
+def cases(
+    rows: Iterable[Row],
+    *,
+    cells: Sequence[str] = CELLS,
+    modes: Sequence[str] = PASSES,
+    threads: Sequence[int],
+    dtypes: Sequence[str] = DTYPES,
+) -> list[Case]:
+    """Every case of `rows` within a selection, in the order in which they are run and shown."""
+    return [
+        Case(row=row, cell=cell, mode=mode, threads=count, dtype=dtype)
+        for row in rows
+        for dtype in dtypes
+        if dtype in row.dtypes
+        for count in threads
+        for cell in cells
+        if cell in row.cells
+        for mode in modes
+    ]
