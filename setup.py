@@ -82,13 +82,13 @@ def torch_version() -> str:
 
 
 def compiler() -> list[str]:
-    """The C++ compiler's command line: $CXX, else the first of the usual names that exists."""
+    """The C++ compiler's command line: $CXX, else GCC by one of its names (clang has not been tried)."""
     asked = os.environ.get("CXX")
-    for command in [asked] if asked else ["c++", "g++", "clang++"]:
+    for command in [asked] if asked else ["g++", "c++"]:
         words = shlex.split(command)
         if words and shutil.which(words[0]):
             return words
-    looked = f"CXX={asked}" if asked else "c++, g++, clang++"
+    looked = f"CXX={asked}" if asked else "g++, c++"
     raise fail(
         f"no C++ compiler (looked for {looked}). Install one (Debian, Ubuntu: `apt install g++`; "
         "Fedora: `dnf install gcc-c++`), set CXX to it, or install a ready-made wheel."

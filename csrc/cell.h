@@ -1,5 +1,6 @@
 // The mathematics of each cell, forward and backward, written once. CPU and CUDA include this file;
-// `V` is a vector of units on the CPU and one unit on the GPU, `M` supplies sigmoid and tanh for it.
+// `V` is a vector of units on the CPU and one unit on the GPU, `M` supplies sigmoid and tanh for
+// it.
 //
 // Per unit a cell is described by lists of "slots", one value per unit each:
 //   inputs    what the input projection supplies           LSTM i f g o   GRU r z n      RNN h
@@ -30,9 +31,9 @@ namespace fusedrnn {
 struct LstmCell {
   static constexpr Cell cell = Cell::lstm;
   static constexpr int inputs = 4, products = 4, saved = 5, grads = 4;
-  static constexpr bool has_c = true;         // carries c beside h
+  static constexpr bool has_c = true;            // carries c beside h
   static constexpr bool has_late_input = false;  // an input slot joins after the product
-  static constexpr bool has_carry = false;    // h_prev reaches h other than through the product
+  static constexpr bool has_carry = false;       // h_prev reaches h other than through the product
   // Torch's gate that product (grad) slot s belongs to.
   static constexpr int gate_of_product(int slot) { return slot; }
   static constexpr int input_of_product(int slot) { return slot; }

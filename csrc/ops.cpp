@@ -1,6 +1,6 @@
-// The ops of the `fusedrnn` library: schemas, argument checks, allocation and the choice of backend.
-// The only file that knows torch, and it knows it through the stable ABI (torch 2.10 and later): one
-// binary serves every torch from there on.
+// The ops of the `fusedrnn` library: schemas, argument checks, allocation and the choice of
+// backend. The only file that knows torch, and it knows it through the stable ABI (torch 2.10 and
+// later): one binary serves every torch from there on.
 //
 // The checks here make every call safe, whoever makes it; the modules check before, with torch.nn's
 // messages. See fusedrnn/ops.py for what the arguments mean.
@@ -37,8 +37,7 @@ using Sizes = std::vector<int64_t>;
 
 std::string to_string(const Sizes& sizes) {
   std::string text = "[";
-  for (std::size_t i = 0; i < sizes.size(); ++i)
-    text += (i ? ", " : "") + std::to_string(sizes[i]);
+  for (std::size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
   return text + "]";
 }
 
@@ -95,9 +94,9 @@ Tensor new_tensor(const Sizes& sizes, const Tensor& like) {
   const Options options(like);
   const Sizes strides = contiguous_strides(sizes);
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), options.dtype,
-      options.device_type, options.device_index, &handle));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               options.dtype, options.device_type, options.device_index, &handle));
   return Tensor(handle);
 }
 
@@ -203,10 +202,10 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
   const int64_t plain = has_biases ? 4 : 2;
   call.per_direction = static_cast<int>(weights.size()) / p.directions;
   const bool projected = call.per_direction == plain + 1;
-  STD_TORCH_CHECK(
-      static_cast<int64_t>(weights.size()) == p.directions * (plain + projected),
-      "weights: expected ", plain, " tensors per direction (and one more if projected), got ",
-      weights.size(), " in all");
+  STD_TORCH_CHECK(static_cast<int64_t>(weights.size()) == p.directions * (plain + projected),
+                  "weights: expected ", plain,
+                  " tensors per direction (and one more if projected), got ", weights.size(),
+                  " in all");
   STD_TORCH_CHECK(!projected || p.cell == Cell::lstm, "weights: only an LSTM can be projected");
   const Tensor& w_hh = weights[1];
   const int64_t gates = gates_of(p.cell);
@@ -294,7 +293,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
   Tensor output = new_pooled("output", call.output_sizes(), input);
   Tensor hn = new_tensor(call.hidden_sizes(), input);
   Tensor cn = new_tensor(lstm ? call.cell_sizes() : Sizes{0}, input);
-  Tensor reserve = save ? new_pooled("reserve", call.reserve_sizes(), input) : new_tensor({0}, input);
+  Tensor reserve =
+      save ? new_pooled("reserve", call.reserve_sizes(), input) : new_tensor({0}, input);
   if (p.rows == 0) return {output, hn, cn, reserve};
   p.output = output.data_ptr();
   p.hn = hn.data_ptr();
@@ -305,11 +305,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
-    std::optional<Tensor> grad_output, std::optional<Tensor> grad_hn,
-    std::optional<Tensor> grad_cn, const Tensor& input, std::optional<Tensor> batch_sizes,
-    std::optional<Tensor> hx, std::optional<Tensor> cx, std::vector<Tensor> weights,
-    const Tensor& output, const Tensor& reserve, int64_t cell, bool has_biases, bool bidirectional,
-    int64_t needs) {
+    std::optional<Tensor> grad_output, std::optional<Tensor> grad_hn, std::optional<Tensor> grad_cn,
+    const Tensor& input, std::optional<Tensor> batch_sizes, std::optional<Tensor> hx,
+    std::optional<Tensor> cx, std::vector<Tensor> weights, const Tensor& output,
+    const Tensor& reserve, int64_t cell, bool has_biases, bool bidirectional, int64_t needs) {
   Call call = check(input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional);
   BackwardProblem& p = call.problem;
   p.training = true;
@@ -326,10 +325,9 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   const std::optional<Tensor> dcn = given("grad_cn", grad_cn, call.cell_sizes());
   const Tensor y = *given("output", output, call.output_sizes());
   check_like("reserve", reserve, input);
-  STD_TORCH_CHECK(
-      sizes_of(reserve) == call.reserve_sizes() && reserve.is_contiguous(),
-      "reserve: expected what layer_forward(..., save=True) returned, of shape ",
-      to_string(call.reserve_sizes()), ", got ", to_string(sizes_of(reserve)));
+  STD_TORCH_CHECK(sizes_of(reserve) == call.reserve_sizes() && reserve.is_contiguous(),
+                  "reserve: expected what layer_forward(..., save=True) returned, of shape ",
+                  to_string(call.reserve_sizes()), ", got ", to_string(sizes_of(reserve)));
 
   // A gradient that was asked for, or nothing.
   const bool nothing = p.rows == 0;

@@ -172,17 +172,16 @@ def train(runs: list[Run], digits: Digits, epochs: int, batch_size: int, seed: i
     generator = torch.Generator().manual_seed(seed)
     count = len(digits.labels)
     steps = epochs * len(runs) * -(-count // batch_size)
-    with tqdm(total=steps, unit="batch", dynamic_ncols=True) as progress:
+    with tqdm(total=steps, unit="batch", mininterval=0.5) as progress:
         for epoch in range(epochs):
             order = torch.randperm(count, generator=generator).to(digits.labels.device)
             batches = [(digits.images[i], digits.labels[i]) for i in order.split(batch_size)]
-            progress.set_description(f"epoch {epoch + 1}/{epochs}")
+            progress.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
             for run in runs if epoch % 2 == 0 else reversed(runs):
                 run.train_epoch(batches, progress)
                 run.examine(digits.held_out_images, digits.held_out_labels)
-            progress.set_postfix(
-                loss=f"{runs[0].losses[-1]:.4f}", accuracy=f"{runs[0].accuracies[-1]:.1%}"
-            )
+            now = {"loss": f"{runs[0].losses[-1]:.4f}", "accuracy": f"{runs[0].accuracies[-1]:.1%}"}
+            progress.set_postfix(now, refresh=False)
 
 
 def drift(a: Run, b: Run) -> list[float]:

@@ -6,16 +6,14 @@
 //   then      dx = dgates W_ih;   dW += dgates^T [x | h_prev];   db += sum of dgates
 //
 // Chunks keep dgates small and in cache; weight gradients are summed within a chunk and the chunks'
-// sums added, which also halves the rounding error of one long sum. `W += A^T B` runs on A packed in
-// blocks of kBlock gate rows and B in panels of columns, both [row]-major, so that a tile of the
-// result is a register tile again.
+// sums added, which also rounds less than one long sum.
 //
 //   dgates    [steps + 1][B][grad slot][Hp]   slot `steps` holds the step after the chunk
 //   h_prev    [steps + 1][B][Rp]              entry j + 1 is also h of step j
 #pragma once
 
 #include "../cell.h"
-#include "tile.h"
+#include "outer.h"
 #include "walk.h"
 
 namespace fusedrnn {
@@ -24,19 +22,19 @@ namespace FUSEDRNN_ISA {
 // One tile of the walk: rows x the units of one group.
 template <class E, class F>
 struct GradTile {
-  const E* rows[8];    // operand of the product
-  Segments segments;   // count 0: no product
+  const E* rows[8];   // operand of the product
+  Segments segments;  // count 0: no product
   const E* w;
-  const F* dy;         // null: zero
-  const F* carry_in;   // null: zero
-  F* carry_out;        // GRU
+  const F* dy;        // null: zero
+  const F* carry_in;  // null: zero
+  F* carry_out;       // GRU
   const F* saved;
-  const E* h;          // GRU: h_prev; RNN: h
-  F* dc;               // LSTM
+  const E* h;  // GRU: h_prev; RNN: h
+  F* dc;       // LSTM
   E* grad;
-  E* hidden;           // projected: o tanh(c), recomputed; null: not wanted
+  E* hidden;  // projected: o tanh(c), recomputed; null: not wanted
   int64_t dy_row, carry_row, saved_row, h_row, dc_row, grad_row, hidden_row, Hp;
-  int64_t units;       // valid ones in the last vector
+  int64_t units;  // valid ones in the last vector
 };
 
 template <class C, int R, int NV, class E, class F>
@@ -64,33 +62,6 @@ __attribute__((noinline)) void grad_tile(const GradTile<E, F>& t) {
         if (t.hidden) store(t.hidden + r * t.hidden_row + v * L, h);
 #pragma GCC unroll 8
       for (int g = 0; g < C::grads; ++g) store(t.grad + r * t.grad_row + g * t.Hp + v * L, grad[g]);
-    }
-  }
-}
-
-// Gate rows of a block of A^T B: eight by three vectors fill the registers, no remainder for the
-// usual hidden sizes.
-constexpr int kBlock = kAccumulators / 3;
-
-// out[r][columns] (+)= sum_k a[k][r] * b[k][columns], r < rows of the block.
-template <int N, class E, class F>
-__attribute__((noinline)) void outer_tile(const E* a, const E* b, int64_t K, F* out, int64_t ld,
-                                          int64_t rows, int64_t columns, bool add) {
-  constexpr int L = kLanes<F>;
-  Vec<F> acc[kBlock][N] = {};
-  constexpr int kPair = kTogether<E>;
-  const E* row[kBlock];
-#pragma GCC unroll 8
-  for (int r = 0; r < kBlock; ++r) row[r] = a + r * kPair;
-  multiply<kBlock, N, E, F>(acc, row, kBlock * kPair, K, b);
-#pragma GCC unroll 8
-  for (int r = 0; r < kBlock; ++r) {
-    if (r >= rows) break;
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) {
-      F* const to = out + r * ld + n * L;
-      const int64_t valid = n == N - 1 ? columns : L;
-      store_n(to, add ? load_n(to, valid) + acc[r][n] : acc[r][n], valid);
     }
   }
 }
@@ -124,53 +95,10 @@ inline void row_times_weights(const E* g, int64_t slots, int64_t slot_stride, Ga
   }
 }
 
-// The B side of A^T B: rows gathered into panels [group][k][nv][lanes]. Rows come kTogether at a
-// time (a missing second one is null), K counts them rounded up to that.
-template <class E, class F>
-struct Panels {
-  static constexpr int64_t L = kLanes<F>, kWidest = 3;
-  int64_t columns = 0;
-  Groups groups{0, 0};
-  E* data = nullptr;
-
-  void lay_out(Layout& layout, int64_t columns_, int64_t K) {
-    columns = columns_;
-    groups.vectors = div_up(columns, L);
-    groups.count = div_up(groups.vectors, kWidest);
-    data = layout.take<E>(groups.vectors * L * K);
-  }
-  void put(const E* row, const E* second, int64_t k, int64_t K) {
-    for (int64_t group = 0; group < groups.count; ++group) {
-      const int64_t first = groups.begin(group) * L, nv = groups.size(group);
-      E* to = data + first * K + k * nv * L;
-      for (int64_t v = 0, column = first; v < nv; ++v, column += L, to += L * kTogether<E>) {
-        if constexpr (kTogether<E> == 1) {
-          static_cast<void>(second);
-          store(to, load_n(row + column, columns - column));
-        } else {
-          store_pairs(to, row + column, second ? second + column : nullptr, columns - column);
-        }
-      }
-    }
-  }
-  // out[block rows][columns] (+)= A block^T * this
-  void multiply_block(const E* a, int64_t K, F* out, int64_t block_rows, bool add,
-                      int64_t group) const {
-    const int64_t first = groups.begin(group) * L, nv = groups.size(group);
-    const E* const b = data + first * K;
-    const int64_t last = least(columns - first - (nv - 1) * L, L);
-    switch (nv) {
-      case 1: return outer_tile<1, E, F>(a, b, K, out + first, columns, block_rows, last, add);
-      case 2: return outer_tile<2, E, F>(a, b, K, out + first, columns, block_rows, last, add);
-      case 3: return outer_tile<3, E, F>(a, b, K, out + first, columns, block_rows, last, add);
-    }
-  }
-};
-
 template <class S, class F, class C>
 class BackwardWalk {
   using E = typename OperandOf<S>::type;
-  static constexpr bool kConvert = !std::is_same_v<S, F>;         // storage is not what is computed
+  static constexpr bool kConvert = !std::is_same_v<S, F>;  // storage is not what is computed
   static constexpr bool kConvertOperands = !std::is_same_v<S, E>;  // nor what is multiplied
   static constexpr int64_t kPair = kTogether<E>;
   static constexpr int64_t L = kLanes<F>;
@@ -193,8 +121,10 @@ class BackwardWalk {
     const int64_t GH = gates_of(p.cell) * p.H;
     in_place_ = plan.in_place && p.T == 1;
     recurrent_ = p.T > 1 || p.grad_hx;
-    if (recurrent_ && !in_place_) w_hh_ = layout.take<E>(state_.vectors * L * C::products * depth(p.H));
-    if (p.grad_input && !in_place_) w_ih_ = layout.take<E>(inputs_.vectors * L * C::inputs * depth(p.H));
+    if (recurrent_ && !in_place_)
+      w_hh_ = layout.take<E>(state_.vectors * L * C::products * depth(p.H));
+    if (p.grad_input && !in_place_)
+      w_ih_ = layout.take<E>(inputs_.vectors * L * C::inputs * depth(p.H));
     dgates_ = layout.take<E>((steps + 1) * p.B * grad_row_);
     h_prev_ = layout.take<E>((steps + 1) * p.B * Rp_);
     carry_ = layout.take<F>(p.B * Rp_);
@@ -276,11 +206,12 @@ class BackwardWalk {
       pack_column_panels(at(w.w_hh, 0), p_.H, p_.R(), C::products, C::gate_of_product, state_,
                          mine(state_), w_hh_);
     if (p_.grad_input && !in_place_)
-      pack_column_panels(at(w.w_ih, 0), p_.H, p_.I, C::inputs, [](int g) { return g; }, inputs_,
-                         mine(inputs_), w_ih_);
+      pack_column_panels(
+          at(w.w_ih, 0), p_.H, p_.I, C::inputs, [](int g) { return g; }, inputs_, mine(inputs_),
+          w_ih_);
     if (p_.P)
-      pack_column_panels(at(w.w_hr, 0), p_.P, p_.H, 1, [](int g) { return g; }, units_,
-                         mine(units_), w_hr_);
+      pack_column_panels(
+          at(w.w_hr, 0), p_.P, p_.H, 1, [](int g) { return g; }, units_, mine(units_), w_hr_);
     const Range rows = share(p_.B, team.rank, team.size);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       load_row(p_.grad_hn, (d * p_.B + b) * p_.R(), p_.R(), Rp_, carry_ + b * Rp_);
@@ -295,8 +226,10 @@ class BackwardWalk {
       const int64_t before = s > 0 ? steps.alive(s - 1) : 0;
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         E* const to = h_prev(s - s0, b);
-        if (b < before) load_row(p_.output, output_offset(d, steps, s - 1, b), p_.R(), Rp_, to);
-        else load_row(p_.hx, (d * p_.B + b) * p_.R(), p_.R(), Rp_, to);
+        if (b < before)
+          load_row(p_.output, output_offset(d, steps, s - 1, b), p_.R(), Rp_, to);
+        else
+          load_row(p_.hx, (d * p_.B + b) * p_.R(), p_.R(), Rp_, to);
       }
     }
     if (!kConvert) return;
@@ -322,13 +255,18 @@ class BackwardWalk {
   };
   Located<const F> incoming(int d, const Steps& steps, int64_t s, int64_t j, int64_t b) const {
     if (!p_.grad_output) return {nullptr, 0};
-    if constexpr (kConvert) return {dy_ + (j * p_.B + b) * p_.R(), p_.R()};
-    else return {at(p_.grad_output, output_offset(d, steps, s, b)), p_.directions * p_.R()};
+    if constexpr (kConvert)
+      return {dy_ + (j * p_.B + b) * p_.R(), p_.R()};
+    else
+      return {at(p_.grad_output, output_offset(d, steps, s, b)), p_.directions * p_.R()};
   }
   Located<const F> saved(int d, const Steps& steps, int64_t s, int64_t j, int64_t b) const {
-    if constexpr (kConvert) return {saved_ + (j * p_.B + b) * C::saved * Hp_, C::saved * Hp_};
-    else if constexpr (C::saved == 0) return {nullptr, 0};
-    else return {at(p_.reserve, reserve_offset(d, steps, s, b)), C::saved * Hp_};
+    if constexpr (kConvert)
+      return {saved_ + (j * p_.B + b) * C::saved * Hp_, C::saved * Hp_};
+    else if constexpr (C::saved == 0)
+      return {nullptr, 0};
+    else
+      return {at(p_.reserve, reserve_offset(d, steps, s, b)), C::saved * Hp_};
   }
 
   void step(int d, const Steps& steps, int64_t s, int64_t s0, Range rows, Range groups,
@@ -464,8 +402,8 @@ class BackwardWalk {
     }
   }
 
-  // dx = dgates W_ih for this thread's share of the chunk's rows. The reverse direction has an array
-  // of its own, since both directions may run at once; `backward` adds them.
+  // dx = dgates W_ih for this thread's share of the chunk's rows. The reverse direction has an
+  // array of its own, since both directions may run at once; `backward` adds them.
   void input_gradient(int d, const Steps& steps, int64_t s0, int64_t s1, const Team& team) {
     S* const grad_input = d == 0 ? at(p_.grad_input, 0) : grad_input_reverse_;
     if (in_place_) return input_gradient_in_place(d, steps, grad_input, team);
@@ -476,7 +414,7 @@ class BackwardWalk {
       LinearTile<E, F> tile;
       tile.segments = {C::inputs, p_.H, Hp_};
       tile.w = w_ih_ + column * C::inputs * depth(p_.H);
-        tile.column_stride = L;
+      tile.column_stride = L;
       tile.columns = L;
       const int64_t widest = tile_rows(static_cast<int>(nv));
       S* to[kMaxRows];
@@ -504,9 +442,9 @@ class BackwardWalk {
       for (int64_t group = groups.begin; group < groups.end; ++group) {
         const int64_t column = inputs_.begin(group) * L;
         const int64_t valid = least(inputs_.size(group) * L, p_.I - column);
-        row_times_weights(dgates(0, b) + (C::grads - C::inputs) * Hp_, C::inputs, Hp_,
-                          [](int g) { return g; }, at(p_.weights[d].w_ih, 0), p_.H, p_.I, column,
-                          valid, out);
+        row_times_weights(
+            dgates(0, b) + (C::grads - C::inputs) * Hp_, C::inputs, Hp_, [](int g) { return g; },
+            at(p_.weights[d].w_ih, 0), p_.H, p_.I, column, valid, out);
         convert(grad_input + steps.row(0, b) * p_.I + column, out, valid);
       }
   }
@@ -517,8 +455,8 @@ class BackwardWalk {
     return total;
   }
 
-  // Calls visit(s, b, k) for this thread's share of the chunk's rows, k counting all of them; shares
-  // begin at a multiple of kPair.
+  // Calls visit(s, b, k) for this thread's share of the chunk's rows, k counting all of them;
+  // shares begin at a multiple of kPair.
   template <class Visit>
   void each_row(const Steps& steps, int64_t s0, int64_t s1, const Team& team, Visit visit) const {
     const Range mine = share(div_up(rows_of(steps, s0, s1), kPair), team.rank, team.size);
@@ -544,18 +482,24 @@ class BackwardWalk {
     each_row(steps, s0, s1, team, [&](int64_t s, int64_t b, int64_t k) {
       const int64_t chunk_row = (s - s0) * p_.B + b;
       Rows row{nullptr, h_prev(s - s0, b), hidden_ + (p_.P ? chunk_row * Hp_ : 0)};
-      if constexpr (kConvertOperands) row.x = x_ + chunk_row * p_.I;
-      else row.x = at(p_.input, p_.input_offset(steps.t(s), b));
-      if (kPair == 1) put(row, Rows{}, k);
-      else if (k % kPair) put(first, row, k - 1);
-      else if (k + 1 == total) put(row, Rows{}, k);
-      else first = row;
+      if constexpr (kConvertOperands)
+        row.x = x_ + chunk_row * p_.I;
+      else
+        row.x = at(p_.input, p_.input_offset(steps.t(s), b));
+      if (kPair == 1)
+        put(row, Rows{}, k);
+      else if (k % kPair)
+        put(first, row, k - 1);
+      else if (k + 1 == total)
+        put(row, Rows{}, k);
+      else
+        first = row;
     });
     return K;
   }
 
-  // A block of kBlock values of each of the chunk's rows, [k][kBlock] (or [k / 2][kBlock][2]), zeros
-  // beyond `valid`.
+  // A block of kBlock values of each of the chunk's rows, [k][kBlock] (or [k / 2][kBlock][2]),
+  // zeros beyond `valid`.
   template <class RowOf>
   void pack_block(const Steps& steps, int64_t s0, int64_t s1, int64_t valid, RowOf row_of, E* to) {
     int64_t k = 0;
@@ -574,8 +518,10 @@ class BackwardWalk {
   }
 
   F* total(F* scratch, void* direct) const {
-    if constexpr (kConvert) return direct ? scratch : nullptr;
-    else return static_cast<F*>(direct);
+    if constexpr (kConvert)
+      return direct ? scratch : nullptr;
+    else
+      return static_cast<F*>(direct);
   }
 
   void weight_gradients(int d, const Steps& steps, int64_t s0, int64_t s1, int64_t K, bool first,
@@ -591,8 +537,9 @@ class BackwardWalk {
       for (int64_t i = mine.begin; i < mine.end; ++i) {
         const int64_t slot = i / blocks_, unit = i % blocks_ * kBlock;
         E* const a = a_ + i * kBlock * K;
-        pack_block(steps, s0, s1, least<int64_t>(kBlock, p_.H - unit),
-                   [&](int64_t j, int64_t b) { return dgates(j, b) + slot * Hp_ + unit; }, a);
+        pack_block(
+            steps, s0, s1, least<int64_t>(kBlock, p_.H - unit),
+            [&](int64_t j, int64_t b) { return dgates(j, b) + slot * Hp_ + unit; }, a);
         add_bias(a, K, slot, unit, b_ih, b_hh, first);
       }
       const auto products = [&](const Panels<E, F>& panels, F* out, bool recurrent) {
@@ -614,8 +561,9 @@ class BackwardWalk {
       for (int64_t i = blocks.begin; i < blocks.end; ++i) {
         const int64_t unit = i * kBlock, valid = least<int64_t>(kBlock, p_.P - unit);
         E* const a = a_projected_ + i * kBlock * K;
-        pack_block(steps, s0, s1, valid,
-                   [&](int64_t j, int64_t b) { return dr_ + (j * p_.B + b) * Rp_ + unit; }, a);
+        pack_block(
+            steps, s0, s1, valid,
+            [&](int64_t j, int64_t b) { return dr_ + (j * p_.B + b) * Rp_ + unit; }, a);
         for (int64_t group = 0; group < hidden_panels_.groups.count; ++group)
           hidden_panels_.multiply_block(a, K, w_hr + unit * p_.H, valid, !first, group);
       }
@@ -685,7 +633,7 @@ class BackwardWalk {
   const Groups units_, state_, inputs_;  // column groups: of units, of h, of input values
   const int64_t blocks_, projected_blocks_;
   bool in_place_, recurrent_, wants_w_ih_ = false, wants_w_hh_ = false, wants_w_hr_ = false,
-                   wants_bias_ = false;
+                              wants_bias_ = false;
   E *w_hh_ = nullptr, *w_ih_ = nullptr, *w_hr_ = nullptr;
   E *dgates_, *h_prev_, *x_ = nullptr, *dr_ = nullptr, *hidden_ = nullptr;
   E *a_ = nullptr, *a_projected_ = nullptr;
@@ -701,14 +649,12 @@ int64_t backward(const BackwardProblem& p, const Plan& plan, ParallelFor paralle
   using Walk = BackwardWalk<S, F, C>;
   Layout layout(scratch);
   const int64_t inputs = p.rows * p.I;
-  S* const reverse =
-      p.directions == 2 && p.grad_input ? layout.template take<S>(inputs) : nullptr;
+  S* const reverse = p.directions == 2 && p.grad_input ? layout.template take<S>(inputs) : nullptr;
   Walk first(p, plan, reverse, layout);
   Walk second = plan.direction_teams > 1 ? Walk(p, plan, reverse, layout) : first;
   if (!scratch) return layout.bytes();
-  run_directions(p, plan, parallel_for, [&](int d, const Team& team) {
-    (d == 0 ? first : second).run(d, team);
-  });
+  run_directions(p, plan, parallel_for,
+                 [&](int d, const Team& team) { (d == 0 ? first : second).run(d, team); });
   if (reverse) {
     struct Sum {
       S* to;

@@ -23,19 +23,19 @@ namespace FUSEDRNN_ISA {
 // One tile of the walk: rows x the units of one group.
 template <class E, class F>
 struct GateTile {
-  const E* rows[8];    // h_prev, all of it: the operand of the product
-  int64_t K;           // 0: the product is already in the gates
+  const E* rows[8];  // h_prev, all of it: the operand of the product
+  int64_t K;         // 0: the product is already in the gates
   const E* w;
-  const F* gates;      // this group's first unit
+  const F* gates;        // this group's first unit
   const F* hidden_bias;  // GRU: starts n'
   int64_t hidden_bias_row;
-  const E* h_prev;     // this group's units
+  const E* h_prev;  // this group's units
   F* c;
   E* h;
-  F* y;                // null: not wanted here
-  F* save;             // null: not wanted
+  F* y;     // null: not wanted here
+  F* save;  // null: not wanted
   int64_t gates_row, gates_slot, h_prev_row, c_row, h_row, y_row, save_row, save_slot;
-  int64_t units;       // valid ones in the last vector
+  int64_t units;  // valid ones in the last vector
 };
 
 template <class C, int R, int NV, class E, class F>
@@ -105,7 +105,7 @@ inline void add_dots(const S* W, int64_t ld, int64_t count, const E* x, int64_t 
 template <class S, class F, class C>
 class ForwardWalk {
   using E = typename OperandOf<S>::type;
-  static constexpr bool kConvert = !std::is_same_v<S, F>;         // storage is not what is computed
+  static constexpr bool kConvert = !std::is_same_v<S, F>;  // storage is not what is computed
   static constexpr bool kConvertOperands = !std::is_same_v<S, E>;  // nor what is multiplied
   static constexpr int64_t L = kLanes<F>;
   static constexpr int kVectors = C::products == 1 ? kGroup : 1;  // of units in a gate tile
@@ -173,13 +173,14 @@ class ForwardWalk {
     const Weights& w = p_.weights[d];
     if (!plan_.in_place) {
       const Range mine = share(groups_.count, team.rank, team.size);
-      pack_gate_panels(weight(w.w_ih), p_.H, p_.I, C::inputs, [](int g) { return g; }, groups_,
-                       mine, w_ih_);
-      pack_gate_panels(weight(w.w_hh), p_.H, p_.R(), C::products, C::gate_of_product, groups_,
-                       mine, w_hh_);
+      pack_gate_panels(
+          weight(w.w_ih), p_.H, p_.I, C::inputs, [](int g) { return g; }, groups_, mine, w_ih_);
+      pack_gate_panels(weight(w.w_hh), p_.H, p_.R(), C::products, C::gate_of_product, groups_, mine,
+                       w_hh_);
       if (p_.P)
-        pack_gate_panels(weight(w.w_hr), p_.P, p_.H, 1, [](int g) { return g; }, outputs_,
-                         share(outputs_.count, team.rank, team.size), w_hr_);
+        pack_gate_panels(
+            weight(w.w_hr), p_.P, p_.H, 1, [](int g) { return g; }, outputs_,
+            share(outputs_.count, team.rank, team.size), w_hr_);
     }
     if (team.rank == 0) add_biases(w);
     const Range rows = share(p_.B, team.rank, team.size);
@@ -224,8 +225,8 @@ class ForwardWalk {
       const bool shared = plan_.split == Split::units;
       for (int64_t s = s0; s < s1; ++s) {
         const int64_t n = steps.alive(s);
-        const Range mine = shared ? share(n, team.rank, team.size)
-                                  : Range{rows.begin, least(rows.end, n)};
+        const Range mine =
+            shared ? share(n, team.rank, team.size) : Range{rows.begin, least(rows.end, n)};
         for (int64_t b = mine.begin; b < mine.end; ++b)
           convert(x_ + ((s - s0) * p_.B + b) * p_.I, input_row(steps, s, b), p_.I);
       }
@@ -271,8 +272,10 @@ class ForwardWalk {
 
   // The same in compute type; chunk_row is that of the step's first row.
   const E* x_row(const Steps& steps, int64_t s, int64_t chunk_row, int64_t b) const {
-    if constexpr (kConvertOperands) return x_ + (chunk_row + b) * p_.I;
-    else return input_row(steps, s, b);
+    if constexpr (kConvertOperands)
+      return x_ + (chunk_row + b) * p_.I;
+    else
+      return input_row(steps, s, b);
   }
 
   int64_t list_rows(const Steps& steps, int64_t s0, int64_t s1, Range rows, const E** from,
@@ -312,9 +315,9 @@ class ForwardWalk {
       const int input = C::input_of_product(slot);
       F* const out = (input < 0 ? apart : gates + input * Hp_) + units.begin;
       if (input < 0) convert(out, hidden_bias_ + units.begin, round_up(units.size(), L));
-      add_dots(weight(p_.weights[d].w_hh) +
-                   (C::gate_of_product(slot) * p_.H + units.begin) * p_.R(),
-               p_.R(), units.size(), h, p_.R(), out);
+      add_dots(
+          weight(p_.weights[d].w_hh) + (C::gate_of_product(slot) * p_.H + units.begin) * p_.R(),
+          p_.R(), units.size(), h, p_.R(), out);
     }
   }
 
@@ -326,8 +329,8 @@ class ForwardWalk {
     F* const gates = gates_ + chunk_row * C::inputs * Hp_;
     if (plan_.in_place && !no_state)
       for (int64_t b = rows.begin; b < rows.end; ++b)
-        multiply_in_place(d, h_read + b * Rp_, gates + b * C::inputs * Hp_,
-                          hidden_gates_ + b * Hp_, groups);
+        multiply_in_place(d, h_read + b * Rp_, gates + b * C::inputs * Hp_, hidden_gates_ + b * Hp_,
+                          groups);
 
     F converted[kMaxRows * (C::saved ? C::saved : 1) * kVectors * L];
     // The input's projection of one tile, where it is not done for the whole chunk.
@@ -489,9 +492,8 @@ int64_t forward(const Problem& p, const Plan& plan, ParallelFor parallel_for, vo
   Walk first(p, plan, layout);
   Walk second = plan.direction_teams > 1 ? Walk(p, plan, layout) : first;
   if (scratch)
-    run_directions(p, plan, parallel_for, [&](int d, const Team& team) {
-      (d == 0 ? first : second).run(d, team);
-    });
+    run_directions(p, plan, parallel_for,
+                   [&](int d, const Team& team) { (d == 0 ? first : second).run(d, team); });
   return layout.bytes();
 }
 

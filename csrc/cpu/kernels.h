@@ -6,14 +6,14 @@
 #include "plan.h"
 #include "team.h"
 
-#define FUSEDRNN_DECLARE_KERNELS(isa)                                                             \
-  namespace fusedrnn {                                                                            \
-  namespace isa {                                                                                 \
-  int64_t forward_single(const Problem&, const Plan&, ParallelFor, void* scratch);                \
-  int64_t forward_double(const Problem&, const Plan&, ParallelFor, void* scratch);                \
-  int64_t forward_half(const Problem&, const Plan&, ParallelFor, void* scratch);                  \
-  int64_t backward_single(const BackwardProblem&, const Plan&, ParallelFor, void* scratch);       \
-  int64_t backward_double(const BackwardProblem&, const Plan&, ParallelFor, void* scratch);       \
-  int64_t backward_half(const BackwardProblem&, const Plan&, ParallelFor, void* scratch);         \
-  }                                                                                               \
+#define FUSEDRNN_DECLARE_KERNELS(isa)                                                       \
+  namespace fusedrnn {                                                                      \
+  namespace isa {                                                                           \
+  int64_t forward_single(const Problem&, const Plan&, ParallelFor, void* scratch);          \
+  int64_t forward_double(const Problem&, const Plan&, ParallelFor, void* scratch);          \
+  int64_t forward_half(const Problem&, const Plan&, ParallelFor, void* scratch);            \
+  int64_t backward_single(const BackwardProblem&, const Plan&, ParallelFor, void* scratch); \
+  int64_t backward_double(const BackwardProblem&, const Plan&, ParallelFor, void* scratch); \
+  int64_t backward_half(const BackwardProblem&, const Plan&, ParallelFor, void* scratch);   \
+  }                                                                                         \
   }

@@ -13,7 +13,7 @@
 namespace fusedrnn {
 namespace {
 
-constexpr std::size_t kHeader = 64;              // holds the size; keeps the alignment
+constexpr std::size_t kHeader = 64;  // holds the size; keeps the alignment
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::size_t kMaxBuffers = 64;
 constexpr std::size_t kDefaultBound = std::size_t{512} << 20;

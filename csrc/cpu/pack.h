@@ -1,11 +1,12 @@
 // Weights in the order in which the tiles read them.
 //
 //   gate panels    [group][k][gate][nv][lanes]   for  gates[row] = a[row] * W^T   (K columns of W)
-//   column panels  [group][gate][k][nv][lanes]   for  out[row]   = g[row] * W     (k: units of a gate)
+//   column panels  [group][gate][k][nv][lanes]   for  out[row]   = g[row] * W     (k: units of a
+//   gate)
 //
 // W is torch's [gates*H][K], row-major. A group is nv consecutive vectors of units (gate panels) or
-// of columns (column panels); values beyond the last are zero. Operands that are multiplied in pairs
-// (tile.h) have k two by two: [k / 2]...[lanes][2].
+// of columns (column panels); values beyond the last are zero. Operands that are multiplied in
+// pairs (tile.h) have k two by two: [k / 2]...[lanes][2].
 #pragma once
 
 #include "tile.h"
@@ -53,8 +54,8 @@ FUSEDRNN_INLINE void transpose(Vec<F> (&row)[kLanes<F>]) {
   }
 }
 
-// One vector of a panel is loaded from W as it will be multiplied: `n` values of k from p on, in the
-// compute type, or as pairs in the bits of a float.
+// One vector of a panel is loaded from W as it will be multiplied: `n` values of k from p on, in
+// the compute type, or as pairs in the bits of a float.
 template <class E, class S>
 FUSEDRNN_INLINE auto load_operands(const S* p, int64_t n) {
   if constexpr (kTogether<E> == 1) {

@@ -15,21 +15,18 @@ constexpr int kChains = 16, kRounds = 4096;
 
 // One burst on vectors of kBytes; returns a value that depends on all of it. The body is a macro
 // since GCC inlines nothing across functions compiled for different targets.
-#define FUSEDRNN_BURST(name, bytes, target)                                    \
-  target float name(float seed) {                                              \
-    typedef float V __attribute__((vector_size(bytes)));                       \
-    V acc[kChains], a = seed - V{}, b = a * 0.5f;                              \
-    _Pragma("GCC unroll 16") for (int c = 0; c < kChains; ++c)                 \
-        acc[c] = a + static_cast<float>(c);                                    \
-    for (int i = 0; i < kRounds; ++i) {                                        \
-      _Pragma("GCC unroll 16") for (int c = 0; c < kChains; ++c)               \
-          acc[c] = acc[c] * a + b;                                             \
-      __asm__ volatile("" ::: "memory");                                       \
-    }                                                                          \
-    float sum = 0;                                                             \
-    _Pragma("GCC unroll 16") for (int c = 0; c < kChains; ++c)                 \
-        sum += acc[c][0];                                                      \
-    return sum;                                                                \
+#define FUSEDRNN_BURST(name, bytes, target)                                                        \
+  target float name(float seed) {                                                                  \
+    typedef float V __attribute__((vector_size(bytes)));                                           \
+    V acc[kChains], a = seed - V{}, b = a * 0.5f;                                                  \
+    _Pragma("GCC unroll 16") for (int c = 0; c < kChains; ++c) acc[c] = a + static_cast<float>(c); \
+    for (int i = 0; i < kRounds; ++i) {                                                            \
+      _Pragma("GCC unroll 16") for (int c = 0; c < kChains; ++c) acc[c] = acc[c] * a + b;          \
+      __asm__ volatile("" ::: "memory");                                                           \
+    }                                                                                              \
+    float sum = 0;                                                                                 \
+    _Pragma("GCC unroll 16") for (int c = 0; c < kChains; ++c) sum += acc[c][0];                   \
+    return sum;                                                                                    \
   }
 
 #if defined(FUSEDRNN_X86)

@@ -20,8 +20,8 @@ constexpr int64_t kSerialWeights = 100'000;  // in place: bound by reading them
 constexpr int64_t kWeightsInCache = 700 * 1024;
 constexpr int64_t kRowsPerThread = 4, kRowsHideWeights = 96;
 
-// Projecting the input tile by tile, inside the walk, keeps the gates in L1, but reads W_ih again at
-// each step: right while the weights stay in cache and there are rows enough to use each panel.
+// Projecting the input tile by tile, inside the walk, keeps the gates in L1, but reads W_ih again
+// at each step: right while the weights stay in cache and there are rows enough to use each panel.
 constexpr int64_t kFuseRows = 4, kFuseWeights = 8 * 1024 * 1024;
 
 // Chunks: the gates of a chunk stay in cache between the large product and the walk, and there are
@@ -43,14 +43,13 @@ Plan plan_layer(const Shape& s, int threads) {
   plan.in_place = s.rows <= kInPlaceRows && !s.P;
   const int64_t element = s.dtype == Dtype::f64 ? 8 : 4;
   const int64_t gates = gates_of(s.cell) * s.H;
-  plan.fuse_input = !plan.in_place && s.B >= kFuseRows &&
-                    gates * (s.I + s.R()) * element <= kFuseWeights;
+  plan.fuse_input =
+      !plan.in_place && s.B >= kFuseRows && gates * (s.I + s.R()) * element <= kFuseWeights;
   plan.forward_steps = chunk_steps(s, kForwardBytes, kForwardRows, kMostForwardRows);
   plan.backward_steps = chunk_steps(s, kBackwardBytes, kBackwardRows, kMostBackwardRows);
 
   const int64_t weights = gates * (s.I + s.R()) * s.directions;
-  const bool serial =
-      plan.in_place ? weights < kSerialWeights : weights * s.rows < kSerialWork;
+  const bool serial = plan.in_place ? weights < kSerialWeights : weights * s.rows < kSerialWork;
   if (serial || threads <= 1) return plan;
 
   plan.direction_teams = std::min(s.directions, threads);

@@ -2,8 +2,8 @@
 //
 // Threads come from torch's own pool through `ParallelFor` (a pool of ours beside it would fight
 // with torch's spinning threads for the cores). The pool may give fewer threads than asked for, one
-// when called inside a parallel region: the team then is smaller, and results are the same, since no
-// number depends on how the work was shared.
+// when called inside a parallel region: the team then is smaller, and results are the same, since
+// no number depends on how the work was shared.
 #pragma once
 
 #include <atomic>
@@ -57,7 +57,7 @@ struct Team {
 };
 
 // Calls body(rank, size, context) on up to `threads` threads at once, every rank below size.
-void run_team(ParallelFor parallel_for, int threads, void (*body)(int rank, int size, void* context),
-              void* context);
+void run_team(ParallelFor parallel_for, int threads,
+              void (*body)(int rank, int size, void* context), void* context);
 
 }  // namespace fusedrnn

@@ -129,8 +129,10 @@ FUSEDRNN_INLINE void multiply_segments(Vec<F> (&acc)[R ? R : 1][N], const E* con
 #pragma GCC unroll 8
   for (int r = 0; r < (R ? R : 1); ++r) a[r] = rows[r];
   for (int64_t s = 0; s < segments.count; ++s) {
-    if constexpr (R == 0) multiply_lone<N, E, F>(acc, a[0], segments.length, w);
-    else multiply<R, N, E, F>(acc, a, kPair, segments.length, w);
+    if constexpr (R == 0)
+      multiply_lone<N, E, F>(acc, a[0], segments.length, w);
+    else
+      multiply<R, N, E, F>(acc, a, kPair, segments.length, w);
 #pragma GCC unroll 8
     for (int r = 0; r < (R ? R : 1); ++r) a[r] += segments.stride;
     w += round_up(segments.length, kPair) * N * kLanes<F>;
@@ -185,8 +187,8 @@ __attribute__((noinline)) void linear_tile(const LinearTile<E, F>& t) {
 template <int kMost, class Call>
 FUSEDRNN_INLINE void with_rows(int64_t R, Call call) {
   static_assert(kMost <= 8, "tiles of at most eight rows");
-#define FUSEDRNN_CASE(n) \
-  case n:                \
+#define FUSEDRNN_CASE(n)                                              \
+  case n:                                                             \
     if constexpr (n <= kMost) call(std::integral_constant<int, n>()); \
     break;
   switch (R) {
@@ -216,9 +218,8 @@ FUSEDRNN_INLINE void with_vectors(int64_t N, Call call) {
 
 template <class E, class F>
 FUSEDRNN_INLINE void linear(int64_t R, int64_t N, const LinearTile<E, F>& t) {
-  with_vectors(N, [&](auto n) {
-    with_rows<tile_rows(n)>(R, [&](auto r) { linear_tile<r, n, E, F>(t); });
-  });
+  with_vectors(
+      N, [&](auto n) { with_rows<tile_rows(n)>(R, [&](auto r) { linear_tile<r, n, E, F>(t); }); });
 }
 
 }  // namespace FUSEDRNN_ISA

@@ -85,8 +85,8 @@ FUSEDRNN_INLINE void to_storage(float x, float& out) { out = x; }
 FUSEDRNN_INLINE void to_storage(double x, double& out) { out = x; }
 FUSEDRNN_INLINE void to_storage(float x, BFloat16& out) {
   const uint32_t u = bit_cast<uint32_t>(x);
-  out.bits = static_cast<uint16_t>(
-      x != x ? (u >> 16 | 0x40u) : (u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+  out.bits =
+      static_cast<uint16_t>(x != x ? (u >> 16 | 0x40u) : (u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 FUSEDRNN_INLINE void to_storage(float x, Half& out) {
   const uint32_t u = bit_cast<uint32_t>(x), sign = u >> 16 & 0x8000u, magnitude = u & 0x7fffffffu;
@@ -149,7 +149,8 @@ FUSEDRNN_INLINE Vec<float> load(const Half* p) {
 }
 FUSEDRNN_INLINE void store(Half* p, Vec<float> v) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #else
@@ -199,10 +200,8 @@ FUSEDRNN_INLINE void store_n(S* p, V v, int64_t n) {
     return _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), v);
 #endif
 #if defined(__AVX2__) && !defined(__AVX512F__)
-  if constexpr (std::is_same_v<S, float>)
-    return _mm256_maskstore_ps(p, first_lanes<float>(n), v);
-  if constexpr (std::is_same_v<S, double>)
-    return _mm256_maskstore_pd(p, first_lanes<double>(n), v);
+  if constexpr (std::is_same_v<S, float>) return _mm256_maskstore_ps(p, first_lanes<float>(n), v);
+  if constexpr (std::is_same_v<S, double>) return _mm256_maskstore_pd(p, first_lanes<double>(n), v);
 #endif
   S padded[kLanes<F>];
   store(padded, v);
@@ -270,11 +269,15 @@ template <class F>
 FUSEDRNN_INLINE Vec<F> minimum(Vec<F> x, F limit) {  // a NaN in x stays
   const Vec<F> l = splat(limit);
 #if defined(__AVX512F__)
-  if constexpr (sizeof(F) == 4) return _mm512_maskz_min_ps(0xffff, l, x);
-  else return _mm512_maskz_min_pd(0xff, l, x);
+  if constexpr (sizeof(F) == 4)
+    return _mm512_maskz_min_ps(0xffff, l, x);
+  else
+    return _mm512_maskz_min_pd(0xff, l, x);
 #elif defined(__AVX2__)
-  if constexpr (sizeof(F) == 4) return _mm256_min_ps(l, x);
-  else return _mm256_min_pd(l, x);
+  if constexpr (sizeof(F) == 4)
+    return _mm256_min_ps(l, x);
+  else
+    return _mm256_min_pd(l, x);
 #else
   return l < x ? l : x;
 #endif
@@ -283,11 +286,15 @@ template <class F>
 FUSEDRNN_INLINE Vec<F> maximum(Vec<F> x, F limit) {
   const Vec<F> l = splat(limit);
 #if defined(__AVX512F__)
-  if constexpr (sizeof(F) == 4) return _mm512_maskz_max_ps(0xffff, l, x);
-  else return _mm512_maskz_max_pd(0xff, l, x);
+  if constexpr (sizeof(F) == 4)
+    return _mm512_maskz_max_ps(0xffff, l, x);
+  else
+    return _mm512_maskz_max_pd(0xff, l, x);
 #elif defined(__AVX2__)
-  if constexpr (sizeof(F) == 4) return _mm256_max_ps(l, x);
-  else return _mm256_max_pd(l, x);
+  if constexpr (sizeof(F) == 4)
+    return _mm256_max_ps(l, x);
+  else
+    return _mm256_max_pd(l, x);
 #else
   return l > x ? l : x;
 #endif

@@ -11,9 +11,13 @@ namespace fusedrnn {
 namespace FUSEDRNN_ISA {
 
 template <class T>
-FUSEDRNN_INLINE T least(T a, T b) { return a < b ? a : b; }
+FUSEDRNN_INLINE T least(T a, T b) {
+  return a < b ? a : b;
+}
 template <class T>
-FUSEDRNN_INLINE T most(T a, T b) { return a < b ? b : a; }
+FUSEDRNN_INLINE T most(T a, T b) {
+  return a < b ? b : a;
+}
 
 // Lays arrays out one after the other; with base null it only measures.
 class Layout {
@@ -41,9 +45,7 @@ struct Steps {
   int64_t t(int64_t s) const { return reverse ? p.T - 1 - s : s; }
   int64_t alive(int64_t s) const { return p.batch(t(s)); }
   // Rows that stay alive after walk step s; the others have their final state.
-  int64_t alive_after(int64_t s) const {
-    return s + 1 < p.T ? least(alive(s), alive(s + 1)) : 0;
-  }
+  int64_t alive_after(int64_t s) const { return s + 1 < p.T ? least(alive(s), alive(s + 1)) : 0; }
   int64_t row(int64_t s, int64_t b) const { return p.row(t(s), b); }
 };
 

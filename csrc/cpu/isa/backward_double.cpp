@@ -1,12 +1,12 @@
 // Backward in fp64.
-#include "../dispatch.h"
 #include "../backward.h"
+#include "../dispatch.h"
 #include "../kernels.h"
 
 FUSEDRNN_DECLARE_KERNELS(FUSEDRNN_ISA)
 
-int64_t fusedrnn::FUSEDRNN_ISA::backward_double(const BackwardProblem& p, const Plan& plan, ParallelFor parallel_for,
-                                   void* scratch) {
+int64_t fusedrnn::FUSEDRNN_ISA::backward_double(const BackwardProblem& p, const Plan& plan,
+                                                ParallelFor parallel_for, void* scratch) {
   return with_cell(p.cell, [&](auto cell) {
     return backward<double, double, decltype(cell)>(p, plan, parallel_for, scratch);
   });

@@ -5,8 +5,8 @@
 
 FUSEDRNN_DECLARE_KERNELS(FUSEDRNN_ISA)
 
-int64_t fusedrnn::FUSEDRNN_ISA::forward_double(const Problem& p, const Plan& plan, ParallelFor parallel_for,
-                                   void* scratch) {
+int64_t fusedrnn::FUSEDRNN_ISA::forward_double(const Problem& p, const Plan& plan,
+                                               ParallelFor parallel_for, void* scratch) {
   return with_cell(p.cell, [&](auto cell) {
     return forward<double, double, decltype(cell)>(p, plan, parallel_for, scratch);
   });

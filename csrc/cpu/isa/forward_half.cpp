@@ -5,8 +5,8 @@
 
 FUSEDRNN_DECLARE_KERNELS(FUSEDRNN_ISA)
 
-int64_t fusedrnn::FUSEDRNN_ISA::forward_half(const Problem& p, const Plan& plan, ParallelFor parallel_for,
-                                  void* scratch) {
+int64_t fusedrnn::FUSEDRNN_ISA::forward_half(const Problem& p, const Plan& plan,
+                                             ParallelFor parallel_for, void* scratch) {
   return with_cell(p.cell, [&](auto cell) {
     using C = decltype(cell);
     return p.dtype == Dtype::bf16 ? forward<BFloat16, float, C>(p, plan, parallel_for, scratch)

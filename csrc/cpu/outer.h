@@ -1,0 +1,85 @@
+// W (+)= A^T B: gradients of weights, summed over the rows of a chunk.
+//
+//   A  dgates          blocks of kBlock gate rows    [block][row][kBlock]
+//   B  x, h_prev, ...  panels of columns             [group][row][nv][lanes]
+//
+// Both are read row after row, so that a tile of W is a register tile over rows as k.
+#pragma once
+
+#include "walk.h"
+
+namespace fusedrnn {
+namespace FUSEDRNN_ISA {
+
+// Gate rows of a block of A^T B: eight by three vectors fill the registers, no remainder for the
+// usual hidden sizes.
+constexpr int kBlock = kAccumulators / 3;
+
+// out[r][columns] (+)= sum_k a[k][r] * b[k][columns], r < rows of the block.
+template <int N, class E, class F>
+__attribute__((noinline)) void outer_tile(const E* a, const E* b, int64_t K, F* out, int64_t ld,
+                                          int64_t rows, int64_t columns, bool add) {
+  constexpr int L = kLanes<F>;
+  Vec<F> acc[kBlock][N] = {};
+  constexpr int kPair = kTogether<E>;
+  const E* row[kBlock];
+#pragma GCC unroll 8
+  for (int r = 0; r < kBlock; ++r) row[r] = a + r * kPair;
+  multiply<kBlock, N, E, F>(acc, row, kBlock * kPair, K, b);
+#pragma GCC unroll 8
+  for (int r = 0; r < kBlock; ++r) {
+    if (r >= rows) break;
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      F* const to = out + r * ld + n * L;
+      const int64_t valid = n == N - 1 ? columns : L;
+      store_n(to, add ? load_n(to, valid) + acc[r][n] : acc[r][n], valid);
+    }
+  }
+}
+
+// The B side of A^T B: rows gathered into panels [group][k][nv][lanes]. Rows come kTogether at a
+// time (a missing second one is null), K counts them rounded up to that.
+template <class E, class F>
+struct Panels {
+  static constexpr int64_t L = kLanes<F>, kWidest = 3;
+  int64_t columns = 0;
+  Groups groups{0, 0};
+  E* data = nullptr;
+
+  void lay_out(Layout& layout, int64_t columns_, int64_t K) {
+    columns = columns_;
+    groups.vectors = div_up(columns, L);
+    groups.count = div_up(groups.vectors, kWidest);
+    data = layout.take<E>(groups.vectors * L * K);
+  }
+  void put(const E* row, const E* second, int64_t k, int64_t K) {
+    for (int64_t group = 0; group < groups.count; ++group) {
+      const int64_t first = groups.begin(group) * L, nv = groups.size(group);
+      E* to = data + first * K + k * nv * L;
+      for (int64_t v = 0, column = first; v < nv; ++v, column += L, to += L * kTogether<E>) {
+        if constexpr (kTogether<E> == 1) {
+          static_cast<void>(second);
+          store(to, load_n(row + column, columns - column));
+        } else {
+          store_pairs(to, row + column, second ? second + column : nullptr, columns - column);
+        }
+      }
+    }
+  }
+  // out[block rows][columns] (+)= A block^T * this
+  void multiply_block(const E* a, int64_t K, F* out, int64_t block_rows, bool add,
+                      int64_t group) const {
+    const int64_t first = groups.begin(group) * L, nv = groups.size(group);
+    const E* const b = data + first * K;
+    const int64_t last = least(columns - first - (nv - 1) * L, L);
+    switch (nv) {
+      case 1: return outer_tile<1, E, F>(a, b, K, out + first, columns, block_rows, last, add);
+      case 2: return outer_tile<2, E, F>(a, b, K, out + first, columns, block_rows, last, add);
+      case 3: return outer_tile<3, E, F>(a, b, K, out + first, columns, block_rows, last, add);
+    }
+  }
+};
+
+}  // namespace FUSEDRNN_ISA
+}  // namespace fusedrnn
