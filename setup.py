@@ -82,7 +82,7 @@ def torch_version() -> str:
 
 
 def compiler() -> list[str]:
-    """The C++ compiler's command line: $CXX, else GCC by one of its names (clang has not been tried)."""
+    """The C++ compiler's command line: $CXX, else GCC by one of its names."""
     asked = os.environ.get("CXX")
     for command in [asked] if asked else ["g++", "c++"]:
         words = shlex.split(command)
