@@ -94,9 +94,11 @@ Tensor new_tensor(const Sizes& sizes, const Tensor& like) {
   const Options options(like);
   const Sizes strides = contiguous_strides(sizes);
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
+  const AOTITorchError error =
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                               options.dtype, options.device_type, options.device_index, &handle));
+                               options.dtype, options.device_type, options.device_index, &handle);
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "out of memory: a tensor of shape ",
+                  to_string(sizes), " could not be allocated; use a smaller batch or fewer steps");
   return Tensor(handle);
 }
 
