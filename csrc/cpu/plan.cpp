@@ -13,7 +13,7 @@ constexpr int64_t kInPlaceRows = 4;
 
 // Under this much work (multiply-adds) waking a second thread costs more than it brings.
 constexpr int64_t kSerialWork = 400'000;
-constexpr int64_t kSerialWeights = 100'000;  // in place: bound by reading them
+constexpr int64_t kSerialWeights = 450'000;  // in place: bound by reading them
 
 // Splitting the batch, every thread reads all recurrent weights each step. That is free while they
 // stay in its L2 cache, and hidden behind arithmetic when each thread has many rows.
