@@ -116,7 +116,7 @@ Tensor new_pooled(const char* name, const Sizes& sizes, const Tensor& like) {
   for (const int64_t n : sizes) numel *= n;
   const std::size_t bytes = static_cast<std::size_t>(numel) * like.element_size();
   if (!torch_from_blob || bytes < kPooledBytes) return new_tensor(sizes, like);
-  void* const data = pool_take(bytes);
+  void* const data = pool_take(bytes, Use::tensor);
   STD_TORCH_CHECK(data, "out of memory: ", name, " of shape ", to_string(sizes),
                   " could not be allocated; use a smaller batch or fewer steps");
   const Options options(like);

@@ -32,7 +32,7 @@ struct GateTile {
   const E* h_prev;  // this group's units
   F* c;
   E* h;
-  F* y;     // null: not wanted here
+  E* y;     // null: not wanted here
   F* save;  // null: not wanted
   int64_t gates_row, gates_slot, h_prev_row, c_row, h_row, y_row, save_row, save_slot;
   int64_t units;  // valid ones in the last vector
@@ -375,8 +375,9 @@ class ForwardWalk {
         tile.c = c_ + b * Hp_ + unit;
         tile.h = h_write + b * write_row + unit;
         tile.y = nullptr, tile.save = nullptr;
-        if constexpr (!kConvert) {
+        if constexpr (!kConvertOperands)
           if (!p_.P) tile.y = output(d, steps, s, b) + unit;
+        if constexpr (!kConvert) {
           if (p_.reserve) tile.save = reserve(d, steps, s, b) + unit;
         } else {
           if (p_.reserve) tile.save = converted;
@@ -413,10 +414,10 @@ class ForwardWalk {
                     int64_t nv, const GateTile<E, F>& tile) {
     const int64_t units = (nv - 1) * L + tile.units;
     for (int64_t r = 0; r < R; ++r) {
-      if (!p_.P) {
+      if (kConvertOperands && !p_.P) {
         S* const y = output(d, steps, s, b + r) + unit;
         convert(y, tile.h + r * tile.h_row, units);
-        if (kConvertOperands) convert(tile.h + r * tile.h_row, y, units);
+        convert(tile.h + r * tile.h_row, y, units);
       }
       if (p_.reserve)
         for (int g = 0; g < C::saved; ++g)

@@ -1,7 +1,10 @@
 // Idle buffers stand in a list, newest first. A request takes the smallest that is large enough and
-// not more than a third too large; what is given back beyond the bound frees the oldest.
+// not too large: by a third for a tensor, four times for scratch. Scratch that finds none large
+// enough takes the place of the largest idle buffer, so that a forward's scratch does not lie idle
+// beside its backward's. What is given back beyond the bound frees the oldest.
 #include "memory.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
@@ -50,7 +53,7 @@ std::size_t& capacity(void* block) { return *static_cast<std::size_t*>(block); }
 
 }  // namespace
 
-void* pool_take(std::size_t bytes) {
+void* pool_take(std::size_t bytes, Use use) {
   if (bytes > SIZE_MAX - 2 * kHugePage) return nullptr;
   const std::size_t wanted = (bytes + 4095) / 4096 * 4096;
   Pool& p = pool();
@@ -59,7 +62,7 @@ void* pool_take(std::size_t bytes) {
     std::size_t best = p.idle.size();
     for (std::size_t i = 0; i < p.idle.size(); ++i) {
       const std::size_t size = capacity(p.idle[i]);
-      if (size >= wanted && size - size / 4 <= wanted &&
+      if (size >= wanted && (use == Use::scratch ? size / 4 : size - size / 4) <= wanted &&
           (best == p.idle.size() || size <= capacity(p.idle[best])))
         best = i;
     }
@@ -68,6 +71,15 @@ void* pool_take(std::size_t bytes) {
       p.idle.erase(p.idle.begin() + static_cast<std::ptrdiff_t>(best));
       p.held -= capacity(block);
       return static_cast<char*>(block) + kHeader;
+    }
+    if (use == Use::scratch && !p.idle.empty()) {
+      const auto largest = std::max_element(
+          p.idle.begin(), p.idle.end(), [](void* a, void* b) { return capacity(a) < capacity(b); });
+      if (capacity(*largest) < wanted && capacity(*largest) >= wanted / 4) {
+        p.held -= capacity(*largest);
+        std::free(*largest);
+        p.idle.erase(largest);
+      }
     }
   }
   void* block = nullptr;

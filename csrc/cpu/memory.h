@@ -9,15 +9,20 @@
 
 namespace fusedrnn {
 
-void* pool_take(std::size_t bytes);  // 64-byte aligned; nullptr when memory is out
-void pool_give(void* buffer);        // null is allowed
-std::size_t pool_held_bytes();       // idle in the pool now
-void pool_trim();                    // frees what is idle
+enum class Use {
+  tensor,   // kept for who knows how long: an idle buffer must fit well
+  scratch,  // given back within the call: one large buffer serves all that is smaller
+};
+
+void* pool_take(std::size_t bytes, Use use);  // 64-byte aligned; nullptr when memory is out
+void pool_give(void* buffer);                 // null is allowed
+std::size_t pool_held_bytes();                // idle in the pool now
+void pool_trim();                             // frees what is idle
 
 // Scratch of one call.
 class Scratch {
  public:
-  explicit Scratch(std::size_t bytes) : data_(bytes ? pool_take(bytes) : nullptr) {}
+  explicit Scratch(std::size_t bytes) : data_(bytes ? pool_take(bytes, Use::scratch) : nullptr) {}
   ~Scratch() { pool_give(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
