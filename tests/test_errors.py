@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
+from processes import in_a_process
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -141,15 +138,6 @@ def test_plan_refuses_nonsense() -> None:
         fusedrnn.plan("gru", **{**sizes, "batch": 0})
     with pytest.raises(ValueError, match="dtype"):
         fusedrnn.plan("gru", **sizes, dtype=torch.int64)
-
-
-def in_a_process(code: str) -> str:
-    """Runs code that might crash; returns what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
-    return done.stdout
 
 
 def test_raw_ops_never_crash() -> None:

@@ -19,7 +19,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_digits(tmp_path: Path) -> None:
     plot = tmp_path / "digits.png"
-    done = run("examples/digits.py", "--epochs", "14", "--out", str(plot))
+    done = run("examples/digits.py", "--epochs", "20", "--out", str(plot))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "accuracy on held-out digits" in done.stdout and "FAILED" not in done.stdout
     assert plot.stat().st_size > 10_000
