@@ -140,18 +140,31 @@ def test_only_gradients_that_are_asked_for(cell: str, device: torch.device) -> N
                 assert grad is None, name
 
 
+@pytest.mark.parametrize("where", ["input", "h0", "c0", "weight_ih_l0", "weight_hh_l0"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_nan_and_inf_go_where_torch_s_go(cell: str, value: float, device: torch.device) -> None:
-    case = Case(cell=cell, T=6, B=5, H=17, hx=False)
-    inputs = case.inputs()
-    inputs["input"][2, 1, 3] = value
-    for dtype in (torch.float64, torch.float32):
-        ours = case.run(case.module(dtype=dtype).to(device), inputs)
-        theirs = case.run(case.module(nn, torch.float64).to(device), inputs)
-        for name in ("output", "hn"):
-            assert torch.equal(ours[name].isnan(), theirs[name].isnan()), (dtype, name)
-            assert torch.equal(ours[name].isinf(), theirs[name].isinf()), (dtype, name)
+def test_nan_and_inf_go_where_torch_s_go(
+    cell: str, value: float, where: str, device: torch.device
+) -> None:
+    if where == "c0" and cell != "lstm":
+        pytest.skip("only an LSTM has a cell state")
+    for given in (True, False) if where[1:] != "0" else (True,):
+        case = Case(cell=cell, T=6, B=5, H=17, hx=given)
+        inputs = case.inputs()
+        if where in inputs:
+            inputs[where][-1, 1, 3] = value
+        for dtype in (torch.float64, torch.float32):
+            numbers = []
+            for module in (case.module(dtype=dtype), case.module(nn, torch.float64)):
+                if where not in inputs:
+                    with torch.no_grad():
+                        getattr(module, where)[4, 2] = value
+                numbers.append(case.run(module.to(device), inputs))
+            ours, theirs = numbers
+            for name, expected in theirs.items():
+                assert torch.equal(ours[name].isnan(), expected.isnan()), (dtype, given, name)
+                if not name.startswith("grad"):
+                    assert torch.equal(ours[name].isinf(), expected.isinf()), (dtype, given, name)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -325,9 +325,8 @@ class ForwardWalk {
     const E* const h_read = h_[s % 2];
     E* const h_write = p_.P ? hidden_ : h_[(s + 1) % 2];
     const int64_t write_row = p_.P ? Hp_ : Rp_;
-    const bool no_state = s == 0 && !p_.hx;
     F* const gates = gates_ + chunk_row * C::inputs * Hp_;
-    if (plan_.in_place && !no_state)
+    if (plan_.in_place)
       for (int64_t b = rows.begin; b < rows.end; ++b)
         multiply_in_place(d, h_read + b * Rp_, gates + b * C::inputs * Hp_, hidden_gates_ + b * Hp_,
                           groups);
@@ -340,8 +339,8 @@ class ForwardWalk {
     input.columns = L;
 
     GateTile<E, F> tile;
-    tile.K = plan_.in_place || no_state ? 0 : p_.R();
-    tile.hidden_bias_row = plan_.in_place && !no_state ? Hp_ : 0;
+    tile.K = plan_.in_place ? 0 : p_.R();
+    tile.hidden_bias_row = plan_.in_place ? Hp_ : 0;
     tile.gates_row = C::inputs * Hp_, tile.gates_slot = Hp_, tile.h_prev_row = Rp_;
     tile.c_row = Hp_, tile.h_row = write_row, tile.y_row = p_.directions * p_.R();
     const Tiles tiles(rows.size(), tile_rows(C::products * kVectors));

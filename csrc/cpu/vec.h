@@ -352,7 +352,9 @@ struct Math {
   FUSEDRNN_INLINE static V sigmoid(V x) {
     using K = ExpConstants<F>;
     const SplitExp<F> e(maximum<F>(minimum<F>(-x, K::exp_limit), -K::exp_limit));
-    return reciprocal<F>(1 + (e.scale + e.scale * e.p));
+    const V result = reciprocal<F>(1 + (e.scale + e.scale * e.p));
+    // Exactly 0 far out, as torch's: 0 times an infinite state is NaN, a tiny gate times it is not.
+    return x < -K::exp_limit ? V{} : result;
   }
   FUSEDRNN_INLINE static V tanh(V x) {
     using K = ExpConstants<F>;
