@@ -138,8 +138,6 @@ def cuda_library(torch: str) -> str:
     if not shutil.which("nvcc", path=f"{home}/bin" if home else None):
         missing.append(f"nvcc not found ({f'in {home}/bin' if home else 'on PATH; set CUDA_HOME'})")
     targets = re.findall(r",code=(\w+)", " ".join(cuda_architectures()))
-    if not missing:
-        raise fail("csrc/cuda has sources, but setup.py has no rule for them yet.")
     if asked == "1":
         raise fail(f"FUSEDRNN_BUILD_CUDA=1, but {'; '.join(missing)}.")
     return f"CUDA library: left out, {'; '.join(missing)}. (Its targets: {' '.join(targets)}.)"
@@ -226,15 +224,18 @@ class NinjaBuild(build_ext):
                 return target
 
             cpu = {path.name: compile(path, x86) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))}
+            override = compile(ROOT / "csrc/plan_override.cpp", [])
             kernels = [
                 compile(source, [f"-DFUSEDRNN_ISA={isa}", *isa_flags], isa)
                 for isa, isa_flags in INSTRUCTION_SETS.items()
                 for source in sorted((ROOT / "csrc/cpu/isa").glob(KERNELS.get(isa, "*.cpp")))
             ]
             objects = {
-                OPS: [compile(ROOT / "csrc/ops.cpp", stable), *cpu.values(), *kernels],
+                OPS: [compile(ROOT / "csrc/ops.cpp", stable), override, *cpu.values(), *kernels],
                 INTROSPECTION: [
                     compile(ROOT / "csrc/python.cpp", python),
+                    compile(ROOT / "csrc/cuda/plan.cpp", []),
+                    override,
                     *(cpu[name] for name in ("plan.cpp", "capability.cpp", "peak.cpp")),
                 ],
             }

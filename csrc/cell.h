@@ -35,8 +35,8 @@ struct LstmCell {
   static constexpr bool has_late_input = false;  // an input slot joins after the product
   static constexpr bool has_carry = false;       // h_prev reaches h other than through the product
   // Torch's gate that product (grad) slot s belongs to.
-  static constexpr int gate_of_product(int slot) { return slot; }
-  static constexpr int input_of_product(int slot) { return slot; }
+  FUSEDRNN_CELL constexpr int gate_of_product(int slot) { return slot; }
+  FUSEDRNN_CELL constexpr int input_of_product(int slot) { return slot; }
 
   template <class M, class V>
   FUSEDRNN_CELL void forward(const V* product, V /*late*/, V /*h_prev*/, V& c, V& h, V* save) {
@@ -67,8 +67,8 @@ struct GruCell {
   static constexpr Cell cell = Cell::gru;
   static constexpr int inputs = 3, products = 3, saved = 4, grads = 4;
   static constexpr bool has_c = false, has_late_input = true, has_carry = true;
-  static constexpr int gate_of_product(int slot) { return slot == 0 ? 2 : slot - 1; }
-  static constexpr int input_of_product(int slot) { return slot - 1; }  // -1: b_hn instead
+  FUSEDRNN_CELL constexpr int gate_of_product(int slot) { return slot == 0 ? 2 : slot - 1; }
+  FUSEDRNN_CELL constexpr int input_of_product(int slot) { return slot - 1; }  // -1: b_hn instead
 
   template <class M, class V>
   FUSEDRNN_CELL void forward(const V* product, V late, V h_prev, V& /*c*/, V& h, V* save) {
@@ -96,8 +96,8 @@ struct RnnCell {
   static constexpr Cell cell = kTanh ? Cell::rnn_tanh : Cell::rnn_relu;
   static constexpr int inputs = 1, products = 1, saved = 0, grads = 1;
   static constexpr bool has_c = false, has_late_input = false, has_carry = false;
-  static constexpr int gate_of_product(int slot) { return slot; }
-  static constexpr int input_of_product(int slot) { return slot; }
+  FUSEDRNN_CELL constexpr int gate_of_product(int slot) { return slot; }
+  FUSEDRNN_CELL constexpr int input_of_product(int slot) { return slot; }
 
   template <class M, class V>
   FUSEDRNN_CELL void forward(const V* product, V /*late*/, V /*h_prev*/, V& /*c*/, V& h, V*) {

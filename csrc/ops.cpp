@@ -5,6 +5,7 @@
 // The checks here make every call safe, whoever makes it; the modules check before, with torch.nn's
 // messages. See fusedrnn/ops.py for what the arguments mean.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -15,8 +16,10 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
+#include "backend.h"
 #include "cpu/backend.h"
 #include "cpu/memory.h"
 
@@ -27,6 +30,11 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
     int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* ret, int32_t layout,
     const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
     void (*deleter)(void* data, void* ctx), void* deleter_ctx);
+
+// In libtorch_cuda alone: weak, so that the library loads where there is none.
+extern "C" __attribute__((weak)) AOTITorchError
+aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+extern "C" __attribute__((weak)) AOTITorchError torch_get_current_cuda_blas_handle(void** handle);
 
 namespace fusedrnn {
 namespace {
@@ -51,8 +59,16 @@ void check_sizes(const char* name, const Tensor& t, const Sizes& expected) {
                   to_string(sizes_of(t)));
 }
 
+std::string device_of(const Tensor& t) {
+  if (t.is_cpu()) return "cpu";
+  return (t.is_cuda() ? "cuda:" : "another device, index ") + std::to_string(t.get_device_index());
+}
+
 void check_like(const char* name, const Tensor& t, const Tensor& input) {
-  STD_TORCH_CHECK(t.is_cpu(), name, ": expected a CPU tensor like input");
+  const bool together =
+      input.is_cpu() ? t.is_cpu() : t.is_cuda() && t.get_device_index() == input.get_device_index();
+  STD_TORCH_CHECK(together, name, ": expected a tensor on input's device, ", device_of(input),
+                  ", got one on ", device_of(t));
   STD_TORCH_CHECK(t.scalar_type() == input.scalar_type(), name, ": expected input's dtype ",
                   toString(input.scalar_type()), ", got ", toString(t.scalar_type()));
 }
@@ -108,14 +124,14 @@ Tensor zeros(const Sizes& sizes, const Tensor& like) {
   return t;
 }
 
-// The large tensors of a call (output, reserve, grad_input): memory of the pool that returns there
-// when the last owner lets the tensor go.
+// The large tensors of a call (output, reserve, grad_input). On the CPU memory of the pool that
+// returns there when the last owner lets the tensor go; on CUDA torch's allocator is such a pool.
 Tensor new_pooled(const char* name, const Sizes& sizes, const Tensor& like) {
   constexpr std::size_t kPooledBytes = 64 * 1024;  // below, malloc does not ask the system
   int64_t numel = 1;
   for (const int64_t n : sizes) numel *= n;
   const std::size_t bytes = static_cast<std::size_t>(numel) * like.element_size();
-  if (!torch_from_blob || bytes < kPooledBytes) return new_tensor(sizes, like);
+  if (!torch_from_blob || bytes < kPooledBytes || !like.is_cpu()) return new_tensor(sizes, like);
   void* const data = pool_take(bytes, Use::tensor);
   STD_TORCH_CHECK(data, "out of memory: ", name, " of shape ", to_string(sizes),
                   " could not be allocated; use a smaller batch or fewer steps");
@@ -137,6 +153,57 @@ int thread_count() {
   uint32_t threads = 1;
   TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
   return static_cast<int>(threads);
+}
+
+// Backends by device type: the CPU's is here, CUDA's installs itself.
+constexpr int kDeviceTypes = 2;
+const Backend* g_backends[kDeviceTypes] = {&cpu_backend(), nullptr};
+
+const Backend& backend_of(const Tensor& input) {
+  const Backend* const backend = g_backends[input.is_cpu() ? 0 : 1];
+  STD_TORCH_CHECK(backend, "fusedrnn has no CUDA kernels in this build, and input is on ",
+                  device_of(input),
+                  "; build it where nvcc and a CUDA build of torch are, see fusedrnn.build_info()");
+  return *backend;
+}
+
+// Runs a backend's function on the input's device with what torch lends to it.
+template <class P>
+void run(const char* (*Backend::*pass)(const P&, const Context&), const P& problem,
+         const Tensor& input, bool allow_tf32) {
+  struct Scratch {
+    const Tensor& like;
+    std::vector<Tensor> tensors;
+  } scratch{input, {}};
+  Context context;
+  context.allow_tf32 = allow_tf32;
+  context.owner = &scratch;
+  context.allocate = [](int64_t bytes, void* owner) -> void* {
+    Scratch& to = *static_cast<Scratch*>(owner);
+    const Options options(to.like);
+    const int64_t stride = 1;
+    AtenTensorHandle handle = nullptr;
+    if (aoti_torch_empty_strided(1, &bytes, &stride, aoti_torch_dtype_uint8(), options.device_type,
+                                 options.device_index, &handle) != AOTI_TORCH_SUCCESS)
+      return nullptr;
+    to.tensors.emplace_back(handle);
+    return to.tensors.back().data_ptr();
+  };
+  const bool cpu = input.is_cpu();
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;
+  if (cpu) {
+    context.threads = thread_count();
+    context.parallel_for = parallel_for;
+  } else {
+    const int32_t device = input.get_device_index();
+    guard.emplace(device);
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream && torch_get_current_cuda_blas_handle,
+                    "torch's CUDA library is not in this process, or older than 2.10");
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &context.stream));
+    TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&context.blas));
+  }
+  const char* const error = (backend_of(input).*pass)(problem, context);
+  STD_TORCH_CHECK(!error, error);
 }
 
 // One layer call, checked: sizes, and contiguous tensors that live as long as the call.
@@ -184,6 +251,28 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t rows, Call& call) {
   call.offsets[static_cast<std::size_t>(T)] = total;
   call.problem.T = T;
   call.problem.B = size[0];
+}
+
+// Where the rows of input are; copies it if the backend could not read it in place.
+void place_input(const Tensor& input, bool packed, Call& call) {
+  BackwardProblem& p = call.problem;
+  const int64_t rows_dim = packed ? 0 : 1;
+  const auto place = [&] {
+    p.input = call.input.data_ptr();
+    p.input_row = call.input.stride(rows_dim);
+    p.input_step = packed ? 0 : call.input.stride(0);
+  };
+  call.input = input;
+  if (input.stride(rows_dim + 1) != 1 && p.I > 1) call.input = torch::stable::contiguous(input);
+  place();
+  if (!backend_of(input).even_rows) return;
+  // The stride of a dimension of size one means nothing.
+  if (packed ? p.rows == 1 : p.B == 1) p.input_row = packed || p.T == 1 ? p.I : p.input_step;
+  const bool even = packed || p.T == 1 || p.B == 1 || p.input_step == p.B * p.input_row;
+  if (even && p.input_row >= p.I) return;
+  call.input = torch::stable::contiguous(input);
+  place();
+  p.input_row = p.I;
 }
 
 Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
@@ -263,11 +352,7 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
   }
 
   call.has_biases = has_biases;
-  call.input = input;
-  if (input.stride(dims - 1) != 1 && p.I > 1) call.input = torch::stable::contiguous(input);
-  p.input = call.input.data_ptr();
-  p.input_row = call.input.stride(dims - 2);
-  p.input_step = batch_sizes ? 0 : call.input.stride(0);
+  place_input(input, batch_sizes.has_value(), call);
   p.hx = call.hx ? call.hx->data_ptr() : nullptr;
   p.cx = call.cx ? call.cx->data_ptr() : nullptr;
   for (int d = 0; d < p.directions; ++d) {
@@ -281,13 +366,10 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
   return call;
 }
 
-constexpr const char* kOutOfMemory =
-    "out of memory: scratch of a layer could not be allocated; use a smaller batch or fewer steps";
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
     const Tensor& input, std::optional<Tensor> batch_sizes, std::optional<Tensor> hx,
     std::optional<Tensor> cx, std::vector<Tensor> weights, int64_t cell, bool has_biases,
-    bool bidirectional, bool save) {
+    bool bidirectional, bool save, bool allow_tf32) {
   Call call = check(input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional);
   BackwardProblem& p = call.problem;
   p.training = save;
@@ -302,7 +384,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
   p.hn = hn.data_ptr();
   p.cn = lstm ? cn.data_ptr() : nullptr;
   p.reserve = save && saved_of(p.cell) ? reserve.data_ptr() : nullptr;
-  STD_TORCH_CHECK(cpu_forward(p, plan_layer(p, thread_count()), parallel_for), kOutOfMemory);
+  run<Problem>(&Backend::forward, p, input, allow_tf32);
   return {output, hn, cn, reserve};
 }
 
@@ -310,7 +392,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     std::optional<Tensor> grad_output, std::optional<Tensor> grad_hn, std::optional<Tensor> grad_cn,
     const Tensor& input, std::optional<Tensor> batch_sizes, std::optional<Tensor> hx,
     std::optional<Tensor> cx, std::vector<Tensor> weights, const Tensor& output,
-    const Tensor& reserve, int64_t cell, bool has_biases, bool bidirectional, int64_t needs) {
+    const Tensor& reserve, int64_t cell, bool has_biases, bool bidirectional, int64_t needs,
+    bool allow_tf32) {
   Call call = check(input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional);
   BackwardProblem& p = call.problem;
   p.training = true;
@@ -370,7 +453,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     if (has_biases) to.b_ih = wanted(2), to.b_hh = wanted(3);
     if (p.P) to.w_hr = wanted(call.per_direction - 1);
   }
-  STD_TORCH_CHECK(cpu_backward(p, plan_layer(p, thread_count()), parallel_for), kOutOfMemory);
+  run(&Backend::backward, p, input, allow_tf32);
   return {grad_input, grad_hx, grad_cx, grad_weights};
 }
 
@@ -380,13 +463,26 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
 STABLE_TORCH_LIBRARY(fusedrnn, m) {
   m.def(
       "layer_forward(Tensor input, Tensor? batch_sizes, Tensor? hx, Tensor? cx, Tensor[] weights, "
-      "int cell, bool has_biases, bool bidirectional, bool save) "
+      "int cell, bool has_biases, bool bidirectional, bool save, "
+      "bool allow_tf32=False) "
       "-> (Tensor output, Tensor hn, Tensor cn, Tensor reserve)");
   m.def(
       "layer_backward(Tensor? grad_output, Tensor? grad_hn, Tensor? grad_cn, Tensor input, "
       "Tensor? batch_sizes, Tensor? hx, Tensor? cx, Tensor[] weights, Tensor output, "
-      "Tensor reserve, int cell, bool has_biases, bool bidirectional, int needs) "
+      "Tensor reserve, int cell, bool has_biases, bool bidirectional, int needs, "
+      "bool allow_tf32=False) "
       "-> (Tensor grad_input, Tensor grad_hx, Tensor grad_cx, Tensor[] grad_weights)");
+}
+
+extern "C" __attribute__((visibility("default"))) const fusedrnn::Backend* fusedrnn_use_backend(
+    int device_type, const fusedrnn::Backend* backend) {
+  if (device_type < 0 || device_type >= fusedrnn::kDeviceTypes) return nullptr;
+  return std::exchange(fusedrnn::g_backends[device_type], backend);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {
+  m.impl("layer_forward", TORCH_BOX(&fusedrnn::layer_forward));
+  m.impl("layer_backward", TORCH_BOX(&fusedrnn::layer_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {

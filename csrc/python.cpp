@@ -1,5 +1,4 @@
-// Introspection for Python: what was built, what this processor runs, how a call would be shared
-// among threads, the processor's peak. No torch in here; the ops are in a library of their own.
+// Introspection for Python: what was built, what this processor runs, how a call would be run, the processor's peak. No torch in here; the ops are in a library of their own.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,6 +8,8 @@
 #include "cpu/capability.h"
 #include "cpu/peak.h"
 #include "cpu/plan.h"
+#include "cuda/plan.h"
+#include "plan_override.h"
 
 namespace py = pybind11;
 
@@ -29,10 +30,40 @@ int64_t positive(const char* name, int64_t value) {
   return value;
 }
 
-py::dict plan(int cell, int64_t time, int64_t batch, int64_t input_size, int64_t hidden_size,
-              int64_t proj_size, int directions, const std::string& dtype, int threads,
-              bool training) {
+py::dict cpu_plan(const fusedrnn::Shape& shape, int threads) {
   using namespace fusedrnn;
+  const Plan p = plan_layer(shape, static_cast<int>(positive("threads", threads)));
+  py::dict d;
+  d["backend"] = "cpu";
+  d["capability"] = name_of(cpu_capability());
+  d["team"] = "ThreadTeam";
+  d["threads"] = p.threads;
+  d["direction_teams"] = p.direction_teams;
+  d["split"] = p.split == Split::batch ? "batch" : p.split == Split::units ? "units" : "none";
+  d["weights_in_place"] = p.in_place;
+  d["fuse_input"] = p.fuse_input;
+  d["forward_steps"] = p.forward_steps;
+  d["backward_steps"] = p.backward_steps;
+  return d;
+}
+
+py::dict cuda_plan(const fusedrnn::Shape& shape) {
+  const fusedrnn::CudaPlan p = fusedrnn::plan_cuda(shape);
+  py::dict d;
+  d["backend"] = "cuda";
+  d["team"] = "stepwise";
+  d["units_per_thread"] = p.units_per_thread;
+  d["forward_steps"] = p.forward_steps;
+  return d;
+}
+
+py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, int64_t input_size,
+              int64_t hidden_size, int64_t proj_size, int directions, const std::string& dtype,
+              int threads, bool training) {
+  using namespace fusedrnn;
+  if (!plan_override().error().empty()) throw std::invalid_argument(plan_override().error());
+  if (device != "cpu" && device != "cuda")
+    throw std::invalid_argument("device: expected cpu or cuda, got " + device);
   if (cell < 0 || cell > 3)
     throw std::invalid_argument("cell: expected 0 to 3, got " + std::to_string(cell));
   if (directions != 1 && directions != 2)
@@ -50,19 +81,7 @@ py::dict plan(int cell, int64_t time, int64_t batch, int64_t input_size, int64_t
   shape.rows = time * batch;
   shape.directions = directions;
   shape.training = training;
-  const Plan p = plan_layer(shape, static_cast<int>(positive("threads", threads)));
-  py::dict d;
-  d["backend"] = "cpu";
-  d["capability"] = name_of(cpu_capability());
-  d["team"] = "ThreadTeam";
-  d["threads"] = p.threads;
-  d["direction_teams"] = p.direction_teams;
-  d["split"] = p.split == Split::batch ? "batch" : p.split == Split::units ? "units" : "none";
-  d["weights_in_place"] = p.in_place;
-  d["fuse_input"] = p.fuse_input;
-  d["forward_steps"] = p.forward_steps;
-  d["backward_steps"] = p.backward_steps;
-  return d;
+  return device == "cpu" ? cpu_plan(shape, threads) : cuda_plan(shape);
 }
 
 py::dict build_info() {
@@ -86,7 +105,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("version", [] { return FUSEDRNN_VERSION; });
   m.def("build_info", &build_info);
   m.def("cpu_capability", [] { return fusedrnn::name_of(fusedrnn::cpu_capability()); });
-  m.def("plan", &plan, py::arg("cell"), py::arg("time"), py::arg("batch"), py::arg("input_size"),
+  m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("time"), py::arg("batch"), py::arg("input_size"),
         py::arg("hidden_size"), py::arg("proj_size"), py::arg("directions"), py::arg("dtype"),
         py::arg("threads"), py::arg("training"));
   m.def(

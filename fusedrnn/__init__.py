@@ -3,7 +3,7 @@
     fusedrnn.LSTM(10, 20)        what torch.nn.LSTM(10, 20) is: same arguments, same parameters
     fusedrnn.replace(model)      puts these modules in the place of torch.nn's in a model
     fusedrnn.functional          the same without a module
-    fusedrnn.plan(...)           how a call would be shared among threads
+    fusedrnn.plan(...)           how a call would be run: threads, steps at once, team
     fusedrnn.build_info()        what this build was made with and for
 
 Importing it loads the native library; nothing else happens.
@@ -28,6 +28,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "CudaPlan",
     "GRUCell",
     "LSTMCell",
     "Plan",
@@ -42,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Plan:
-    """How one layer's call is shared among threads, as csrc/cpu/plan.cpp decides it.
+    """How one layer's call is shared among the CPU's threads, as csrc/cpu/plan.cpp decides it.
 
     Attributes:
         backend: "cpu".
@@ -71,9 +72,27 @@ class Plan:
     backward_steps: int
 
 
+@dataclass(frozen=True)
+class CudaPlan:
+    """How one layer's call runs on a CUDA device, as csrc/cuda/plan.cpp decides it.
+
+    Attributes:
+        backend: "cuda".
+        team: "stepwise": no team; for each step one matrix product and one fused kernel.
+        units_per_thread: of the fused kernel; more than one where it pays to move 16 bytes at once.
+        forward_steps: for how many steps the input projection is computed at once.
+    """
+
+    backend: str
+    team: str
+    units_per_thread: int
+    forward_steps: int
+
+
 def plan(
     cell: str,
     *,
+    device: torch.device | str = "cpu",
     time: int,
     batch: int,
     input_size: int,
@@ -83,11 +102,18 @@ def plan(
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
     training: bool = False,
-) -> Plan:
-    """The plan for one layer of these sizes; computes nothing.
+) -> Plan | CudaPlan:
+    """The plan for one layer of these sizes; computes nothing, and needs no such device.
+
+    The environment variable FUSEDRNN_PLAN, read when fusedrnn is loaded, overrides what the sizes
+    would choose, for measuring: "key=value,key=value" with the names of a plan's fields. `threads`,
+    `direction_teams`, `forward_steps`, `backward_steps` and `units_per_thread` take a number, which
+    is lowered to what the call can use, `fuse_input` 0 or 1, `split` and `team` one of their names.
+    No result depends on them beyond rounding.
 
     Args:
         cell: "rnn_tanh", "rnn_relu", "lstm" or "gru".
+        device: the kind of device, "cpu" or "cuda".
         time: steps.
         batch: sequences.
         input_size: features of the input.
@@ -95,15 +121,18 @@ def plan(
         proj_size: features of h in a projected LSTM, 0 without projection.
         bidirectional: whether the layer has both directions.
         dtype: of input and weights.
-        threads: how many threads there are; torch.get_num_threads() if None.
+        threads: how many threads the CPU has; torch.get_num_threads() if None.
         training: whether gradients will be needed.
 
     Raises:
-        ValueError: an argument is not one of those above, or not positive.
+        ValueError: an argument is not one of those above, or not positive, or FUSEDRNN_PLAN is
+            not as described.
     """
     if cell not in CELLS:
         raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
+    kind = torch.device(device).type
     found: dict[str, Any] = _C.plan(
+        device=kind,
         cell=CELLS.index(cell),
         time=time,
         batch=batch,
@@ -115,4 +144,4 @@ def plan(
         threads=torch.get_num_threads() if threads is None else threads,
         training=training,
     )
-    return Plan(**found)
+    return Plan(**found) if kind == "cpu" else CudaPlan(**found)

@@ -27,8 +27,8 @@ from fusedrnn.reference import LSTM
 
 Tensors = tuple[Tensor, ...]
 Optionals = Sequence[Tensor | None]
-Settings = tuple[int, bool, bool]
-"""What a layer is beside its tensors: (cell, has_biases, bidirectional)."""
+Settings = tuple[int, bool, bool, bool]
+"""What a layer is beside its tensors: (cell, has_biases, bidirectional, allow_tf32)."""
 
 
 def layer(
@@ -44,6 +44,7 @@ def layer(
     """One layer, differentiable: `reference.layer` by the kernels. Returns output, hn, cn."""
     differentiable = torch.is_grad_enabled() and _any_requires_grad(input, hx, cx, weights)
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    allow_tf32 = ops.allow_tf32(input)
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
     if tracing or torch.compiler.is_compiling():
         # Compilers see the ops, which are differentiable, but cannot transform them.
@@ -54,28 +55,31 @@ def layer(
         # A trace of torch.jit serves with gradients and without: there, weights decide.
         save = differentiable or (tracing and _any_requires_grad(input, hx, cx, weights))
         output, hn, cn, _ = ops.layer_forward(
-            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, save
+            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, save, allow_tf32
         )
         return output, hn, cn
     if not transformed and not differentiable:
         output, hn, cn, _ = _below_autograd(
             ops.layer_forward,
-            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, False,
+            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, False, allow_tf32,
         )  # fmt: skip
         return output, hn, cn
     apply = LayerFunction.apply if transformed else _apply_at_once
-    output, hn, cn, _ = apply(cell, has_biases, bidirectional, batch_sizes, input, hx, cx, *weights)
+    output, hn, cn, _ = apply(
+        cell, has_biases, bidirectional, allow_tf32, batch_sizes, input, hx, cx, *weights
+    )
     return output, hn, cn
 
 
 class LayerFunction(Function):
-    """(cell, has_biases, bidirectional, batch_sizes, *operands) -> output, hn, cn, reserve."""
+    """(*settings, batch_sizes, *operands) -> output, hn, cn, reserve."""
 
     @staticmethod
     def forward(
         cell: int,
         has_biases: bool,
         bidirectional: bool,
+        allow_tf32: bool,
         batch_sizes: Tensor | None,
         input: Tensor,
         hx: Tensor | None,
@@ -84,24 +88,24 @@ class LayerFunction(Function):
     ) -> Tensors:
         return _below_autograd(
             ops.layer_forward,
-            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, True,
+            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, True, allow_tf32,
         )  # fmt: skip
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        _keep_for_backward(ctx, inputs[:3], inputs[3], inputs[4:], output)
+        _keep_for_backward(ctx, inputs[:4], inputs[4], inputs[5:], output)
         if forward_ad._current_level >= 0:
-            ctx.save_for_forward(inputs[3], *inputs[4:])
+            ctx.save_for_forward(inputs[4], *inputs[5:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        return (None, None, None, None, *_gradients(ctx, grads[:3], ctx.needs_input_grad[4:]))
+        return (*[None] * 5, *_gradients(ctx, grads[:3], ctx.needs_input_grad[5:]))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         batch_sizes, *operands = ctx.saved_tensors
         formula = _reference_layer(ctx.settings, batch_sizes)
-        output, hn, cn = _jvp(formula, operands, tangents[4:])
+        output, hn, cn = _jvp(formula, operands, tangents[5:])
         return output, hn, cn if ctx.settings[0] == LSTM else None, None
 
     @staticmethod
@@ -111,20 +115,22 @@ class LayerFunction(Function):
         cell: int,
         has_biases: bool,
         bidirectional: bool,
+        allow_tf32: bool,
         batch_sizes: Tensor | None,
         *operands: Tensor | None,
     ) -> tuple[Tensors, tuple[int | None, ...]]:
-        _check_not_mapped(in_dims[3])
-        formula = _reference_layer((cell, has_biases, bidirectional), batch_sizes)
-        output, hn, cn = _vmap(info, formula, in_dims[4:], operands)
+        _check_not_mapped(in_dims[4])
+        settings = (cell, has_biases, bidirectional, allow_tf32)
+        formula = _reference_layer(settings, batch_sizes)
+        output, hn, cn = _vmap(info, formula, in_dims[5:], operands)
         return (output, hn, cn, output.new_empty(0)), (0, 0, 0, None)
 
 
 class LayerGradient(Function):
     """The gradients of a layer that `needs` asks for, as a differentiable function.
 
-    (cell, has_biases, bidirectional, needs, batch_sizes, output, reserve,
-    grad_output, grad_hn, grad_cn, *operands) -> the gradients, in the order of the operands.
+    (*settings, needs, batch_sizes, output, reserve, grad_output, grad_hn, grad_cn, *operands)
+    -> the gradients, in the order of the operands.
     """
 
     @staticmethod
@@ -132,13 +138,14 @@ class LayerGradient(Function):
         cell: int,
         has_biases: bool,
         bidirectional: bool,
+        allow_tf32: bool,
         needs: int,
         batch_sizes: Tensor | None,
         output: Tensor,
         reserve: Tensor,
         *tensors: Tensor | None,
     ) -> Tensors:
-        settings = (cell, has_biases, bidirectional)
+        settings = (cell, has_biases, bidirectional, allow_tf32)
         grads, operands = tensors[:3], tensors[3:]
         found = _run_backward(settings, needs, batch_sizes, output, reserve, grads, operands)
         return tuple(found[i] for i in _wanted(needs, operands))
@@ -146,22 +153,22 @@ class LayerGradient(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         ctx.set_materialize_grads(False)
-        ctx.settings, ctx.needs = inputs[:3], inputs[3]
-        ctx.save_for_backward(inputs[4], *inputs[7:])
+        ctx.settings, ctx.needs = inputs[:4], inputs[4]
+        ctx.save_for_backward(inputs[5], *inputs[8:])
         if forward_ad._current_level >= 0:
-            ctx.save_for_forward(inputs[4], *inputs[7:])
+            ctx.save_for_forward(inputs[5], *inputs[8:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         batch_sizes, *tensors = ctx.saved_tensors
         formula = _reference_gradient(ctx.settings, ctx.needs, batch_sizes)
-        return (*[None] * 7, *_vjp(formula, tensors, ctx.needs_input_grad[7:], grads))
+        return (*[None] * 8, *_vjp(formula, tensors, ctx.needs_input_grad[8:], grads))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensors:
         batch_sizes, *tensors = ctx.saved_tensors
         formula = _reference_gradient(ctx.settings, ctx.needs, batch_sizes)
-        return _jvp(formula, tensors, tangents[7:])
+        return _jvp(formula, tensors, tangents[8:])
 
     @staticmethod
     def vmap(
@@ -170,15 +177,17 @@ class LayerGradient(Function):
         cell: int,
         has_biases: bool,
         bidirectional: bool,
+        allow_tf32: bool,
         needs: int,
         batch_sizes: Tensor | None,
         output: Tensor,
         reserve: Tensor,
         *tensors: Tensor | None,
     ) -> tuple[Tensors, int]:
-        _check_not_mapped(in_dims[4])
-        formula = _reference_gradient((cell, has_biases, bidirectional), needs, batch_sizes)
-        return _vmap(info, formula, in_dims[7:], tensors), 0
+        _check_not_mapped(in_dims[5])
+        settings = (cell, has_biases, bidirectional, allow_tf32)
+        formula = _reference_gradient(settings, needs, batch_sizes)
+        return _vmap(info, formula, in_dims[8:], tensors), 0
 
 
 # Function.apply binds default arguments through `inspect` first, which takes as long as the rest;
@@ -246,9 +255,11 @@ def _run_backward(
     operands: Optionals,
 ) -> Tensors:
     input, hx, cx, *weights = operands
+    *layer_settings, allow_tf32 = settings
     grad_input, grad_hx, grad_cx, grad_weights = _below_autograd(
         ops.layer_backward,
-        *grads, input, batch_sizes, hx, cx, weights, output, reserve, *settings, needs,
+        *grads, input, batch_sizes, hx, cx, weights, output, reserve, *layer_settings, needs,
+        allow_tf32,
     )  # fmt: skip
     return (grad_input, grad_hx, grad_cx, *grad_weights)
 
@@ -264,7 +275,7 @@ def _reference_layer(settings: Settings, batch_sizes: Tensor | None) -> Callable
     """operands -> output, hn, cn."""
 
     def formula(input: Tensor, hx: Tensor | None, cx: Tensor | None, *weights: Tensor) -> Tensors:
-        return reference.layer(input, batch_sizes, hx, cx, weights, *settings)
+        return reference.layer(input, batch_sizes, hx, cx, weights, *settings[:3])
 
     return formula
 
@@ -345,9 +356,9 @@ def _check_not_mapped(in_dim: int | None) -> None:
 
 
 def _keep_of_forward_op(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    input, batch_sizes, hx, cx, weights, *settings, save = inputs
-    ctx.save = save
-    _keep_for_backward(ctx, tuple(settings), batch_sizes, (input, hx, cx, *weights), output)
+    input, batch_sizes, hx, cx, weights, *settings, ctx.save, allow_tf32 = inputs
+    operands = (input, hx, cx, *weights)
+    _keep_for_backward(ctx, (*settings, allow_tf32), batch_sizes, operands, output)
 
 
 def _gradients_of_forward_op(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -356,16 +367,17 @@ def _gradients_of_forward_op(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]
             "fusedrnn::layer_forward was called with save=False, which keeps nothing for backward; "
             "call it with save=True, or use fusedrnn.functional"
         )
-    input, _, hx, cx, weights, *_ = ctx.needs_input_grad
+    # An argument at its default may be missing at the end, here and in what is returned.
+    input, _, hx, cx, weights, *rest = ctx.needs_input_grad
     found = _gradients(ctx, grads[:3], [input, hx, cx, *weights])
-    return found[0], None, found[1], found[2], found[3:], None, None, None, None
+    return found[0], None, found[1], found[2], found[3:], *[None] * len(rest)
 
 
 def _keep_of_backward_op(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     *grads, input, batch_sizes, hx, cx, weights, _, _ = inputs[:10]
-    *settings, needs = inputs[10:]
+    *settings, ctx.needs, allow_tf32 = inputs[10:]
     ctx.set_materialize_grads(False)
-    ctx.settings, ctx.needs = tuple(settings), needs
+    ctx.settings = (*settings, allow_tf32)
     ctx.save_for_backward(batch_sizes, *grads, input, hx, cx, *weights)
 
 
@@ -375,10 +387,11 @@ def _gradients_of_backward_op(
     batch_sizes, *tensors = ctx.saved_tensors
     grads = (grad_input, grad_hx, grad_cx, *rest)
     *first, input, _, hx, cx, weights = ctx.needs_input_grad[:8]
+    rest = ctx.needs_input_grad[8:]
     formula = _reference_gradient(ctx.settings, ctx.needs, batch_sizes)
     asked = [grads[i] for i in _wanted(ctx.needs, tensors[3:])]
     found = _vjp(formula, tensors, [*first, input, hx, cx, *weights], asked)
-    return (*found[:4], None, found[4], found[5], found[6:], *[None] * 6)
+    return (*found[:4], None, found[4], found[5], found[6:], *[None] * len(rest))
 
 
 torch.library.register_autograd(

@@ -9,6 +9,7 @@
 
 D directions; R the width of h (P when projected, else H); N = T*B rows, or the sum of the batch
 sizes; S values per unit that backward needs; Hp is H rounded up to a multiple of `RESERVE_UNITS`.
+`allow_tf32` lets CUDA round the operands of float32 products to tf32, see `allow_tf32` below.
 
 The schemas and the checks that keep a call within its memory are in csrc/ops.cpp. Here are the
 fake kernels, by which compilers learn the shapes of the results, and the answer to a device that
@@ -18,6 +19,7 @@ dtype that they are given: what it does depends on the whole network, see functi
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -28,6 +30,7 @@ from torch import Tensor
 from fusedrnn.reference import GATES, LSTM
 
 LIBRARY = Path(__file__).parent / "lib" / "libfusedrnn.so"
+CUDA_LIBRARY = LIBRARY.with_name("libfusedrnn_cuda.so")
 
 SAVED = (0, 0, 5, 4)
 """How many values per unit and row the reserve of each cell holds."""
@@ -36,24 +39,42 @@ RESERVE_UNITS = 16
 """The reserve is padded to a multiple of this many units."""
 
 
-def _load() -> None:
+def _load(library: Path) -> ctypes.CDLL:
     try:
-        torch.ops.load_library(str(LIBRARY))
+        torch.ops.load_library(str(library))
     except OSError as error:
-        if not LIBRARY.exists():
-            reason = "it has not been built"
-        else:
-            reason = str(error)
+        reason = str(error) if library.exists() else "it has not been built"
         raise ImportError(
-            f"fusedrnn's native library {LIBRARY} could not be loaded: {reason}. Build it with "
+            f"fusedrnn's native library {library} could not be loaded: {reason}. Build it with "
             "`pip install .` (or `pip install -e . --no-build-isolation`) in fusedrnn's source "
             "folder, with the Python and the torch that are used here."
         ) from error
+    return ctypes.CDLL(str(library))  # loaded by now: this finds it again
 
 
-_load()
+def use_backend(device_type: str, backend: int | None) -> int | None:
+    """Installs a backend, the address of a `Backend` of csrc/backend.h; returns the one before."""
+    install = _native.fusedrnn_use_backend
+    install.argtypes, install.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    before: int | None = install(("cpu", "cuda").index(device_type), backend)
+    return before
+
+
+_native = _load(LIBRARY)
+if torch.version.cuda is not None and CUDA_LIBRARY.exists():
+    # Loading it touches no device and starts no driver.
+    _cuda_backend = _load(CUDA_LIBRARY).fusedrnn_cuda_backend
+    _cuda_backend.restype = ctypes.c_void_p
+    use_backend("cuda", _cuda_backend())
 layer_forward = torch.ops.fusedrnn.layer_forward.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default
+
+
+def allow_tf32(input: Tensor) -> bool:
+    """Whether the products of a layer may round to tf32: what decides it for torch.nn on cuDNN."""
+    if not input.is_cuda or input.dtype != torch.float32:
+        return False
+    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
 
 
 def _layer_forward_fake(
@@ -66,6 +87,7 @@ def _layer_forward_fake(
     has_biases: bool,
     bidirectional: bool,
     save: bool,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch: int | torch.SymInt
     directions = 2 if bidirectional else 1
@@ -104,6 +126,7 @@ def _layer_backward_fake(
     has_biases: bool,
     bidirectional: bool,
     needs: int,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     grads = [
         input.new_empty(operand.shape if operand is not None and needs >> i & 1 else (0,))
@@ -120,8 +143,9 @@ def _no_kernel(*arguments: object) -> NoReturn:
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     kinds = sorted({f"{tensor.device.type} ({tensor.layout})" for tensor in tensors})
     raise NotImplementedError(
-        "fusedrnn has no kernels for these tensors: expected dense (torch.strided) CPU tensors, "
-        f"got {', '.join(kinds)}. fusedrnn.build_info() tells which devices this build serves."
+        "fusedrnn has no kernels for these tensors: expected dense (torch.strided) CPU or CUDA "
+        f"tensors, got {', '.join(kinds)}. fusedrnn.build_info() tells which devices this build "
+        "serves."
     )
 
 

@@ -1,9 +1,13 @@
 // Chooses the kernels for this processor and the problem's type, gets their scratch, runs them.
 #include "backend.h"
 
+#include <string>
+
+#include "../plan_override.h"
 #include "capability.h"
 #include "kernels.h"
 #include "memory.h"
+#include "plan.h"
 
 #if defined(FUSEDRNN_X86)
 FUSEDRNN_DECLARE_KERNELS(avx512_bf16)  // half precision alone; the rest is avx512's
@@ -50,22 +54,33 @@ Kernel<BackwardProblem> backward_kernel(Dtype dtype) {
 }
 
 template <class P>
-bool run(Kernel<P> kernel, const P& problem, const Plan& plan, ParallelFor parallel_for) {
-  const int64_t bytes = kernel(problem, plan, parallel_for, nullptr);
+const char* run(Kernel<P> (*kernel_of)(Dtype), const P& problem, const Context& context) {
+  const std::string& error = plan_override().error();
+  if (!error.empty()) return error.c_str();
+  const Plan plan = plan_layer(problem, context.threads);
+  const Kernel<P> kernel = kernel_of(problem.dtype);
+  const int64_t bytes = kernel(problem, plan, context.parallel_for, nullptr);
   const Scratch scratch(static_cast<std::size_t>(bytes));
-  if (!scratch.data()) return false;
-  kernel(problem, plan, parallel_for, scratch.data());
-  return true;
+  if (!scratch.data())
+    return "out of memory: scratch of a layer could not be allocated; use a smaller batch or fewer "
+           "steps";
+  kernel(problem, plan, context.parallel_for, scratch.data());
+  return nullptr;
+}
+
+const char* forward(const Problem& problem, const Context& context) {
+  return run(forward_kernel, problem, context);
+}
+
+const char* backward(const BackwardProblem& problem, const Context& context) {
+  return run(backward_kernel, problem, context);
 }
 
 }  // namespace
 
-bool cpu_forward(const Problem& problem, const Plan& plan, ParallelFor parallel_for) {
-  return run(forward_kernel(problem.dtype), problem, plan, parallel_for);
-}
-
-bool cpu_backward(const BackwardProblem& problem, const Plan& plan, ParallelFor parallel_for) {
-  return run(backward_kernel(problem.dtype), problem, plan, parallel_for);
+const Backend& cpu_backend() {
+  static constexpr Backend backend = {forward, backward, false};
+  return backend;
 }
 
 }  // namespace fusedrnn

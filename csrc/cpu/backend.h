@@ -1,14 +1,10 @@
-// The CPU backend as the op layer sees it: one layer call, forward or backward.
+// The CPU backend: kernels for every cell and type, chosen for this processor at run time.
 #pragma once
 
-#include "../problem.h"
-#include "plan.h"
-#include "team.h"
+#include "../backend.h"
 
 namespace fusedrnn {
 
-// Both return false when scratch memory could not be had; nothing has been written then.
-bool cpu_forward(const Problem& problem, const Plan& plan, ParallelFor parallel_for);
-bool cpu_backward(const BackwardProblem& problem, const Plan& plan, ParallelFor parallel_for);
+const Backend& cpu_backend();
 
 }  // namespace fusedrnn

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "../plan_override.h"
+
 namespace fusedrnn {
 namespace {
 
@@ -35,9 +37,8 @@ int64_t chunk_steps(const Shape& s, int64_t bytes, int64_t least_rows, int64_t m
   return std::clamp<int64_t>(rows / s.B, 1, s.T);
 }
 
-}  // namespace
-
-Plan plan_layer(const Shape& s, int threads) {
+// The plan that the sizes ask for.
+Plan choose(const Shape& s, int threads) {
   Plan plan;
   if (s.rows == 0 || s.B == 0) return plan;
   plan.in_place = s.rows <= kInPlaceRows && !s.P;
@@ -67,6 +68,28 @@ Plan plan_layer(const Shape& s, int threads) {
                        : plan.split == Split::units ? unit_vectors
                                                     : 1;
   plan.threads = plan.direction_teams * static_cast<int>(std::min<int64_t>(team, most));
+  return plan;
+}
+
+// What the environment asks for in its place, as far as it is possible.
+void override_with(const PlanOverride& wanted, const Shape& s, int threads, Plan& plan) {
+  wanted.limit("forward_steps", plan.forward_steps, s.T);
+  wanted.limit("backward_steps", plan.backward_steps, s.T);
+  wanted.flag("fuse_input", plan.fuse_input);
+  if (plan.in_place) plan.fuse_input = false;
+  wanted.choose("split", plan.split, {"none", "batch", "units"});
+  wanted.limit("direction_teams", plan.direction_teams, std::min(s.directions, threads));
+  wanted.limit("threads", plan.threads, threads);
+  const int team = plan.split == Split::none ? 1 : plan.threads / plan.direction_teams;
+  plan.threads = plan.direction_teams * std::max(team, 1);
+}
+
+}  // namespace
+
+Plan plan_layer(const Shape& s, int threads) {
+  Plan plan = choose(s, threads);
+  const PlanOverride& wanted = plan_override();
+  if (wanted.any() && s.rows > 0) override_with(wanted, s, threads, plan);
   return plan;
 }
 

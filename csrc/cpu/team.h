@@ -14,10 +14,9 @@
 #endif
 #include <sched.h>
 
-namespace fusedrnn {
+#include "../backend.h"
 
-// Runs body(begin, end, context) over [0, n) in parallel; as torch's parallel_for with grain 1.
-using ParallelFor = void (*)(int64_t n, void (*body)(int64_t, int64_t, void*), void* context);
+namespace fusedrnn {
 
 // All arrive before any leaves. Spins, since a step is microseconds, then yields, since the machine
 // may be oversubscribed. Sense-reversing: reusable at once.

@@ -1,0 +1,61 @@
+// Launching a kernel, with its failure as an exception, and the grid of the kernels that go over
+// rows and columns.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace fusedrnn {
+
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // not left behind for whoever asks next
+  std::string text = std::string("CUDA: ") + what + " failed: " + cudaGetErrorString(error);
+  if (error == cudaErrorNoKernelImageForDevice)
+    text +=
+        "; this build has no code for this GPU: build with TORCH_CUDA_ARCH_LIST set to its "
+        "compute capability (fusedrnn.build_info() tells what was built)";
+  throw std::runtime_error(text);
+}
+
+template <class... Parameters, class... Arguments>
+void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), what);
+}
+
+// A block covers `x` neighbouring places (of N columns each) of `y` rows; rows are on the grid's
+// long side. z is the kernel's own.
+struct Grid {
+  dim3 grid, block;
+};
+constexpr int kBlockThreads = 256;
+
+inline Grid grid_over(int64_t rows, int64_t columns, int per_thread, int z = 1) {
+  const int64_t places = (columns + per_thread - 1) / per_thread;
+  unsigned x = 1;
+  while (x < places && x < kBlockThreads) x *= 2;
+  const unsigned y = kBlockThreads / x;
+  const auto blocks = [](int64_t n, unsigned each) {
+    return static_cast<unsigned>((n + each - 1) / each);
+  };
+  return {dim3(blocks(rows, y), blocks(places, x), static_cast<unsigned>(z)), dim3(x, y)};
+}
+
+struct Place {
+  int64_t row, column;
+};
+template <int N>
+__device__ __forceinline__ Place place_of_thread() {
+  return {static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y,
+          (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * N};
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,80 @@
+// Kernels over plain arrays: conversion between storage and sums, and sums over rows.
+#pragma once
+
+#include "gpu.cuh"
+#include "launch.cuh"
+#include "types.cuh"
+
+namespace fusedrnn {
+
+template <class To, class From>
+__global__ void __launch_bounds__(kBlockThreads)
+    convert_all(const From* from, To* to, int64_t count) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) narrow(widen(from[i]), to[i]);
+}
+
+template <class To, class From>
+void convert(const From* from, To* to, int64_t count, cudaStream_t stream) {
+  const unsigned blocks = static_cast<unsigned>((count + kBlockThreads - 1) / kBlockThreads);
+  launch("conversion", convert_all<To, From>, dim3(blocks), dim3(kBlockThreads), stream, from, to,
+         count);
+}
+
+// Sums over rows in two launches, in an order that depends on the sizes alone. A block has 32
+// columns and one slice of the rows, of which each of its 8 warps adds every eighth; the second
+// launch adds the slices.
+//
+//   matrix [rows][columns] -> partial [slices][columns] -> sums
+constexpr int kSumColumns = 32, kSumWarps = 8;
+constexpr int64_t kMostSlices = 64, kSliceRows = 128;
+
+constexpr int64_t slices_of(int64_t rows) {
+  const int64_t slices = div_up(rows, kSliceRows);
+  return slices < kMostSlices ? slices : kMostSlices;
+}
+
+template <class E>
+__global__ void __launch_bounds__(kSumColumns* kSumWarps)
+    sum_slices(const E* matrix, int64_t rows, int64_t columns, Sum<E>* partial) {
+  FUSEDRNN_SHARED(Sum<E>, sums, [kSumWarps][kSumColumns]);
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kSumColumns + threadIdx.x;
+  Sum<E> sum = 0;
+  if (column < columns)
+    for (int64_t row = static_cast<int64_t>(blockIdx.y) * kSumWarps + threadIdx.y; row < rows;
+         row += static_cast<int64_t>(gridDim.y) * kSumWarps)
+      sum += widen(matrix[row * columns + column]);
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0 || column >= columns) return;
+  sum = sums[0][threadIdx.x];
+#pragma unroll
+  for (int warp = 1; warp < kSumWarps; ++warp) sum += sums[warp][threadIdx.x];
+  partial[blockIdx.y * columns + column] = sum;
+}
+
+// Bias gradients from the sums. b_hh takes the first G*H columns; b_ih the same, but for the GRU,
+// whose candidate (the last H of G*H) has its input part in the columns after them.
+template <class E>
+struct BiasGradients {
+  const Sum<E>* partial = nullptr;  // [slices][columns]
+  int64_t slices = 0, columns = 0, gates = 0,
+          shared = 0;  // gates = G*H, of which `shared` the same
+  E* b_ih = nullptr;   // [G*H] or null
+  E* b_hh = nullptr;
+};
+
+template <class E>
+__global__ void __launch_bounds__(kBlockThreads) store_biases(const BiasGradients<E> a) {
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (column >= a.columns) return;
+  Sum<E> sum = 0;
+  for (int64_t slice = 0; slice < a.slices; ++slice) sum += a.partial[slice * a.columns + column];
+  if (a.b_hh && column < a.gates) narrow(sum, a.b_hh[column]);
+  if (!a.b_ih) return;
+  if (column < a.shared) narrow(sum, a.b_ih[column]);
+  if (column >= a.columns - (a.gates - a.shared))
+    narrow(sum, a.b_ih[column - (a.columns - a.gates)]);
+}
+
+}  // namespace fusedrnn

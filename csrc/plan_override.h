@@ -1,0 +1,51 @@
+// What the environment asks of plans, for measuring: FUSEDRNN_PLAN="key=value,key=value", read once
+// when the library is loaded. Keys are the fields that `fusedrnn.plan` shows and that may be chosen
+// freely; a key that a backend does not have is nothing to it.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <map>
+#include <string>
+
+namespace fusedrnn {
+
+class PlanOverride {
+ public:
+  explicit PlanOverride(const char* text);  // null: nothing is asked
+
+  // Why the text cannot be used; empty if it can.
+  const std::string& error() const { return error_; }
+
+  bool any() const { return !values_.empty(); }
+
+  // A count: the one asked for, at most `most`.
+  template <class Integer>
+  void limit(const char* key, Integer& value, int64_t most) const {
+    int64_t asked = 0;
+    if (count(key, asked)) value = static_cast<Integer>(asked < most ? asked : most);
+  }
+  void flag(const char* key, bool& value) const;
+
+  // One of the names of an enumeration, in its order.
+  template <class Enum>
+  void choose(const char* key, Enum& value, std::initializer_list<const char*> names) const {
+    const auto found = values_.find(key);
+    if (found == values_.end()) return;
+    int index = 0;
+    for (const char* name : names) {
+      if (found->second == name) value = static_cast<Enum>(index);
+      ++index;
+    }
+  }
+
+ private:
+  bool count(const char* key, int64_t& value) const;
+  std::map<std::string, std::string> values_;
+  std::string error_;
+};
+
+// The environment's. Whoever makes a plan asks for its error first.
+const PlanOverride& plan_override();
+
+}  // namespace fusedrnn
