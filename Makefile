@@ -10,7 +10,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint build clean
+.PHONY: help demo test bench lint build clean cuda-build-check
 SHELL := /bin/bash
 
 chosen = $(filter command environment,$(firstword $(origin $(1))))
@@ -37,7 +37,7 @@ MADE_HERE := $(ENVIRONMENT)/made-by-fusedrnn
 help:  ## this text
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 demo: build  ## the main job: train a digit reader with torch.nn.LSTM and with fusedrnn.LSTM
 	$(PY) examples/digits.py $(ARGS)
@@ -53,6 +53,18 @@ lint: build  ## ruff and mypy
 	$(PY) -m mypy
 
 build: $(STAMPS)/native $(STAMPS)/package  ## the environment and the native libraries
+
+# A CUDA build of torch in an environment of its own; no GPU is needed, nvcc is.
+CUDA_TORCH := 2.14.1
+CUDA_VENV ?= .venv-cuda
+cuda-build-check:  ## build and link against a CUDA build of torch (5 GB; CUDA_VENV=dir: one you have)
+	@mkdir -p build
+	test -x $(CUDA_VENV)/bin/python || { $(if $(PYTHON),$(PYTHON),python3) -m venv $(CUDA_VENV) && \
+	  $(CUDA_VENV)/bin/python -m pip install torch==$(CUDA_TORCH); }
+	$(CUDA_VENV)/bin/python -m pip install 'setuptools>=77' ninja pybind11 numpy
+	FUSEDRNN_BUILD_CUDA=1 $(CUDA_VENV)/bin/python -m pip install -v --no-build-isolation \
+	  --no-deps --force-reinstall .
+	cd build && $(abspath $(CUDA_VENV))/bin/python ../tools/cuda_build_check.py
 
 clean:  ## remove what was built; environments stay
 	rm -rf build dist *.egg-info results .mypy_cache .pytest_cache .ruff_cache .hypothesis

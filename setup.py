@@ -4,7 +4,9 @@
                                   Python, so one binary runs on every torch from 2.10 on.
     fusedrnn/_C.<abi>.so          csrc/python.cpp: version, build info, cpu capability, plan.
                                   pybind11 and no torch.
-    the CUDA library              `cuda_library` decides whether it can be built, and says why not.
+    fusedrnn/lib/libfusedrnn_cuda.so   csrc/cuda/: the CUDA backend. No torch, cudart inside; cuBLAS
+                                  is torch's own, found at run time. `cuda_toolkit` decides
+                                  whether it is built; the log's last line says so, and why not.
 
 `build_ext` writes one build.ninja and runs it: ninja compiles in parallel, reads the compilers'
 depfiles and compares command lines, so that a rebuild compiles only what a change touches. Its
@@ -27,6 +29,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -34,6 +37,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 OPS = "fusedrnn.lib.libfusedrnn"
+CUDA = "fusedrnn.lib.libfusedrnn_cuda"
 INTROSPECTION = "fusedrnn._C"
 MINIMUM_TORCH = (2, 10)
 STABLE_ABI = "0x020a000000000000"  # MINIMUM_TORCH as torch/headeronly/version.h encodes it
@@ -99,10 +103,15 @@ def environment_flags(name: str) -> list[str]:
     return shlex.split(os.environ.get(name, ""))
 
 
-def cuda_architectures() -> list[str]:
-    """nvcc's -gencode flags for TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX", "Hopper"), or our default."""
+def cuda_architectures(offered: list[str]) -> list[str]:
+    """nvcc's -gencode flags for TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX", "Hopper"), or our default.
+
+    `offered` is what this nvcc can compile for ("90"). What it lacks of our default is left out;
+    what it lacks of the environment's is an error.
+    """
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
-    if wanted in ("", "native"):
+    ours = wanted in ("", "native")
+    if ours:
         wanted = CUDA_DEFAULT
     flags = []
     for entry in re.split(r"[;,\s]+", wanted.strip()):
@@ -116,47 +125,91 @@ def cuda_architectures() -> list[str]:
                     f"one of {known}; got {entry!r}."
                 )
             arch = "".join(number.groups())
+            if not {arch, arch.rstrip("af")} & set(offered):
+                if ours:
+                    continue
+                raise fail(
+                    f"TORCH_CUDA_ARCH_LIST: nvcc cannot compile for {version}; "
+                    f"it offers {', '.join(offered)}."
+                )
             flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
-        if plus:  # PTX of an entry's last architecture, as torch does it
+        if (
+            plus and flags and flags[-1].endswith(f"sm_{arch}")
+        ):  # PTX of an entry's last architecture, as torch does it
             flags.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
     return list(dict.fromkeys(flags))
 
 
-def cuda_library(torch: str) -> str:
-    """Decides on the CUDA library; returns the line that the build log ends with."""
+@dataclass(frozen=True)
+class Toolkit:
+    """What the CUDA library is compiled with; `nvcc` is empty when it is left out."""
+
+    nvcc: str = ""
+    architectures: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def targets(self) -> list[str]:
+        """What the library has code for, such as sm_90a."""
+        return re.findall(r",code=(\w+)", " ".join(self.architectures))
+
+    def log(self) -> str:
+        """The line that the build ends with."""
+        if not self.nvcc:
+            return f"CUDA library: left out, {self.reason}."
+        return f"built fusedrnn/lib/libfusedrnn_cuda.so ({', '.join(self.targets)})"
+
+
+def cuda_toolkit(torch: str) -> Toolkit:
+    """Decides whether the CUDA library is built: where nvcc is, for a CUDA build of torch.
+
+    Nothing of torch is needed to build it, so that FUSEDRNN_BUILD_CUDA=1 builds it for any torch.
+    """
     asked = os.environ.get("FUSEDRNN_BUILD_CUDA", "")
     if asked not in ("", "0", "1"):
         raise fail(f"FUSEDRNN_BUILD_CUDA: expected 0 or 1 or nothing, got {asked!r}.")
     if asked == "0":
-        return "CUDA library: left out, FUSEDRNN_BUILD_CUDA=0."
-    missing = []
-    if not list(ROOT.glob("csrc/cuda/*.cu")):
-        missing.append("no CUDA sources yet (csrc/cuda/*.cu)")
-    if runpy.run_path(str(package_folder("torch") / "version.py"))["cuda"] is None:
-        missing.append(f"torch {torch} is a CPU build")
+        return Toolkit(reason="FUSEDRNN_BUILD_CUDA=0")
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if not shutil.which("nvcc", path=f"{home}/bin" if home else None):
+    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    missing = []
+    if runpy.run_path(str(package_folder("torch") / "version.py"))["cuda"] is None and not asked:
+        missing.append(
+            f"torch {torch} is a CPU build (FUSEDRNN_BUILD_CUDA=1 builds it all the same)"
+        )
+    if not nvcc:
         missing.append(f"nvcc not found ({f'in {home}/bin' if home else 'on PATH; set CUDA_HOME'})")
-    targets = re.findall(r",code=(\w+)", " ".join(cuda_architectures()))
-    if asked == "1":
+    if missing and asked:
         raise fail(f"FUSEDRNN_BUILD_CUDA=1, but {'; '.join(missing)}.")
-    return f"CUDA library: left out, {'; '.join(missing)}. (Its targets: {' '.join(targets)}.)"
+    if missing or not nvcc:
+        return Toolkit(reason="; ".join(missing))
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
+    offered = re.findall(r"sm_(\w+)", listed.stdout)
+    return Toolkit(nvcc, tuple(cuda_architectures(offered)))
 
 
 class NinjaBuild(build_ext):
-    """Writes build.ninja, runs it, and puts the two libraries where setuptools wants them."""
+    """Writes build.ninja, runs it, and puts the libraries where setuptools wants them."""
+
+    cuda: Toolkit
 
     def get_ext_filename(self, fullname: str) -> str:
         words = fullname.split(".")  # setuptools asks for the whole name, or its last word
-        if words[-1] == OPS.split(".")[-1]:  # no Python inside, so no Python version in its name
+        # No Python inside, so no Python version in its name.
+        if words[-1] in (OPS.split(".")[-1], CUDA.split(".")[-1]):
             return os.path.join(*words) + ".so"
         return super().get_ext_filename(fullname)
 
-    def build_extensions(self) -> None:
+    def run(self) -> None:
         if not sys.platform.startswith("linux"):
             raise fail(f"fusedrnn builds on Linux so far; this is {sys.platform}.")
+        self.cuda = cuda_toolkit(torch_version())
+        if not self.cuda.nvcc:
+            self.extensions = [e for e in self.extensions if e.name != CUDA]
+        super().run()
+
+    def build_extensions(self) -> None:
         torch = torch_version()
-        cuda = cuda_library(torch)
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder = Path("build", "ninja", tag)
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
@@ -170,16 +223,21 @@ class NinjaBuild(build_ext):
             target = Path(self.get_ext_fullpath(name))
             target.parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(ROOT / library), str(target))
-            print(f"fusedrnn: built {self.get_ext_filename(name)}", end="")
-            print(f" (CPU kernels: {', '.join(INSTRUCTION_SETS)})" if name == OPS else "")
-        print(f"fusedrnn: {cuda}", flush=True)
+            if name != CUDA:
+                print(f"fusedrnn: built {self.get_ext_filename(name)}", end="")
+                print(f" (CPU kernels: {', '.join(INSTRUCTION_SETS)})" if name == OPS else "")
+        print(f"fusedrnn: {self.cuda.log()}", flush=True)
 
     def copy_extensions_to_source(self) -> None:  # after an --inplace or editable build
-        (ROOT / "fusedrnn" / "lib").mkdir(exist_ok=True)
+        folder = ROOT / "fusedrnn" / "lib"
+        folder.mkdir(exist_ok=True)
+        if not self.cuda.nvcc:  # not one of an earlier build either: ops.py would load it
+            (folder / (CUDA.split(".")[-1] + ".so")).unlink(missing_ok=True)
         super().copy_extensions_to_source()
 
     def write_ninja(self, folder: Path, torch: str) -> dict[str, Path]:
         """Writes folder/build.ninja; returns the file that each extension is linked to."""
+        cuda = self.cuda
         torch_folder, pybind = package_folder("torch"), package_folder("pybind11")
         package_folder("ninja")
         from ninja.ninja_syntax import Writer
@@ -194,7 +252,7 @@ class NinjaBuild(build_ext):
         python += [
             f'-DFUSEDRNN_VERSION="{self.distribution.get_version()}"',
             f'-DFUSEDRNN_TORCH_VERSION="{torch}"',
-            "-DFUSEDRNN_WITH_CUDA=0",
+            f'-DFUSEDRNN_CUDA_TARGETS="{" ".join(cuda.targets)}"',
         ]
 
         with open(ROOT / folder / "build.ninja", "w", encoding="utf-8") as file:
@@ -224,31 +282,58 @@ class NinjaBuild(build_ext):
                 return target
 
             cpu = {path.name: compile(path, x86) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))}
-            override = compile(ROOT / "csrc/plan_override.cpp", [])
+            plans = [
+                compile(ROOT / name, [])
+                for name in ("csrc/plan_override.cpp", "csrc/cuda/plan.cpp")
+            ]
             kernels = [
                 compile(source, [f"-DFUSEDRNN_ISA={isa}", *isa_flags], isa)
                 for isa, isa_flags in INSTRUCTION_SETS.items()
                 for source in sorted((ROOT / "csrc/cpu/isa").glob(KERNELS.get(isa, "*.cpp")))
             ]
             objects = {
-                OPS: [compile(ROOT / "csrc/ops.cpp", stable), override, *cpu.values(), *kernels],
+                OPS: [compile(ROOT / "csrc/ops.cpp", stable), plans[0], *cpu.values(), *kernels],
                 INTROSPECTION: [
                     compile(ROOT / "csrc/python.cpp", python),
-                    compile(ROOT / "csrc/cuda/plan.cpp", []),
-                    override,
+                    *plans,
                     *(cpu[name] for name in ("plan.cpp", "capability.cpp", "peak.cpp")),
                 ],
             }
             # torch's libraries are already loaded when ours is: no path to them is kept inside it.
             torch_link = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,-z,defs"]
+            if cuda.nvcc:  # compiles the host's code too, and links: it knows its own folders
+                host = "-fPIC,-fvisibility=hidden,-Wall,-Wextra"
+                nvcc = shlex.join([cuda.nvcc, f"-ccbin={compiler()[-1]}"]).replace("$", "$$")
+                command = ["-std=c++17", "-O3", "-DNDEBUG", "-lineinfo", f"-Xcompiler={host}"]
+                command += ["-Icsrc", *cuda.architectures, "-MD", "-MF", "$out.d", "-c"]
+                ninja.rule(
+                    "compile_cuda",
+                    f"{nvcc} {' '.join(command)} $in -o $out",
+                    description="$in",
+                    depfile="$out.d",
+                    deps="gcc",
+                )
+                link_flags = "-shared -cudart static -Xlinker -z,defs,--exclude-libs,ALL"
+                ninja.rule(
+                    "link_cuda",
+                    f"{nvcc} {link_flags} {' '.join(cuda.architectures)} $in $libs -o $out",
+                    description="link $out",
+                )
+                objects[CUDA] = plans[:]
+                for path in sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")]):
+                    if path.name != "plan.cpp":
+                        name = path.relative_to(ROOT)
+                        target = str(folder / name.with_suffix(f"{name.suffix}.o"))
+                        objects[CUDA] += ninja.build(target, "compile_cuda", str(name))
             libraries = {name: folder / Path(self.get_ext_filename(name)).name for name in objects}
             for name, library in libraries.items():
-                libs = shlex.join(torch_link if name == OPS else []).replace("$", "$$")
-                ninja.build(str(library), "link", objects[name], variables={"libs": libs})
+                libs = {OPS: shlex.join(torch_link).replace("$", "$$"), CUDA: "-ldl"}.get(name, "")
+                rule = "link_cuda" if name == CUDA else "link"
+                ninja.build(str(library), rule, objects[name], variables={"libs": libs})
         return libraries
 
 
 setup(
-    ext_modules=[Extension(OPS, sources=[]), Extension(INTROSPECTION, sources=[])],
+    ext_modules=[Extension(name, sources=[]) for name in (OPS, INTROSPECTION, CUDA)],
     cmdclass={"build_ext": NinjaBuild},
 )

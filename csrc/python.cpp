@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -94,7 +95,11 @@ py::dict build_info() {
       std::string("gcc ") + __VERSION__;
 #endif
   d["torch"] = FUSEDRNN_TORCH_VERSION;
-  d["cuda"] = static_cast<bool>(FUSEDRNN_WITH_CUDA);
+  std::string target;
+  d["cuda"] = FUSEDRNN_CUDA_TARGETS[0] != '\0';
+  py::list targets;
+  for (std::istringstream words(FUSEDRNN_CUDA_TARGETS); words >> target;) targets.append(target);
+  d["cuda_targets"] = targets;
   return d;
 }
 

@@ -38,31 +38,3 @@ def test_level(level: str) -> None:
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.stdout == f"{level}\n", done.stderr[-2000:]
-
-
-def test_plan_is_printable_and_pure() -> None:
-    sizes = dict(time=50, batch=64, input_size=100, hidden_size=128)
-    first = fusedrnn.plan("lstm", **sizes, threads=4)
-    assert first == fusedrnn.plan("lstm", **sizes, threads=4)
-    assert first.threads <= 4 and first.split == "batch"
-    assert fusedrnn.plan("lstm", **sizes, threads=1).threads == 1
-    one = fusedrnn.plan("lstm", time=50, batch=1, input_size=1536, hidden_size=1536, threads=4)
-    assert one.split == "units" and "units" in str(one)
-    both = fusedrnn.plan("gru", **sizes, bidirectional=True, threads=2)
-    assert both.direction_teams == 2 and both.split == "none"
-    assert fusedrnn.plan("gru", time=1, batch=1, input_size=9, hidden_size=9).weights_in_place
-
-
-def test_a_chunk_does_not_depend_on_threads() -> None:
-    """What decides how sums are cut must not, or numbers would depend on the machine's size."""
-    for cell in ("lstm", "gru", "rnn_tanh"):
-        for batch in (1, 8, 64, 500):
-            plans = {
-                (p.forward_steps, p.backward_steps, p.weights_in_place, p.fuse_input)
-                for p in (
-                    fusedrnn.plan(cell, time=90, batch=batch, input_size=70, hidden_size=300,
-                                  threads=threads)
-                    for threads in (1, 2, 7, 64)
-                )
-            }  # fmt: skip
-            assert len(plans) == 1

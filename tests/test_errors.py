@@ -130,16 +130,6 @@ def test_other_devices_and_dtypes_say_what_is_missing() -> None:
         module(torch.zeros(3, 4, 5, dtype=torch.complex64))
 
 
-def test_plan_refuses_nonsense() -> None:
-    sizes = dict(time=3, batch=4, input_size=5, hidden_size=6)
-    with pytest.raises(ValueError, match="cell"):
-        fusedrnn.plan("mlp", **sizes)
-    with pytest.raises(ValueError, match="batch"):
-        fusedrnn.plan("gru", **{**sizes, "batch": 0})
-    with pytest.raises(ValueError, match="dtype"):
-        fusedrnn.plan("gru", **sizes, dtype=torch.int64)
-
-
 def test_raw_ops_never_crash() -> None:
     out = in_a_process("""
         import itertools, torch, fusedrnn

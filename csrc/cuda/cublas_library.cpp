@@ -2,6 +2,8 @@
 // the calls. It is loaded by the time a CUDA tensor exists; only its name depends on the version.
 #include <dlfcn.h>
 
+#include <initializer_list>
+
 #include "blas.h"
 
 namespace fusedrnn {

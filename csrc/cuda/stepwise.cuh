@@ -32,13 +32,14 @@
 
 namespace fusedrnn {
 
-// Scratch of a call: laid out twice, first to count the bytes, then to set the pointers.
+// Scratch of a call: laid out twice, first to count the bytes, then to set the pointers. What is not
+// needed is null.
 class Layout {
  public:
   explicit Layout(void* base) : base_(static_cast<char*>(base)) {}
   template <class T>
   void place(T*& pointer, int64_t count) {
-    pointer = base_ ? reinterpret_cast<T*>(base_ + bytes_) : nullptr;
+    pointer = base_ && count ? reinterpret_cast<T*>(base_ + bytes_) : nullptr;
     bytes_ = round_up(bytes_ + count * static_cast<int64_t>(sizeof(T)), 256);
   }
   int64_t bytes() const { return bytes_; }

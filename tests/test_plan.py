@@ -1,0 +1,163 @@
+"""Plans: pure functions of the sizes, printable, and what the environment makes of them."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+import pytest
+import torch
+from processes import in_a_process
+
+import fusedrnn
+
+
+def test_plan_is_printable_and_pure() -> None:
+    sizes = dict(time=50, batch=64, input_size=100, hidden_size=128)
+    first = fusedrnn.plan("lstm", **sizes, threads=4)
+    assert first == fusedrnn.plan("lstm", **sizes, threads=4)
+    assert first.threads <= 4 and first.split == "batch"
+    assert fusedrnn.plan("lstm", **sizes, threads=1).threads == 1
+    one = fusedrnn.plan("lstm", time=50, batch=1, input_size=1536, hidden_size=1536, threads=4)
+    assert one.split == "units" and "units" in str(one)
+    both = fusedrnn.plan("gru", **sizes, bidirectional=True, threads=2)
+    assert both.direction_teams == 2 and both.split == "none"
+    assert fusedrnn.plan("gru", time=1, batch=1, input_size=9, hidden_size=9).weights_in_place
+
+
+def test_a_chunk_does_not_depend_on_threads() -> None:
+    """What decides how sums are cut must not, or numbers would depend on the machine's size."""
+    for cell in ("lstm", "gru", "rnn_tanh"):
+        for batch in (1, 8, 64, 500):
+            plans = {
+                (p.forward_steps, p.backward_steps, p.weights_in_place, p.fuse_input)
+                for p in (
+                    fusedrnn.plan(cell, time=90, batch=batch, input_size=70, hidden_size=300,
+                                  threads=threads)
+                    for threads in (1, 2, 7, 64)
+                )
+            }  # fmt: skip
+            assert len(plans) == 1
+
+
+def test_plan_refuses_nonsense() -> None:
+    sizes = dict(time=3, batch=4, input_size=5, hidden_size=6)
+    with pytest.raises(ValueError, match="cell"):
+        fusedrnn.plan("mlp", **sizes)
+    with pytest.raises(ValueError, match="batch"):
+        fusedrnn.plan("gru", **{**sizes, "batch": 0})
+    with pytest.raises(ValueError, match="dtype"):
+        fusedrnn.plan("gru", **sizes, dtype=torch.int64)
+    with pytest.raises(ValueError, match="device: expected cpu or cuda, got meta"):
+        fusedrnn.plan("gru", **sizes, device="meta")
+
+
+def test_cuda_plan_needs_no_gpu() -> None:
+    sizes = dict(input_size=512, hidden_size=1024, device="cuda", dtype=torch.bfloat16)
+    large = fusedrnn.plan("lstm", time=50, batch=128, **sizes)
+    assert isinstance(large, fusedrnn.CudaPlan)
+    assert (large.backend, large.team) == ("cuda", "stepwise")
+    assert large.units_per_thread == 8  # 16 bytes
+    assert 1 <= large.forward_steps < 50
+    small = fusedrnn.plan("lstm", time=50, batch=1, **sizes)
+    assert (small.units_per_thread, small.forward_steps) == (1, 50)
+    odd = fusedrnn.plan("gru", time=9, batch=4096, input_size=3, hidden_size=99, device="cuda")
+    assert odd.units_per_thread == 1
+
+
+def planned(override: str, code: str) -> str:
+    """What `code` prints in a process where FUSEDRNN_PLAN is `override`."""
+    head = """
+        import fusedrnn
+        sizes = dict(time=50, batch=64, input_size=100, hidden_size=128, threads=4)
+        def plan(**more):
+            return fusedrnn.plan("lstm", **sizes | more)
+    """
+    return in_a_process(textwrap.dedent(head) + textwrap.dedent(code), FUSEDRNN_PLAN=override)
+
+
+def test_the_environment_overrides_a_plan() -> None:
+    out = planned(
+        "threads=2,split=units,forward_steps=7,backward_steps=999,fuse_input=0",
+        """
+        p = plan()
+        print(p.threads, p.split, p.forward_steps, p.backward_steps, p.fuse_input)
+        print(plan(threads=1).threads, plan(time=3).forward_steps)
+        print(plan(device="cuda").forward_steps)
+        """,
+    )
+    assert out == "2 units 7 50 False\n1 3\n7\n"
+    assert planned("split=none,threads=4", "print(plan().threads)") == "1\n"
+    out = planned(
+        "direction_teams=2,threads=3", "print(plan(bidirectional=True).threads, plan().threads)"
+    )
+    assert out == "2 3\n"
+    wide = """
+        p = fusedrnn.plan("gru", time=3, batch=2, input_size=5, hidden_size=64, device="cuda")
+        print(p.team, p.units_per_thread)
+    """
+    assert planned("team=stepwise,units_per_thread=4", wide) == "stepwise 4\n"
+    assert planned("units_per_thread=3", wide) == "stepwise 1\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("thread=2", 'expected key=value,... with keys among backward_steps, .*got "thread=2"'),
+        ("threads", "expected key=value"),
+        ("threads=2,,", "expected key=value"),
+        ("threads=0", 'threads: expected a positive number, got "0"'),
+        ("threads=2x", "threads: expected a positive number"),
+        ("split=rows", 'split: expected one of none, batch, units, got "rows"'),
+        ("fuse_input=yes", "fuse_input: expected 0 or 1"),
+        ("team=grid", "team: expected one of stepwise"),
+    ],
+)
+def test_an_override_that_makes_no_sense(override: str, message: str) -> None:
+    """Refused by the plan and by every call; never a silent default."""
+    out = planned(
+        override,
+        """
+        import torch
+        module = fusedrnn.LSTM(3, 4)
+        for call in (plan, lambda: plan(device="cuda"), lambda: module(torch.zeros(2, 1, 3))):
+            try:
+                call()
+            except (ValueError, RuntimeError) as error:
+                print(type(error).__name__, error)
+        """,
+    )
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ValueError", "ValueError", "RuntimeError"]
+    for line in lines:
+        assert re.search("FUSEDRNN_PLAN: .*" + message, line), line
+
+
+def test_results_under_any_override() -> None:
+    """Overrides share work otherwise; every sum is the same to rounding."""
+    code = """
+        import torch
+        torch.set_num_threads(2)
+        torch.manual_seed(0)
+        sizes = [("LSTM", {}), ("GRU", {"bidirectional": True}), ("LSTM", {"proj_size": 9})]
+        for (name, options), batch in ((s, b) for s in sizes for b in (1, 5, 33)):
+            module = getattr(fusedrnn, name)(7, 21, dtype=torch.float64, **options)
+            other = getattr(torch.nn, name)(7, 21, dtype=torch.float64, **options)
+            other.load_state_dict(module.state_dict())
+            found = []
+            for m in (module, other):
+                x = torch.linspace(-1, 1, 11 * batch * 7, dtype=torch.float64).requires_grad_()
+                y = m(x.view(11, batch, 7))[0]
+                y.square().sum().backward()
+                found.append([y, x.grad, *(p.grad for p in m.parameters())])
+            for ours, theirs in zip(*found):
+                torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+        print("same")
+    """
+    for override in (
+        "forward_steps=1,backward_steps=1,fuse_input=0",
+        "split=units,threads=2,fuse_input=1,backward_steps=3",
+        "split=batch,threads=2,direction_teams=1,forward_steps=4,fuse_input=0",
+        "direction_teams=2,split=none",
+    ):
+        assert planned(override, code) == "same\n", override
