@@ -74,7 +74,8 @@ def allow_tf32(input: Tensor) -> bool:
     """Whether the products of a layer may round to tf32: what decides it for torch.nn on cuDNN."""
     if not input.is_cuda or input.dtype != torch.float32:
         return False
-    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    precision: str = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+    return precision == "tf32"
 
 
 def _layer_forward_fake(

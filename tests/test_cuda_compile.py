@@ -1,0 +1,162 @@
+"""Every CUDA source compiles for every architecture, without warnings, and no kernel spills.
+
+Runs wherever nvcc is; no GPU is needed. What each kernel takes of a multiprocessor is committed in
+cuda_kernels.txt, so that a change that costs registers shows in its diff:
+
+    python tests/test_cuda_compile.py        # writes it anew
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = Path(__file__).with_name("cuda_kernels.txt")
+SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90a", "sm_100")
+NVCC = shutil.which(
+    "nvcc", path=f"{os.environ['CUDA_HOME']}/bin" if "CUDA_HOME" in os.environ else None
+)
+
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not on the path")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What ptxas says of a kernel, in bytes but for the registers (per thread)."""
+
+    name: str
+    registers: int
+    shared: int
+    stack: int
+    spilled: int
+
+
+def compile_for(source: Path, architecture: str, folder: Path) -> list[Kernel]:
+    """Compiles to machine code; a warning is an error."""
+    assert NVCC is not None
+    done = subprocess.run(
+        [NVCC, "-std=c++17", "-O3", "-DNDEBUG", f"-arch={architecture}", "-cubin", "-Xptxas=-v",
+         "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror", f"-I{ROOT / 'csrc'}",
+         str(source), "-o", str(folder / f"{source.stem}-{architecture}.cubin")],
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{source.name} for {architecture}:\n{done.stderr[-4000:]}"
+    return kernels_in(done.stderr)
+
+
+def kernels_in(log: str) -> list[Kernel]:
+    """The kernels that a log of `ptxas -v` speaks of."""
+    names = subprocess.run(["c++filt"], input=log, capture_output=True, text=True, check=True)
+    found = re.findall(
+        r"Compiling entry function '(.+)' for '\w+'\n.*Function properties.*\n"
+        r"\s*(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n"
+        r".*Used (\d+) registers(?:.*?(\d+) bytes smem)?",
+        names.stdout,
+    )
+    return [
+        Kernel(short(name), int(registers), int(shared or 0), int(stack), int(stores) + int(loads))
+        for name, stack, stores, loads, registers, shared in found
+    ]
+
+
+def short(name: str) -> str:
+    """`void fusedrnn::forward_cell<fusedrnn::LstmCell, float, 4>(...)` without what repeats."""
+    return name.split("(")[0].removeprefix("void ").replace("fusedrnn::", "").replace("__nv_", "")
+
+
+def compile_all(folder: Path) -> dict[str, list[Kernel]]:
+    """All kernels of all sources, by architecture."""
+    jobs = [(source, architecture) for source in SOURCES for architecture in ARCHITECTURES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(lambda job: compile_for(*job, folder), jobs))
+    kernels: dict[str, list[Kernel]] = {architecture: [] for architecture in ARCHITECTURES}
+    for (_, architecture), found in zip(jobs, results, strict=True):
+        kernels[architecture] += found
+    return kernels
+
+
+def release() -> str:
+    """nvcc's version, such as 13.0."""
+    assert NVCC is not None
+    text = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"release ([\d.]+)", text)[0]
+
+
+def table(kernels: dict[str, list[Kernel]]) -> str:
+    """The committed table: registers for each architecture, shared memory, name."""
+    lines = [
+        f"# nvcc {release()}; registers per thread for {', '.join(ARCHITECTURES)};"
+        " bytes of static shared memory; kernel"
+    ]
+    by_name: dict[str, list[Kernel]] = {}
+    for architecture in ARCHITECTURES:
+        for kernel in kernels[architecture]:
+            by_name.setdefault(kernel.name, []).append(kernel)
+    for name, found in sorted(by_name.items()):
+        registers = " ".join(f"{kernel.registers:3}" for kernel in found)
+        lines.append(f"{registers}  {max(kernel.shared for kernel in found):5}  {name}")
+    return "\n".join(lines) + "\n"
+
+
+@needs_nvcc
+def test_every_kernel_compiles_and_none_spills(tmp_path: Path) -> None:
+    kernels = compile_all(tmp_path)
+    for architecture, found in kernels.items():
+        assert found, architecture
+        names = [kernel.name for kernel in found]
+        assert sorted(set(names)) == sorted(names), "a kernel is compiled twice"
+        wasteful = [k for k in found if k.stack or k.spilled]
+        assert not wasteful, f"{architecture}: on the stack or spilled: {wasteful}"
+        # 256 threads of 255 registers would leave one block to a multiprocessor.
+        heavy = [k for k in found if k.registers > 128]
+        assert not heavy, f"{architecture}: too many registers: {heavy}"
+    committed = TABLE.read_text()
+    if committed.startswith(f"# nvcc {release()};"):
+        assert table(kernels) == committed, f"{TABLE.name} is not of this source: write it anew"
+    else:  # another compiler, other registers; the kernels are the same
+        names = {line.split(maxsplit=5)[5] for line in committed.splitlines()[1:]}
+        assert names == {kernel.name for kernel in kernels[ARCHITECTURES[0]]}
+
+
+@needs_nvcc
+def test_a_kernel_that_spills_is_seen(tmp_path: Path) -> None:
+    source = tmp_path / "greedy.cu"
+    source.write_text("""
+        __global__ void __launch_bounds__(1024) greedy(float* x, int n) {
+          float held[64];
+          for (int i = 0; i < 64; ++i) held[i] = x[i * blockDim.x + threadIdx.x];
+          __syncthreads();
+          for (int i = 0; i < 64; ++i)
+            x[(63 - i) * blockDim.x + threadIdx.x] = held[i] * held[i ^ 5];
+        }
+        __global__ void indexed(float* x, int n) {
+          __shared__ float all[256];
+          float held[64];
+          for (int i = 0; i < 64; ++i) held[i] = x[i];
+          for (int i = 0; i < n; ++i) held[i * 7 & 63] += x[i];
+          all[threadIdx.x] = held[n & 63];
+          __syncthreads();
+          x[threadIdx.x] = all[255 - threadIdx.x];
+        }
+    """)
+    found = {kernel.name: kernel for kernel in compile_for(source, "sm_80", tmp_path)}
+    assert set(found) == {"greedy", "indexed"}
+    assert found["greedy"].spilled > 0
+    assert found["indexed"].stack >= 256
+    assert found["indexed"].shared == 1024
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        TABLE.write_text(table(compile_all(Path(folder))))
