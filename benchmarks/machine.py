@@ -41,7 +41,7 @@ def describe(thread_counts: Iterable[int], versions: dict[str, str]) -> dict[str
             for name, value in sorted(os.environ.items())
             if name.startswith(("FUSEDRNN_", "OMP_", "MKL_", "GOMP_", "KMP_", "ONEDNN_"))
         },
-        "commit": _commit(),
+        "commit": commit(),
         "load_average_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "fma_peak": {str(threads): fma_peak(threads) for threads in thread_counts},
     }
@@ -81,8 +81,8 @@ def _memory_gib() -> float | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit of the working tree, `+changes` when it has any; None outside of git."""
+def commit() -> str | None:
+    """The commit of the working tree, `+changes` when it has any; outside of git $COMMIT."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -97,7 +97,7 @@ def _commit() -> str | None:
             return None
         return done.stdout.strip()
 
-    commit = git("rev-parse", "--short=12", "HEAD")
-    if commit is None:
-        return None
-    return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    found = git("rev-parse", "--short=12", "HEAD")
+    if found is None:
+        return os.environ.get("COMMIT")
+    return found + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")

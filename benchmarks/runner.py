@@ -8,7 +8,8 @@ other cases are still measured. Timings are never asserted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.peers.peer import Data, make_data
-from benchmarks.timing import measure, ratio, spread
+from benchmarks.timing import Repeat, measure, ratio, spread
 from benchmarks.workloads import Case
 
 # Relative difference (of norms) beyond which two sides did not compute the same thing. Loose on
 # purpose: the tests hold the numbers rule, this only keeps us from timing something wrong.
-PARITY_BOUND = {"float64": 1e-8, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.25}
+PARITY_BOUND = {
+    "float64": 1e-8, "float32": 1e-3, "tf32": 0.03, "float16": 0.1, "bfloat16": 0.25,
+}  # fmt: skip
 
 
 class ParityError(Exception):
@@ -40,7 +43,8 @@ def run(case: Case, *, budget: float, peak: float | None) -> dict[str, Any]:
     torch.set_num_threads(case.threads)
     record = _identity(case)
     try:
-        samples = _samples(case, budget)
+        with precision(case):
+            samples = _samples(case, budget)
     except Exception as error:  # any failure of one case: the other cases still count
         return record | {"error": f"{type(error).__name__}: {error}"}
     record["sides"] = {
@@ -94,7 +98,31 @@ def _samples(case: Case, budget: float) -> dict[str, list[float]]:
     ours = steps[OURS.name].results()
     for peer in peers[1:]:
         check_parity(ours, steps[peer.name].results(), dtype=case.dtype, peer=peer.name)
-    return measure({name: step.repeat for name, step in steps.items()}, budget=budget)
+    return measure({n: _finished(s.repeat, case) for n, s in steps.items()}, budget=budget)
+
+
+def _finished(repeat: Repeat, case: Case) -> Repeat:
+    """`repeat` until all is done: a GPU's calls return before their work is."""
+    if case.row.device == "cpu":
+        return repeat
+
+    def run(calls: int) -> None:
+        repeat(calls)
+        torch.cuda.synchronize()
+
+    return run
+
+
+@contextmanager
+def precision(case: Case) -> Iterator[None]:
+    """tf32 on a GPU where the case says so, and nowhere else."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.rnn.fp32_precision
+    cudnn.rnn.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        cudnn.rnn.fp32_precision = before
 
 
 def _relative_difference(got: Tensor, expected: Tensor) -> float:

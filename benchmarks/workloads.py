@@ -1,8 +1,9 @@
 """The workloads that every speed figure is given on, each written once.
 
 A `Row` is one problem size, named by a letter; a variant of a row (`B-h150`, `F-1x1`) keeps the
-letter. A `Case` is one thing to time: row x cell x pass x threads x dtype. The number of floating
-point operations of a case is counted here as well, since it follows from the sizes alone:
+letter. Rows of a GPU are named g1 to g21. A `Case` is one thing to time: row x cell x pass x
+threads x dtype, where "tf32" are float32 tensors whose products may round to tf32. The number of
+floating point operations of a case is counted here as well, since it follows from the sizes alone:
 
     forward, per layer and direction     2 N G H (I + R)  [ + 2 N H P with a projection ]
     training step                        3 x forward (outputs; gradients of inputs; of weights)
@@ -18,9 +19,11 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 CELLS = ("lstm", "gru", "rnn")
 PASSES = ("forward", "train")
+REPLAY = "replay"  # forward, captured in a CUDA graph and replayed
 DTYPES = ("float32", "bfloat16")
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 BOTH = ("float32", "bfloat16")
@@ -44,6 +47,7 @@ class Row:
     resets: float = 0.0
     cells: tuple[str, ...] = CELLS
     dtypes: tuple[str, ...] = ("float32",)
+    modes: tuple[str, ...] = PASSES
     device: str = "cpu"
 
     @property
@@ -100,6 +104,47 @@ ROWS: tuple[Row, ...] = (
 )  # fmt: skip
 
 
+TF32 = ("bfloat16", "tf32")
+
+
+def _gpu(name: str, source: str, cells: str, dtypes: tuple[str, ...], **sizes: Any) -> Row:
+    return Row(
+        name=name, source=source, cells=tuple(cells.split()), dtypes=dtypes, device="cuda", **sizes
+    )
+
+
+GPU_ROWS: tuple[Row, ...] = (
+    _gpu("g1", "digits", "lstm gru", TF32, T=28, I=28, H=128, B=150),
+    _gpu("g2", "sentiment", "lstm gru", TF32, T=256, I=100, H=128, B=32),
+    _gpu("g3", "small and long", "lstm gru rnn", TF32, T=1000, I=64, H=64, B=8),
+    _gpu("g4", "cuDNN's slow spot", "lstm gru", TF32, T=200, I=160, H=160, B=48),
+    _gpu("g5", "speech", "lstm gru", TF32, T=200, I=80, H=512, B=16, layers=2, directions=2),
+    _gpu("g6", "char LM", "lstm gru", TF32, T=100, I=512, H=512, B=64),
+    _gpu("g7", "cuDNN's persistent kernel", "lstm", ("float16",), T=1024, I=768, H=768, B=16),
+    _gpu("g8", "FlashRNN's setting", "lstm gru", ("bfloat16",), T=1024, I=768, H=768, B=16),
+    _gpu("g9", "RL", "lstm gru", BOTH, T=128, I=256, H=256, B=64),
+    _gpu("g9-resets", "RL with resets", "lstm gru", BOTH, T=128, I=256, H=256, B=64,
+         resets=0.01),
+    _gpu("g10", "word LM (AWD-LSTM)", "lstm", TF32, T=70, I=400, H=1150, B=20, layers=3),
+    _gpu("g11", "DeepBench", "lstm", ("bfloat16", "float16"), T=25, I=1024, H=1024, B=32),
+    _gpu("g12", "DeepBench, batch one", "lstm", ("bfloat16",), T=50, I=1536, H=1536, B=1,
+         modes=("forward",)),
+    _gpu("g13", "DeepBench, weights exceed the chip", "gru", ("bfloat16", "float16"), T=1500,
+         I=2816, H=2816, B=32),
+    _gpu("g14", "GNMT", "lstm", ("bfloat16", "float16"), T=50, I=1024, H=1024, B=128, layers=8),
+    _gpu("g15", "big batch", "lstm gru", ("bfloat16",), T=50, I=256, H=256, B=1024),
+    _gpu("g16", "bound by arithmetic", "lstm", ("bfloat16",), T=25, I=2048, H=2048, B=128),
+    _gpu("g17", "streaming", "lstm gru", ("float32",), T=1, I=256, H=256, B=1, layers=2,
+         given_state=True, modes=("forward", REPLAY)),
+    _gpu("g18", "packed", "lstm gru", ("bfloat16",), T=256, I=100, H=256, B=64, directions=2,
+         packed=True),
+    _gpu("g19", "packed stack (RETURNN)", "lstm", ("tf32",), T=50, I=500, H=500, B=40, layers=5,
+         directions=2, packed=True),
+    _gpu("g20", "projected", "lstm", ("bfloat16",), T=100, I=256, H=1024, B=32, proj_size=512),
+    _gpu("g21", "RNN", "rnn", ("bfloat16",), T=50, I=1760, H=1760, B=16),
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One thing to time."""
@@ -113,8 +158,10 @@ class Case:
     @property
     def label(self) -> str:
         """The case in words, for progress and for error messages."""
-        threads = f"{self.threads} thread" + ("s" if self.threads != 1 else "")
-        return f"{self.row.name} {self.cell} {self.mode}, {threads}, {self.dtype}"
+        threads = f", {self.threads} thread" + ("s" if self.threads != 1 else "")
+        if self.row.device != "cpu":
+            threads = ""
+        return f"{self.row.name} {self.cell} {self.mode}{threads}, {self.dtype}"
 
     @property
     def flops(self) -> int:
@@ -132,25 +179,25 @@ def flops(row: Row, cell: str, mode: str) -> int:
         per_direction = 2 * alive * GATES[cell] * row.H * (input_size + width)
         per_direction += 2 * alive * row.H * row.proj_size
         total += row.directions * per_direction
-    return total * {"forward": 1, "train": 3}[mode]
+    return total * (3 if mode == "train" else 1)
 
 
-def rows_named(patterns: Sequence[str]) -> list[Row]:
+def rows_named(patterns: Sequence[str], rows: Sequence[Row] = ROWS) -> list[Row]:
     """The rows that `patterns` name, in the table's order: `D`, `B-l3`, or `B*` for all of B."""
     for pattern in patterns:
-        if not any(fnmatchcase(row.name, pattern) for row in ROWS):
-            names = ", ".join(row.name for row in ROWS)
+        if not any(fnmatchcase(row.name, pattern) for row in rows):
+            names = ", ".join(row.name for row in rows)
             raise ValueError(f"rows: expected names or patterns of {names}; got {pattern!r}")
-    return [row for row in ROWS if any(fnmatchcase(row.name, pattern) for pattern in patterns)]
+    return [row for row in rows if any(fnmatchcase(row.name, pattern) for pattern in patterns)]
 
 
 def cases(
     rows: Iterable[Row],
     *,
     cells: Sequence[str] = CELLS,
-    modes: Sequence[str] = PASSES,
+    modes: Sequence[str] = (*PASSES, REPLAY),
     threads: Sequence[int],
-    dtypes: Sequence[str] = DTYPES,
+    dtypes: Sequence[str] = (*DTYPES, "float16", "tf32"),
 ) -> list[Case]:
     """Every case of `rows` within a selection, in the order in which they are run and shown."""
     return [
@@ -162,4 +209,5 @@ def cases(
         for cell in cells
         if cell in row.cells
         for mode in modes
+        if mode in row.modes
     ]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from benchmarks.peers.peer import Data, Peer, Step, module_arguments
-from benchmarks.workloads import Case
+from benchmarks.peers.peer import Data, Peer, Step, module_arguments, tensor_dtype
+from benchmarks.workloads import REPLAY, Case
 
 CLASS_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 
@@ -44,8 +44,9 @@ class ModulePeer(Peer):
 
     def build(self, case: Case, data: Data) -> Step:
         module = self._class_of(case)(**module_arguments(case.row))
-        module.to(getattr(torch, case.dtype)).load_state_dict(data.weights)
-        return TrainingStep(module, data) if case.mode == "train" else Inference(module, data)
+        module.to(case.row.device, tensor_dtype(case)).load_state_dict(data.weights)
+        side = {"forward": Inference, "train": TrainingStep, REPLAY: Replay}[case.mode]
+        return side(module, data)
 
     def _class_of(self, case: Case) -> type[torch.nn.Module]:
         cls = getattr(importlib.import_module(self._namespace), CLASS_NAMES[case.cell])
@@ -70,6 +71,29 @@ class Inference:
     def results(self) -> dict[str, Tensor]:
         with torch.no_grad():
             return _named(*self._module(self._input, self._hx))
+
+
+class Replay(Inference):
+    """The same, captured in a CUDA graph once and replayed."""
+
+    def __init__(self, module: torch.nn.Module, data: Data) -> None:
+        super().__init__(module, data)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what a first call sets up cannot be captured
+            super().repeat(2)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph), torch.no_grad():
+            self._results = _named(*self._module(self._input, self._hx))
+
+    def repeat(self, calls: int) -> None:
+        for _ in range(calls):
+            self._graph.replay()
+
+    def results(self) -> dict[str, Tensor]:
+        self._graph.replay()
+        return {name: tensor.clone() for name, tensor in self._results.items()}
 
 
 class TrainingStep:

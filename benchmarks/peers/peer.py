@@ -77,11 +77,18 @@ def module_arguments(row: Row) -> dict[str, int | bool]:
     return arguments
 
 
+def tensor_dtype(case: Case) -> torch.dtype:
+    """The dtype of a case's tensors."""
+    dtype = getattr(torch, "float32" if case.dtype == "tf32" else case.dtype)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
 def make_data(case: Case) -> Data:
     """The case's data: the same in every process and for every side."""
     row = case.row
-    dtype = getattr(torch, case.dtype)
-    with torch.random.fork_rng(devices=[]):
+    dtype = tensor_dtype(case)
+    with torch.random.fork_rng(), torch.device(row.device):
         torch.manual_seed(SEED)
         weights = WEIGHTS_OF[case.cell](**module_arguments(row)).state_dict()
         padded = torch.randn(row.T, row.B, row.I)
@@ -92,7 +99,8 @@ def make_data(case: Case) -> Data:
     data["unsorted_indices"] = None
     inputs = padded
     if row.packed:
-        packed = pack_padded_sequence(padded, torch.tensor(row.lengths), enforce_sorted=False)
+        lengths = torch.tensor(row.lengths)
+        packed = pack_padded_sequence(padded, lengths, enforce_sorted=False)
         data = packed._asdict()
         inputs = data.pop("data")
         grad_output = grad_output.flatten(0, 1)[: len(inputs)]

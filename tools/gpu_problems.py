@@ -1,0 +1,52 @@
+"""Small problems that together run every CUDA kernel, for a sanitizer to watch.
+
+    compute-sanitizer --tool=memcheck python tools/gpu_problems.py
+
+Every cell and dtype, one way and both, packed and padded, with a projection, few units and enough
+for 16-byte accesses; forward and backward. Prints how many ran; the numbers are the tests' matter.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fusedrnn
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+SIZES = ((4, 5, 7, 19), (2, 520, 8, 128))  # T, B, I, H: one unit a thread, and 16 bytes of them
+
+
+def run(module: torch.nn.Module, x: Tensor, lengths: Tensor | None) -> None:
+    """One forward and backward pass."""
+    sequence = x if lengths is None else pack_padded_sequence(x, lengths)
+    output, final = module(sequence)
+    states = final if isinstance(final, tuple) else (final,)
+    results = [output if lengths is None else output.data, *states]
+    torch.autograd.backward(results, [torch.randn_like(result) for result in results])
+    gradients = [x.grad, *(parameter.grad for parameter in module.parameters())]
+    assert all(g is not None and bool(g.isfinite().all()) for g in gradients), module
+
+
+def main() -> None:
+    """Runs them all."""
+    torch.manual_seed(0)
+    count = 0
+    kinds = [("LSTM", {}), ("LSTM", {"proj_size": 8}), ("GRU", {}), ("RNN", {}),
+             ("RNN", {"nonlinearity": "relu"})]  # fmt: skip
+    for dtype, (T, B, features, H) in itertools.product(DTYPES, SIZES):
+        for (name, options), both, packed in itertools.product(kinds, (False, True), (False, True)):
+            module = getattr(fusedrnn, name)(features, H, bidirectional=both, **options)
+            x = torch.randn(T, B, features, device="cuda", dtype=dtype, requires_grad=True)
+            lengths = (torch.arange(B, 0, -1) - 1) * T // B + 1 if packed else None
+            run(module.to("cuda", dtype), x, lengths)
+            count += 1
+    torch.cuda.synchronize()
+    print(f"{count} problems ran")
+
+
+if __name__ == "__main__":
+    main()
