@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
+from cuda_emulation import backend as emulated
 from hypothesis import settings
 
 import fusedrnn
 
+# A test that takes a `device` runs on all of these. "emulated" are tensors of the CPU whose layers
+# the CUDA kernels compute, in the emulation and in the random order of that seed.
 DEVICES = [pytest.param("cpu")]
+DEVICES += [
+    pytest.param(f"emulated-{seed}", marks=pytest.mark.skipif(bool(why), reason=why))
+    for why in [emulated.missing()]
+    for seed in (1, 2, 3)
+]
 if torch.cuda.is_available() and fusedrnn.build_info()["cuda"]:
     DEVICES.append(pytest.param("cuda", marks=pytest.mark.cuda))
 
@@ -21,12 +30,22 @@ settings.load_profile("search" if os.environ.get("FUSEDRNN_FUZZ") else "fixed")
 
 
 @pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.param)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    kind, _, seed = request.param.partition("-")
+    if kind == "emulated":
+        with emulated.installed(seed=int(seed)):
+            yield torch.device("cpu")
+    elif kind == "cuda":
+        before = torch.backends.cudnn.rnn.fp32_precision
+        torch.backends.cudnn.rnn.fp32_precision = "ieee"  # tf32 has a test of its own
+        yield torch.device("cuda")
+        torch.backends.cudnn.rnn.fp32_precision = before
+    else:
+        yield torch.device(kind)
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
+def two_threads() -> Iterator[None]:
     """Every test starts with two threads and leaves the count as it was."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)

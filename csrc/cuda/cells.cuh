@@ -42,7 +42,15 @@ __global__ void __launch_bounds__(kBlockThreads)
   const ForwardStep<E>& s = steps.direction[blockIdx.z];
   const Place at = place_of_thread<N>();
   const int64_t H = steps.H, row = at.row, unit = at.column;
-  if (row >= s.rows || unit >= H) return;
+  if (row >= s.rows) return;
+  if (unit >= H) {  // what is kept has room for more units than there are
+    const S zeros[N] = {};
+    if (s.save && unit < steps.Hp)
+#pragma unroll
+      for (int slot = 0; slot < C::saved; ++slot)
+        store<N>(zeros, s.save + (row * C::saved + slot) * steps.Hp + unit);
+    return;
+  }
 
   S input[C::inputs][N], product[C::products][N];
 #pragma unroll

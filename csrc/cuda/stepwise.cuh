@@ -32,8 +32,8 @@
 
 namespace fusedrnn {
 
-// Scratch of a call: laid out twice, first to count the bytes, then to set the pointers. What is not
-// needed is null.
+// Scratch of a call: laid out twice, first to count the bytes, then to set the pointers. What is
+// not needed is null.
 class Layout {
  public:
   explicit Layout(void* base) : base_(static_cast<char*>(base)) {}
@@ -265,9 +265,10 @@ class StepwiseForward : Stepwise<E> {
     const Weights *const first = &p_.weights[0], *const second = &p_.weights[D_ - 1];
     this->with_cell(
         {first->b_ih, first->b_hh, second->b_ih, second->b_hh, p_.output, p_.hn, p_.cn, p_.reserve},
-        [&](auto cell, auto units) {
-          constexpr int N = decltype(units)::value;
-          const Grid grid = grid_over(this->most_rows(s), H_, N, D_);
+        [&](auto cell, auto width) {
+          constexpr int N = decltype(width)::value;
+          const int64_t units = p_.reserve ? p_.Hp() : H_;
+          const Grid grid = grid_over(this->most_rows(s), units, N, D_);
           launch("a forward step", forward_cell<decltype(cell), E, N>, grid.grid, grid.block,
                  stream_, steps);
         });
@@ -407,8 +408,8 @@ class StepwiseBackward : Stepwise<E> {
       to.h = at(hidden_, d, t, H_);
       to.grads = at(grads_, d, t, parts_ * H_);
     }
-    this->with_cell({p_.hx, p_.output, p_.reserve, b_.grad_output}, [&](auto cell, auto units) {
-      constexpr int N = decltype(units)::value;
+    this->with_cell({p_.hx, p_.output, p_.reserve, b_.grad_output}, [&](auto cell, auto width) {
+      constexpr int N = decltype(width)::value;
       const Grid grid = grid_over(this->most_rows(s), H_, N, D_);
       launch("a backward step", backward_cell<decltype(cell), E, N>, grid.grid, grid.block, stream_,
              steps);

@@ -1,0 +1,265 @@
+// The CUDA runtime's host functions, as far as launchers use them, and the emulation's own.
+//
+// Device pointers are host pointers, streams are ignored: everything happens at once, in order. A
+// function that is missing here is an error when the library is linked.
+#include "api.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <sstream>
+
+#include "runtime.h"
+
+#define EMULATION_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace emulation {
+namespace {
+
+thread_local cudaError_t last_error = cudaSuccess;
+thread_local std::string last_report;   // of the latest launch
+thread_local std::string last_failure;  // of the latest that failed
+std::atomic<uint64_t> launches{0};
+
+constexpr size_t kSharedWithoutAsking = 48 * 1024;
+constexpr unsigned kThreadsOfMultiprocessor = 2048, kBlocksOfMultiprocessor = 32;
+constexpr unsigned kPortableCluster = 8, kLargestCluster = 16;
+
+struct KernelAttributes {  // set by cudaFuncSetAttribute
+  size_t dynamic_shared_bytes = kSharedWithoutAsking;
+  bool large_clusters = false;
+};
+std::mutex kernels_mutex;
+std::map<const void*, KernelAttributes> kernels;
+
+KernelAttributes attributes_of(const void* kernel) {
+  std::lock_guard<std::mutex> lock(kernels_mutex);
+  return kernels[kernel];
+}
+
+cudaError_t answer(cudaError_t error) {
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+unsigned resident_blocks(unsigned threads, size_t dynamic_bytes) {
+  const size_t shared = options().shared_bytes + 1024;  // each block costs 1 KiB more
+  return std::min({kThreadsOfMultiprocessor / std::max(32u, (threads + 31) / 32 * 32),
+                   unsigned(shared / (dynamic_bytes + 1024)), kBlocksOfMultiprocessor});
+}
+
+unsigned* option(const std::string& name) {
+  Options& o = options();
+  const std::map<std::string, unsigned*> all = {
+      {"preempt", &o.preempt},
+      {"resident", &o.resident},
+      {"late_copies", &o.late_copies},
+      {"truncated_mma", &o.truncated_mma},
+      {"multiprocessors", &o.multiprocessors},
+      {"capability", &o.capability},
+      {"block_threads", &o.block_threads},
+      {"shared_bytes", &o.shared_bytes},
+  };
+  const auto found = all.find(name);
+  return found == all.end() ? nullptr : found->second;
+}
+
+}  // namespace
+
+std::string check_launch(const Launch& l) {
+  std::ostringstream why;
+  const KernelAttributes kernel = attributes_of(l.kernel);
+  const size_t threads = size_t(l.block.x) * l.block.y * l.block.z;
+  const size_t cluster = size_t(l.cluster.x) * l.cluster.y * l.cluster.z;
+  const size_t together =
+      size_t(resident_blocks(unsigned(threads), l.dynamic_bytes)) * options().multiprocessors;
+  if (threads == 0 || threads > options().block_threads || l.block.z > 64) {
+    why << threads << " threads in a block";
+  } else if (l.blocks() == 0 || l.grid.x > 0x7fffffff || l.grid.y > 65535 || l.grid.z > 65535) {
+    why << "a grid of " << l.grid.x << "x" << l.grid.y << "x" << l.grid.z << " blocks";
+  } else if (l.dynamic_bytes > options().shared_bytes) {
+    why << l.dynamic_bytes << " bytes of dynamic shared memory, more than the device has";
+  } else if (l.dynamic_bytes > kernel.dynamic_shared_bytes) {
+    why << l.dynamic_bytes << " bytes of dynamic shared memory, "
+        << "cudaFuncAttributeMaxDynamicSharedMemorySize allows " << kernel.dynamic_shared_bytes;
+  } else if (cluster == 0 || l.grid.x % l.cluster.x || l.grid.y % l.cluster.y ||
+             l.grid.z % l.cluster.z) {
+    why << "a cluster of " << cluster << " blocks does not divide the grid";
+  } else if (cluster > (kernel.large_clusters ? kLargestCluster : kPortableCluster)) {
+    why << "a cluster of " << cluster << " blocks is too large";
+  } else if (cluster > 1 && options().capability < 90) {
+    why << "clusters need compute capability 9.0";
+  } else if (l.cooperative && l.blocks() > together) {
+    why << l.blocks() << " blocks in a cooperative launch, " << together << " fit at once";
+  } else {
+    return "";
+  }
+  return "bad launch: " + why.str() + ",";
+}
+
+cudaError_t launch_ended(const std::string& report) {
+  ++launches;
+  last_report = report;
+  if (report.empty()) return cudaSuccess;
+  last_failure = report;
+  return answer(cudaErrorLaunchFailure);
+}
+
+}  // namespace emulation
+
+using namespace emulation;
+
+// ---- The emulation's own functions ----------------------------------------------------------
+
+// Sets all options: the seed, and those named in `text`, "preempt=4 resident=8"; the others get
+// their defaults (Options in runtime.h). Returns 1, and changes nothing, if one is not known.
+EMULATION_EXPORT int fusedrnn_emulation_configure(uint64_t seed, const char* text) {
+  const Options before = options();
+  options() = Options();
+  options().seed = seed;
+  std::istringstream words(text ? text : "");
+  for (std::string word; words >> word;) {
+    const size_t equals = word.find('=');
+    unsigned* value = option(word.substr(0, equals));
+    if (!value || equals == std::string::npos) {
+      options() = before;
+      return 1;
+    }
+    *value = unsigned(std::stoul("0" + word.substr(equals + 1)));
+  }
+  return 0;
+}
+
+// What the latest launch by this OS thread reported; empty if all was well.
+EMULATION_EXPORT const char* fusedrnn_emulation_report() { return last_report.c_str(); }
+
+// Launches so far in this process, of all threads.
+EMULATION_EXPORT uint64_t fusedrnn_emulation_launches() { return launches; }
+
+// ---- The CUDA runtime -----------------------------------------------------------------------
+
+extern "C" {
+
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = last_error;
+  last_error = cudaSuccess;
+  return error;
+}
+cudaError_t cudaPeekAtLastError() { return last_error; }
+
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return "cudaSuccess";
+    case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
+    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
+    case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
+    default: return "an error that the emulation does not name";
+  }
+}
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? last_failure.c_str() : cudaGetErrorName(error);
+}
+
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+  return answer(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                            cudaStream_t) {
+  if (bytes) memmove(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
+                              size_t width, size_t height, cudaMemcpyKind, cudaStream_t) {
+  if (width > to_pitch || width > from_pitch) return answer(cudaErrorInvalidValue);
+  for (size_t row = 0; row < height && width; ++row) {
+    memmove(static_cast<char*>(to) + row * to_pitch,
+            static_cast<const char*>(from) + row * from_pitch, width);
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  if (bytes) memset(p, value, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemset2DAsync(void* p, size_t pitch, int value, size_t width, size_t height,
+                              cudaStream_t) {
+  if (width > pitch) return answer(cudaErrorInvalidValue);
+  for (size_t row = 0; row < height && width; ++row) {
+    memset(static_cast<char*>(p) + row * pitch, value, width);
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  if (device != 0) return answer(cudaErrorInvalidDevice);
+  const Options& o = options();
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount: *value = int(o.multiprocessors); break;
+    case cudaDevAttrComputeCapabilityMajor: *value = int(o.capability / 10); break;
+    case cudaDevAttrComputeCapabilityMinor: *value = int(o.capability % 10); break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = int(o.shared_bytes); break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = int(o.shared_bytes + 1024); break;
+    case cudaDevAttrMaxSharedMemoryPerBlock: *value = int(kSharedWithoutAsking); break;
+    case cudaDevAttrReservedSharedMemoryPerBlock: *value = 1024; break;
+    case cudaDevAttrCooperativeLaunch: *value = 1; break;
+    case cudaDevAttrClusterLaunch: *value = o.capability >= 90; break;
+    case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = int(kThreadsOfMultiprocessor); break;
+    case cudaDevAttrMaxBlocksPerMultiprocessor: *value = int(kBlocksOfMultiprocessor); break;
+    case cudaDevAttrMaxRegistersPerBlock:
+    case cudaDevAttrMaxRegistersPerMultiprocessor: *value = 65536; break;
+    case cudaDevAttrMaxGridDimX: *value = 0x7fffffff; break;
+    case cudaDevAttrMaxGridDimY:
+    case cudaDevAttrMaxGridDimZ: *value = 65535; break;
+    case cudaDevAttrWarpSize: *value = 32; break;
+    case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
+    default: return answer(cudaErrorInvalidValue);
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  std::lock_guard<std::mutex> lock(kernels_mutex);
+  switch (attribute) {
+    case cudaFuncAttributeMaxDynamicSharedMemorySize:
+      if (value < 0 || unsigned(value) > options().shared_bytes) {
+        return answer(cudaErrorInvalidValue);
+      }
+      kernels[kernel].dynamic_shared_bytes = size_t(value);
+      break;
+    case cudaFuncAttributeNonPortableClusterSizeAllowed:
+      kernels[kernel].large_clusters = value != 0;
+      break;
+    default: break;  // hints
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads,
+                                                          size_t dynamic_shared_bytes) {
+  if (threads < 1) return answer(cudaErrorInvalidValue);
+  *blocks = threads > 1024 ? 0 : int(resident_blocks(unsigned(threads), dynamic_shared_bytes));
+  return cudaSuccess;
+}
+
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
+                                           const cudaLaunchConfig_t* config) {
+  unsigned size = 1;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    if (config->attrs[i].id != cudaLaunchAttributeClusterDimension) continue;
+    const auto& dimension = config->attrs[i].val.clusterDim;
+    size = dimension.x * dimension.y * dimension.z;
+  }
+  const unsigned threads = config->blockDim.x * config->blockDim.y * config->blockDim.z;
+  const unsigned blocks = resident_blocks(threads, config->dynamicSmemBytes);
+  *clusters = size ? int(blocks * options().multiprocessors / size) : 0;
+  return cudaSuccess;
+}
+
+}  // extern "C"

@@ -1,0 +1,54 @@
+"""The project's CUDA backend, built for the emulation, in the place of the CPU's.
+
+    with installed(seed=1):
+        fusedrnn.LSTM(3, 4)(x)        # CPU tensors; the CUDA kernels compute
+
+Everything above the kernels is the real thing: modules, autograd, the ops and their checks, the
+driver that enqueues kernels and products. Below them are the emulation and its cuBLAS.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cuda_emulation.build import MissingHeaders, cuda_include, library
+
+from fusedrnn import ops
+
+
+def missing() -> str:
+    """Why the emulation cannot be built here; empty if it can."""
+    try:
+        cuda_include()
+    except MissingHeaders as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def load(variant: str = "plain") -> ctypes.CDLL:
+    """The emulated backend, built if need be."""
+    loaded = ctypes.CDLL(str(library(variant)))
+    loaded.fusedrnn_emulated_backend.restype = ctypes.c_void_p
+    loaded.fusedrnn_emulation_launches.restype = ctypes.c_uint64
+    loaded.fusedrnn_emulation_configure.argtypes = [ctypes.c_uint64, ctypes.c_char_p]
+    return loaded
+
+
+@contextmanager
+def installed(variant: str = "plain", *, seed: int = 0, options: str = "") -> Iterator[ctypes.CDLL]:
+    """CPU tensors are computed by the CUDA kernels, in the order of threads that `seed` gives.
+
+    Results and scratch begin as NaN (kernels/poison.cpp): memory that no kernel wrote shows.
+    """
+    emulation = load(variant)
+    if emulation.fusedrnn_emulation_configure(seed, options.encode()):
+        raise ValueError(f"options: expected those of runtime.h, got {options!r}")
+    before = ops.use_backend("cpu", emulation.fusedrnn_emulated_backend())
+    try:
+        yield emulation
+    finally:
+        ops.use_backend("cpu", before)

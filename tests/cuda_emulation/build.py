@@ -1,0 +1,167 @@
+"""Compiles CUDA sources with g++ and links them with the emulated device.
+
+    library()                    all of csrc/cuda          build/cuda_emulation/plain/kernels.so
+    library("race")              ... checked for races     build/cuda_emulation/race/kernels.so
+    library("asan", [Path(..)])  other sources, with AddressSanitizer and UBSan
+
+The kernels are the project's own .cu files, unchanged: in front of CUDA's include folder stands
+shim/, whose <cuda_runtime.h> and <cooperative_groups.h> are the emulation's. What else they include
+(cuda_fp16.h, cuda_bf16.h, the runtime's types) are CUDA's own headers; no library and no nvcc.
+
+Variants:
+    plain  fast; sees deadlocks, bad launches, writes outside shared memory, wrong results
+    race   checks every access for happens-before, and reads of what was never written
+    asan   checks every access's address, and undefined behaviour; needs `asan_environment` in a
+           process of its own, which the first fault ends
+
+A rebuild compiles what changed: ninja compares times (by depfiles) and command lines.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BUILD = ROOT / "build" / "cuda_emulation"
+
+# Device and host side of the CUDA backend; cuBLAS is found by another file here (cublas.cpp).
+KERNELS: tuple[Path, ...] = (
+    HERE / "kernels" / "poison.cpp",
+    ROOT / "csrc" / "plan_override.cpp",
+    *(
+        path
+        for path in sorted((ROOT / "csrc" / "cuda").glob("*.c*"))
+        if path.suffix in (".cu", ".cpp") and path.name != "cublas_library.cpp"
+    ),
+)
+
+COMPILER = "g++"  # of GCC: the race build relies on how it instruments memory accesses
+COMMON = "-std=c++17 -O2 -g -fPIC -fvisibility=hidden -fno-gnu-unique -fno-ipa-icf".split()
+COMMON += "-ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -pthread".split()
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr"
+TSAN = "--param tsan-distinguish-volatile=1 --param tsan-instrument-func-entry-exit=0"
+# For kernels alone: they call the check in race.cpp, which is not compiled so.
+KERNEL_FLAGS = {"plain": [], "race": ["-fsanitize=thread", *TSAN.split()], "asan": []}
+FLAGS = {"plain": [], "race": ["-DFUSEDRNN_EMULATION_RACE"], "asan": SANITIZERS.split()}
+
+
+class MissingHeaders(Exception):
+    """CUDA's headers, or g++, are nowhere to be found."""
+
+
+def cuda_include() -> Path:
+    """CUDA's include folder: of CUDA_HOME, next to nvcc, of the usual place, or of pip's wheels."""
+    if shutil.which(COMPILER) is None:
+        raise MissingHeaders(f"{COMPILER} was not found: the CUDA emulation is compiled by GCC")
+    candidates = [
+        Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ
+    ]
+    nvcc = shutil.which("nvcc")
+    if nvcc:
+        candidates.append(Path(nvcc).resolve().parent.parent)
+    candidates.append(Path("/usr/local/cuda"))
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        candidates += sorted(Path(folder).glob("cu[0-9]*"))
+    for candidate in candidates:
+        include = candidate / "include"
+        if all((include / name).exists() for name in ("cuda_fp16.h", "cuda_runtime_api.h", "crt")):
+            return include
+    raise MissingHeaders(
+        "CUDA's headers were not found: set CUDA_HOME, put nvcc on PATH, or install the wheels "
+        "nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl (26 MB); looked in "
+        + ", ".join(str(candidate / "include") for candidate in candidates)
+    )
+
+
+def run_ninja(folder: Path, lines: list[str]) -> None:
+    """Brings what build.ninja of these lines describes up to date."""
+    file = folder / "build.ninja"
+    text = "\n".join(lines) + "\n"
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "ninja", "-f", str(file)], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"the CUDA emulation does not compile:\n{done.stdout}{done.stderr}")
+
+
+def library(
+    variant: str = "plain",
+    sources: Sequence[Path] = KERNELS,
+    *,
+    name: str = "kernels",
+    flags: Sequence[str] = (),
+    links: Sequence[str] = (),
+) -> Path:
+    """Builds the sources and the emulated device to one library, and returns its path.
+
+    `flags` go to the compiler of the sources (further include folders and macros), `links` to the
+    linker: what else the sources' symbols are to be found in.
+    """
+    include = cuda_include()
+    folder = BUILD / variant / name
+    folder.mkdir(parents=True, exist_ok=True)
+    target = BUILD / variant / f"{name}.so"
+    cxx = [COMPILER]
+    includes = [f"-I{HERE / 'shim'}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
+    system = ["-isystem", str(include), "-isystem", str(include / "cccl")]
+    common = [*cxx, *COMMON, *FLAGS[variant], *includes, *system]
+
+    def escaped(words: Sequence[object]) -> str:
+        return shlex.join(str(word) for word in words).replace("$", "$$")
+
+    lines = [
+        f"builddir = {escaped([folder])}",
+        "rule compile",
+        f"  command = {escaped(common)} $flags -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {escaped([*cxx, '-shared', '-pthread', *FLAGS[variant]])} -Wl,-Bsymbolic"
+        f" {'' if variant == 'asan' else '-Wl,-z,defs '}$in {escaped([*links, '-ldl'])} -o $out",
+    ]
+    objects = []
+
+    def compiled(source: Path, folder: Path, extra: Sequence[str] = ()) -> None:
+        objects.append(str(folder / f"{source.name}.o"))
+        lines.append(f"build {objects[-1]}: compile {source}\n  flags = {escaped(extra)}")
+
+    # One after another: two processes may want the same library.
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for source in sources:
+            extra = [*flags]
+            if source.suffix == ".cu":
+                extra += [*KERNEL_FLAGS[variant], "-x", "c++"]
+            compiled(source.resolve(), folder, extra)
+        for source in sorted(HERE.glob("*.cpp")):
+            if source.stem == "race" and variant != "race":
+                continue
+            compiled(source, BUILD / variant / "device", ["-O3"] if source.stem == "cublas" else [])
+        lines.append(f"build {target}: link {' '.join(objects)}")
+        run_ninja(folder, lines)
+    return target
+
+
+def asan_environment() -> dict[str, str]:
+    """The environment in which a Python process can load a library of the variant asan."""
+
+    def file_of(library: str) -> str:
+        command = [COMPILER, f"-print-file-name={library}"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    # libstdc++, too: else what throws is loaded later, and AddressSanitizer has not found it.
+    preload = f"{file_of('libasan.so')} {file_of('libstdc++.so.6')}"
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    return {**os.environ, **options, "LD_PRELOAD": preload, "PYTHONMALLOC": "malloc"}

@@ -1,0 +1,388 @@
+// Kernels that plant a fault, each a common mistake, and the same kernels corrected. What the
+// emulation must say of each is in tests/test_cuda_emulation.py.
+//
+// All take the same buffer of n floats (flags are its last elements, which start as zeros).
+#include <cooperative_groups.h>
+#include <cstring>
+
+#include "gpu.cuh"
+#include "launch.cuh"
+#include "ptx.cuh"
+
+namespace cg = cooperative_groups;
+namespace ptx = fusedrnn::ptx;
+
+namespace {
+
+// ---- Blocks and warps -----------------------------------------------------------------------
+
+template <bool planted>
+__global__ void missing_barrier(float* data, int) {
+  FUSEDRNN_SHARED(float, s, [64]);
+  s[threadIdx.x] = float(threadIdx.x);
+  if (!planted) __syncthreads();
+  data[threadIdx.x] = s[63 - threadIdx.x];
+}
+
+template <bool planted>
+__global__ void missing_second_barrier(float* data, int) {  // before the array is used again
+  FUSEDRNN_SHARED(float, s, [64]);
+  for (int step = 0; step < 3; ++step) {
+    s[threadIdx.x] = float(step);
+    __syncthreads();
+    data[threadIdx.x] += s[63 - threadIdx.x];
+    if (!planted) __syncthreads();
+  }
+}
+
+template <bool planted>
+__global__ void missing_syncwarp(float* data, int) {
+  data[threadIdx.x] = 1;
+  if (!planted) __syncwarp();
+  data[64 + threadIdx.x] = data[threadIdx.x ^ 1];
+}
+
+template <bool planted>
+__global__ void unreached_barrier(float* data, int) {
+  if (!planted || threadIdx.x < blockDim.x / 2) __syncthreads();
+  data[threadIdx.x] = 0;
+}
+
+template <bool planted>
+__global__ void diverged_collective(float* data, int) {
+  float v = float(threadIdx.x);
+  if (planted && threadIdx.x % 2) {
+    v = float(__ballot_sync(~0u, v > 3));
+  } else {
+    v = __shfl_xor_sync(~0u, v, 1);
+  }
+  data[threadIdx.x] = v;
+}
+
+template <bool planted>
+__global__ void lane_outside_mask(float* data, int) {
+  const unsigned mask = 0xffff;
+  if (planted || threadIdx.x < 16) data[threadIdx.x] = __shfl_sync(mask, 1.0f, 0);
+}
+
+template <bool planted>  // 40 threads: lane 7 of the second warp is its last
+__global__ void lane_past_the_end(float* data, int) {
+  const unsigned by = planted || threadIdx.x < 32 ? 1 : 0;
+  data[threadIdx.x] = __shfl_down_sync(~0u, 1.0f, by);
+}
+
+template <bool planted>
+__global__ void racing_blocks(float* data, int) {  // two blocks write one element
+  data[planted ? threadIdx.x : blockIdx.x * blockDim.x + threadIdx.x] = float(blockIdx.x);
+}
+
+// ---- Addresses ------------------------------------------------------------------------------
+
+template <bool planted>
+__global__ void write_outside_shared(float* data, int) {
+  FUSEDRNN_SHARED(float, s, [32]);
+  s[threadIdx.x + (planted ? 1 : 0)] = 1;
+  __syncthreads();
+  if (threadIdx.x > 0) data[threadIdx.x] = s[threadIdx.x];
+}
+
+template <bool planted>
+__global__ void read_outside_shared(float* data, int) {
+  FUSEDRNN_SHARED(float, s, [32]);
+  s[threadIdx.x] = 1;
+  __syncthreads();
+  data[threadIdx.x] = s[planted ? threadIdx.x + 4 : threadIdx.x];
+}
+
+template <bool planted>
+__global__ void write_outside_dynamic_shared(float* data, int) {  // of 32 floats
+  FUSEDRNN_DYNAMIC_SHARED(float, s);
+  s[threadIdx.x + (planted ? 1 : 0)] = 1;
+  __syncthreads();
+  if (threadIdx.x > 0) data[threadIdx.x] = s[threadIdx.x];
+}
+
+template <bool planted>
+__global__ void unwritten_shared(float* data, int) {
+  FUSEDRNN_SHARED(float, s, [32]);
+  if (!planted || threadIdx.x < 31) s[threadIdx.x] = 1;
+  __syncthreads();
+  data[threadIdx.x] = s[31 - threadIdx.x];
+}
+
+template <bool planted>
+__global__ void write_outside_global(float* data, int n) {
+  for (int i = threadIdx.x; planted ? i <= n : i < n; i += blockDim.x) data[i] = 1;
+}
+
+template <bool planted>
+__global__ void read_outside_global(float* data, int n) {
+  if (threadIdx.x == 0) data[0] = data[planted ? n + 2 : n - 1];
+}
+
+template <bool planted>
+__global__ void misaligned_vector(float* data, int) {
+  const float4 v = *reinterpret_cast<const float4*>(data + (planted ? 1 : 4));
+  data[64 + threadIdx.x] = v.x + v.w;
+}
+
+template <bool planted>
+__global__ void signed_overflow(float* data, int n) {
+  int v = 0x7fffff00 + n % 2;
+  if (planted) v += 256 * int(blockDim.x);
+  data[threadIdx.x] = float(v);
+}
+
+// ---- The grid -------------------------------------------------------------------------------
+
+template <bool>  // the launch is the fault: not cooperative
+__global__ void grid_barrier(float* data, int) {
+  if (threadIdx.x == 0) data[blockIdx.x] = 1;
+  cg::this_grid().sync();
+  if (threadIdx.x == 0) data[blockIdx.x + 2] = data[1 - blockIdx.x];
+}
+
+template <bool>  // the launch is the fault: the first blocks wait for one that does not run
+__global__ void waiting_blocks(float* data, int n) {
+  auto* counter = reinterpret_cast<unsigned*>(data + n - 1);
+  if (threadIdx.x > 0) return;
+  ptx::add_release(counter, 1);
+  ptx::wait_at_least(counter, gridDim.x);
+}
+
+template <bool planted>
+__global__ void lost_arrival(float* data, int n) {  // a grid barrier by a counter
+  auto* counter = reinterpret_cast<unsigned*>(data + n - 1);
+  if (threadIdx.x == 0) {
+    if (!planted || blockIdx.x > 0) ptx::add_release(counter, 1);
+    ptx::wait_at_least(counter, gridDim.x);
+  }
+}
+
+template <bool planted>
+__global__ void missing_release(float* data, int n) {
+  auto* flag = reinterpret_cast<unsigned*>(data + n - 1);
+  if (threadIdx.x > 0) return;
+  if (blockIdx.x == 0) {
+    data[0] = 5;
+    if (!planted) __threadfence();
+    atomicAdd(flag, 1u);
+  } else {
+    ptx::wait_at_least(flag, 1);
+    data[1] = data[0];
+  }
+}
+
+template <bool planted>
+__global__ void missing_acquire(float* data, int n) {
+  auto* flag = reinterpret_cast<unsigned*>(data + n - 1);
+  if (threadIdx.x > 0) return;
+  if (blockIdx.x == 0) {
+    data[0] = 5;
+    ptx::store_release(flag, 1);
+  } else {
+    while (ptx::load_relaxed(flag) == 0) {
+    }
+    if (!planted) __threadfence();
+    data[1] = data[0];
+  }
+}
+
+template <bool planted>
+__global__ void fence_of_a_block(float* data, int n) {  // too small a scope for another block
+  auto* flag = reinterpret_cast<unsigned*>(data + n - 1);
+  if (threadIdx.x > 0) return;
+  if (blockIdx.x == 0) {
+    data[0] = 5;
+    planted ? __threadfence_block() : __threadfence();
+    atomicExch(flag, 1u);
+  } else {
+    ptx::wait_at_least(flag, 1);
+    data[1] = data[0];
+  }
+}
+
+template <bool planted>
+__global__ void stale_load(float* data, int) {  // the read-only path does not see others' writes
+  if (blockIdx.x == 0 && threadIdx.x == 0) data[0] = 1;
+  cg::this_grid().sync();
+  if (threadIdx.x == 0) data[2 + blockIdx.x] = planted ? __ldg(data) : __ldcg(data);
+}
+
+// ---- Clusters -------------------------------------------------------------------------------
+
+template <bool planted>
+__global__ void missing_cluster_barrier(float* data, int) {  // the peer may not have started
+#if HAS_CLUSTERS
+  const cg::cluster_group cluster = cg::this_cluster();
+  FUSEDRNN_SHARED(float, s, [32]);
+  if (!planted) cluster.sync();
+  cluster.map_shared_rank(s, cluster.block_rank() ^ 1)[threadIdx.x] = 1;
+  cluster.sync();
+  data[blockIdx.x * 32 + threadIdx.x] = s[threadIdx.x];
+#endif
+}
+
+template <bool planted>
+__global__ void early_exit(float* data, int) {  // a peer still reads
+#if HAS_CLUSTERS
+  const cg::cluster_group cluster = cg::this_cluster();
+  FUSEDRNN_SHARED(float, s, [32]);
+  s[threadIdx.x] = 1;
+  cluster.sync();
+  data[blockIdx.x * 32 + threadIdx.x] =
+      cluster.map_shared_rank(s, cluster.block_rank() ^ 1)[threadIdx.x];
+  if (!planted) cluster.sync();
+#endif
+}
+
+template <bool planted>
+__global__ void relaxed_cluster_arrive(float* data, int) {  // publishes nothing
+#if HAS_CLUSTERS
+  const cg::cluster_group cluster = cg::this_cluster();
+  FUSEDRNN_SHARED(float, s, [32]);
+  s[threadIdx.x] = 1;
+  planted ? ptx::cluster_arrive_relaxed() : ptx::cluster_arrive();
+  ptx::cluster_wait();
+  data[blockIdx.x * 32 + threadIdx.x] =
+      cluster.map_shared_rank(s, cluster.block_rank() ^ 1)[threadIdx.x];
+  cluster.sync();
+#endif
+}
+
+// ---- Asynchronous copies --------------------------------------------------------------------
+
+template <bool planted>
+__global__ void early_copy_read(float* data, int) {
+  FUSEDRNN_SHARED(float4, s, [32]);
+  ptx::cp_async_16(&s[threadIdx.x], data + threadIdx.x * 4);
+  ptx::cp_async_commit();
+  if (!planted) ptx::cp_async_wait<0>();
+  const float v = s[threadIdx.x].x;
+  if (planted) ptx::cp_async_wait<0>();
+  data[128 + threadIdx.x] = v;
+}
+
+template <bool planted>
+__global__ void copy_never_waited_for(float* data, int) {
+  FUSEDRNN_SHARED(float4, s, [32]);
+  ptx::cp_async_16(&s[threadIdx.x], data + threadIdx.x * 4);
+  ptx::cp_async_commit();
+  if (!planted) ptx::cp_async_wait<0>();
+}
+
+template <bool planted>
+__global__ void early_bulk_read(float* data, int) {  // by the very thread that started the copy
+#if HAS_CLUSTERS
+  FUSEDRNN_SHARED(float4, s, [4]);
+  FUSEDRNN_SHARED(uint64_t, arrived, );
+  if (threadIdx.x > 0) return;
+  ptx::mbarrier_init(&arrived, 1);
+  ptx::mbarrier_arrive_expect_tx(&arrived, 64);
+  ptx::bulk_copy_to_shared(s, data, 64, &arrived);
+  if (!planted) ptx::mbarrier_wait(&arrived, 0);
+  data[128] = s[1].x;
+  if (planted) ptx::mbarrier_wait(&arrived, 0);
+#endif
+}
+
+template <bool planted>
+__global__ void wrong_byte_count(float* data, int) {
+#if HAS_CLUSTERS
+  FUSEDRNN_SHARED(float4, s, [4]);
+  FUSEDRNN_SHARED(uint64_t, arrived, );
+  if (threadIdx.x > 0) return;
+  ptx::mbarrier_init(&arrived, 1);
+  ptx::mbarrier_arrive_expect_tx(&arrived, planted ? 80 : 64);
+  ptx::bulk_copy_to_shared(s, data, 64, &arrived);
+  ptx::mbarrier_wait(&arrived, 0);
+  data[128] = s[1].x;
+#endif
+}
+
+template <bool planted>
+__global__ void uninitialised_mbarrier(float* data, int) {
+#if HAS_CLUSTERS
+  FUSEDRNN_SHARED(uint64_t, arrived, );
+  if (!planted && threadIdx.x == 0) ptx::mbarrier_init(&arrived, 32);
+  __syncthreads();
+  ptx::mbarrier_arrive(&arrived);
+  ptx::mbarrier_wait(&arrived, 0);
+  data[threadIdx.x] = 1;
+#endif
+}
+
+struct Fault {
+  const char* name;
+  Shape shape;
+  void (*planted)(float*, int);
+  void (*corrected)(float*, int);
+};
+#define FAULT(name, ...) {#name, Shape{__VA_ARGS__}, name<true>, name<false>}
+const Fault faults[] = {
+    FAULT(missing_barrier, 1, 64),
+    FAULT(missing_second_barrier, 1, 64),
+    FAULT(missing_syncwarp, 1, 32),
+    FAULT(unreached_barrier, 1, 64),
+    FAULT(diverged_collective, 1, 32),
+    FAULT(lane_outside_mask, 1, 32),
+    FAULT(lane_past_the_end, 1, 40),
+    FAULT(racing_blocks, 2, 32),
+    FAULT(write_outside_shared, 1, 32),
+    FAULT(read_outside_shared, 1, 32),
+    FAULT(write_outside_dynamic_shared, 1, 32, 1, false, 128),
+    FAULT(unwritten_shared, 1, 32),
+    FAULT(write_outside_global, 1, 32),
+    FAULT(read_outside_global, 1, 32),
+    FAULT(misaligned_vector, 1, 32),
+    FAULT(signed_overflow, 1, 32),
+    FAULT(grid_barrier, 2, 32, 1, true),
+    FAULT(waiting_blocks, 3, 32, 1, true),
+    FAULT(lost_arrival, 3, 32, 1, true),
+    FAULT(missing_release, 2, 32, 1, true),
+    FAULT(missing_acquire, 2, 32, 1, true),
+    FAULT(fence_of_a_block, 2, 32, 1, true),
+    FAULT(stale_load, 2, 32, 1, true),
+    FAULT(missing_cluster_barrier, 4, 32, 2),
+    FAULT(early_exit, 4, 32, 2),
+    FAULT(relaxed_cluster_arrive, 4, 32, 2),
+    FAULT(early_copy_read, 1, 32),
+    FAULT(copy_never_waited_for, 1, 32),
+    FAULT(early_bulk_read, 1, 32),
+    FAULT(wrong_byte_count, 1, 32),
+    FAULT(uninitialised_mbarrier, 1, 32),
+};
+
+__global__ void nothing(float* data) { data[0] = 1; }
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) int fusedrnn_fault(const char* name, int planted,
+                                                                     float* data, int n) {
+  for (const Fault& fault : faults) {
+    if (strcmp(fault.name, name) != 0) continue;
+    Shape shape = fault.shape;
+    const bool is_of_the_launch = !strcmp(name, "grid_barrier") || !strcmp(name, "waiting_blocks");
+    if (planted && is_of_the_launch) shape.cooperative = false;
+    return launch(shape, planted ? fault.planted : fault.corrected, data, n);
+  }
+  return cudaErrorInvalidValue;
+}
+
+// What a launcher sees of the latest failure; the next call says that there is none.
+extern "C" __attribute__((visibility("default"))) const char* fusedrnn_last_error() {
+  return cudaGetErrorString(cudaGetLastError());
+}
+
+// A launch of these sizes, of a kernel that may ask for `allowed` bytes of dynamic shared memory.
+extern "C" __attribute__((visibility("default"))) int fusedrnn_launch(int blocks, int threads,
+                                                                      int cluster, int cooperative,
+                                                                      int dynamic_bytes,
+                                                                      int allowed, float* data) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed);
+  if (error != cudaSuccess) return error;
+  const Shape shape{unsigned(blocks), unsigned(threads), unsigned(cluster), cooperative != 0,
+                    size_t(dynamic_bytes)};
+  return launch(shape, nothing, data);
+}

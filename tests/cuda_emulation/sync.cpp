@@ -1,0 +1,237 @@
+// Barriers, fences, flags and warp collectives: where threads meet, and what the race check learns
+// from it. Shuffles, votes and mma do not order memory, as in CUDA.
+#include <algorithm>
+#include <cstring>
+
+#include "runtime.h"
+
+namespace emulation {
+namespace {
+
+uint64_t arrive(Barrier& barrier, bool releases) {
+  progress();
+  const uint64_t phase = barrier.phase;
+  if (releases) race::release(barrier.meeting);
+  if (++barrier.arrived == barrier.needed) {
+    barrier.arrived = 0;
+    ++barrier.phase;
+    barrier.last_count = barrier.counted;
+    barrier.counted = 0;
+    race::complete(barrier.meeting);
+    wake(barrier.waiting, false);
+  }
+  return phase;
+}
+
+void wait(Barrier& barrier, uint64_t phase, const char* op, Where where) {
+  while (barrier.phase == phase) {
+    barrier.waiting.push_back(&self());
+    wait_in(op, where);
+  }
+  race::acquire(barrier.meeting);
+}
+
+}  // namespace
+
+// ---- Barriers -------------------------------------------------------------------------------
+
+void block_barrier(Where where, unsigned id, unsigned threads) {
+  Block& block = *self().block;
+  Barrier& barrier = block.barriers[id];
+  const unsigned needed = threads ? threads : unsigned(block.threads.size());
+  if (barrier.arrived == 0) barrier.needed = needed;
+  if (barrier.needed != needed) {
+    fail(where, "barrier %u with two counts of threads", id);
+  }
+  const uint64_t phase = arrive(barrier, true);
+  wait(barrier, phase, id ? "a named barrier" : "__syncthreads", where);
+  preempt();
+}
+
+int block_barrier_count(bool predicate, Where where) {
+  Barrier& barrier = self().block->barriers[0];
+  barrier.counted += predicate;
+  block_barrier(where);
+  return int(barrier.last_count);
+}
+
+void grid_barrier(Where where) {
+  if (!running->cooperative) {
+    fail(where, "grid.sync() without a cooperative launch");
+  }
+  const uint64_t phase = arrive(running->barrier, true);
+  wait(running->barrier, phase, "grid.sync", where);
+}
+
+void cluster_arrive(bool release, Where where) {
+  Thread& t = self();
+  if (t.arrived_at_cluster) {
+    fail(where, "cluster barrier: a second arrive without a wait");
+  }
+  t.cluster_phase = arrive(t.block->cluster->barrier, release);
+  t.arrived_at_cluster = true;
+}
+
+void cluster_wait(Where where) {
+  Thread& t = self();
+  if (!t.arrived_at_cluster) {
+    fail(where, "cluster barrier: a wait without an arrive");
+  }
+  wait(t.block->cluster->barrier, t.cluster_phase, "the cluster barrier", where);
+  t.arrived_at_cluster = false;
+}
+
+// ---- Fences and flags -----------------------------------------------------------------------
+
+void fence(bool device_scope) {
+  race::fence(device_scope);
+  preempt();
+}
+
+void before_atomic(const void* p, unsigned bytes, bool writes, int order, Where where) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes) {
+    fail(where, "misaligned atomic access");
+  }
+  if (writes) {
+    preempt();
+    progress();
+  } else {
+    yield(where);  // a load is how a thread waits for another
+  }
+  race::atomic(p, bytes, writes, true, order, race::site(where));
+}
+
+unsigned load_flag(const unsigned* p, int order, Where where) {
+  before_atomic(p, sizeof *p, false, order, where);
+  return *p;
+}
+
+unsigned add_to_flag(unsigned* p, unsigned value, int order, Where where) {
+  before_atomic(p, sizeof *p, true, order, where);
+  const unsigned before = *p;
+  *p += value;
+  return before;
+}
+
+void store_flag(unsigned* p, unsigned value, int order, Where where) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof *p) {
+    fail(where, "misaligned atomic access");
+  }
+  preempt();
+  progress();
+  race::atomic(p, sizeof *p, true, false, order, race::site(where));
+  *p = value;
+}
+
+void before_read_only_load(const void* p, unsigned bytes, Where where) {
+  race::read_only(p, bytes, race::site(where));
+}
+
+// ---- Warp collectives -----------------------------------------------------------------------
+
+const Slot* meet(uint32_t mask, const char* op, const void* value, size_t bytes, Where where,
+                 Combine combine, bool orders_memory) {
+  Thread& t = self();
+  Block& block = *t.block;
+  const unsigned in_warp = std::min(32u, unsigned(block.threads.size()) - t.warp * 32);
+  if (in_warp < 32) mask &= (1u << in_warp) - 1;  // a full mask in a partial last warp is legal
+  if (!(mask >> t.lane & 1)) {
+    fail(where, "%s: the calling lane is not in its mask", op);
+  }
+  Warp& warp = block.warps[t.warp];
+  if (!warp.latest || warp.latest->mask != mask) {
+    warp.latest = &warp.collectives[mask];
+    warp.latest->mask = mask;
+  }
+  Collective& c = *warp.latest;
+  if (c.arrived == 0) {
+    c.op = op;
+    c.where = where;
+  } else if (strcmp(c.op, op) != 0) {
+    fail(where, "lanes of one warp meet in different collectives: %s at %s:%d, %s", c.op,
+         file_name(c.where), c.where.line, op);
+  }
+  progress();
+  const uint64_t round = c.round;
+  Slot* slots = c.slots[round & 1];
+  if (bytes) memcpy(slots[t.lane].bytes, value, bytes);
+  if (orders_memory) race::release(c.meeting);
+  c.arrived |= 1u << t.lane;
+  if (c.arrived == mask) {
+    if (combine) combine(slots);
+    c.arrived = 0;
+    ++c.round;
+    if (orders_memory) race::complete(c.meeting);
+    wake(c.waiting, true);  // a warp goes on while its data are in the cache
+  } else {
+    while (c.round == round) {
+      c.waiting.push_back(&t);
+      wait_in(op, where);
+    }
+  }
+  if (orders_memory) race::acquire(c.meeting);
+  return slots;
+}
+
+void warp_barrier(uint32_t mask, Where where) {
+  meet(mask, "__syncwarp", nullptr, 0, where, nullptr, true);
+}
+
+void shuffle(uint32_t mask, const char* op, void* value, size_t bytes, unsigned source,
+             Where where) {
+  if (bytes > sizeof(Slot)) fail(where, "%s of %zu bytes", op, bytes);
+  const Slot* slots = meet(mask, op, value, bytes, where);
+  if (!(mask >> source & 1)) {
+    fail(where, "%s reads lane %u, which is not in its mask,", op, source);
+  }
+  if (self().warp * 32 + source >= self().block->threads.size()) {
+    fail(where, "%s reads lane %u, which does not exist,", op, source);
+  }
+  memcpy(value, slots[source].bytes, bytes);
+}
+
+uint32_t vote(uint32_t mask, const char* op, bool predicate, Where where) {
+  const Thread& t = self();
+  const Slot* slots = meet(mask, op, &predicate, sizeof predicate, where);
+  uint32_t result = 0;
+  for (unsigned i = 0; i < 32 && t.warp * 32 + i < t.block->threads.size(); ++i) {
+    if (mask >> i & 1) result |= uint32_t(slots[i].bytes[0] != 0) << i;
+  }
+  return result;
+}
+
+uint32_t match(uint32_t mask, uint64_t value, Where where) {
+  const Thread& t = self();
+  const Slot* slots = meet(mask, "__match_any_sync", &value, sizeof value, where);
+  uint32_t result = 0;
+  for (unsigned i = 0; i < 32 && t.warp * 32 + i < t.block->threads.size(); ++i) {
+    const bool same = memcmp(slots[i].bytes, &value, sizeof value) == 0;
+    if ((mask >> i & 1) && same) result |= 1u << i;
+  }
+  return result;
+}
+
+uint32_t reduce(uint32_t mask, Reduction how, uint32_t value, bool is_signed, Where where) {
+  const Thread& t = self();
+  const Slot* slots = meet(mask, "__reduce_sync", &value, sizeof value, where);
+  const uint32_t flip = is_signed ? 0x80000000u : 0;  // orders signed values as unsigned ones
+  bool first = true;
+  uint32_t result = 0;
+  for (unsigned i = 0; i < 32 && t.warp * 32 + i < t.block->threads.size(); ++i) {
+    if (!(mask >> i & 1)) continue;
+    uint32_t v;
+    memcpy(&v, slots[i].bytes, sizeof v);
+    switch (first ? Reduction::bit_or : how) {
+      case Reduction::add: result += v; break;
+      case Reduction::min: result = std::min(result ^ flip, v ^ flip) ^ flip; break;
+      case Reduction::max: result = std::max(result ^ flip, v ^ flip) ^ flip; break;
+      case Reduction::bit_and: result &= v; break;
+      case Reduction::bit_or: result |= v; break;
+      case Reduction::bit_xor: result ^= v; break;
+    }
+    first = false;
+  }
+  return result;
+}
+
+}  // namespace emulation
