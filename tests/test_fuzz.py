@@ -6,7 +6,7 @@ import os
 
 import torch
 from cases import Case, check
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 EXAMPLES = int(os.environ.get("FUSEDRNN_FUZZ", 200))
@@ -36,12 +36,17 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=EXAMPLES)
+@settings(
+    max_examples=EXAMPLES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one device for all examples
+)
 @given(
     case=cases(),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     threads=st.integers(1, 4),
 )
-def test_any_configuration(case: Case, dtype: torch.dtype, threads: int) -> None:
+def test_any_configuration(
+    case: Case, dtype: torch.dtype, threads: int, device: torch.device
+) -> None:
     torch.set_num_threads(threads)
-    check(case, dtype)
+    check(case, dtype, device)

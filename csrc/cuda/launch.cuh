@@ -18,6 +18,10 @@ inline void check(cudaError_t error, const char* what) {
     text +=
         "; this build has no code for this GPU: build with TORCH_CUDA_ARCH_LIST set to its "
         "compute capability (fusedrnn.build_info() tells what was built)";
+  if (error == cudaErrorInsufficientDriver)
+    text += "; this build is of CUDA " + std::to_string(CUDART_VERSION / 1000) + "." +
+            std::to_string(CUDART_VERSION % 1000 / 10) +
+            ": update the driver, or build with a CUDA toolkit that it serves";
   throw std::runtime_error(text);
 }
 

@@ -16,15 +16,13 @@
 #ifndef FUSEDRNN_PTX
 #define FUSEDRNN_PTX
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-#define FUSEDRNN_ASM_SM80(...) __trap()
+#if defined(__CUDA_ARCH__)
+#define FUSEDRNN_SINCE(architecture)              \
+  if constexpr (__CUDA_ARCH__ < (architecture)) { \
+    __trap();                                     \
+  } else
 #else
-#define FUSEDRNN_ASM_SM80(...) asm volatile(__VA_ARGS__)
-#endif
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define FUSEDRNN_ASM_SM90(...) __trap()
-#else
-#define FUSEDRNN_ASM_SM90(...) asm volatile(__VA_ARGS__)
+#define FUSEDRNN_SINCE(architecture)
 #endif
 
 namespace fusedrnn::ptx {
@@ -43,30 +41,36 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 
 __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4],
                                                   const uint32_t (&b)[2], const float (&c)[4]) {
-  FUSEDRNN_ASM_SM80(
+  FUSEDRNN_SINCE(800)
+  asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};" : "=f"(d[0]),
-      "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]),
-      "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
+        "f"(c[2]), "f"(c[3]));
 }
 
 __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4],
                                                  const uint32_t (&b)[2], const float (&c)[4]) {
-  FUSEDRNN_ASM_SM80(
+  FUSEDRNN_SINCE(800)
+  asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};" : "=f"(d[0]),
-      "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]),
-      "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
+        "f"(c[2]), "f"(c[3]));
 }
 
 // The lower 13 bits of each fp32 operand are not read: round to tf32 first.
 __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4],
                                                  const uint32_t (&b)[2], const float (&c)[4]) {
-  FUSEDRNN_ASM_SM80(
+  FUSEDRNN_SINCE(800)
+  asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};" : "=f"(d[0]),
-      "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]),
-      "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
+        "f"(c[2]), "f"(c[3]));
 }
 
 // ---- Fragments from shared memory (sm_75) ---------------------------------------------------
@@ -115,16 +119,20 @@ __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&r)[4], const void
 
 // 16 bytes, both addresses so aligned; zeros if not valid (then `global` is not read).
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true) {
-  FUSEDRNN_ASM_SM80("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-                    "l"(global), "r"(valid ? 16 : 0) : "memory");
+  FUSEDRNN_SINCE(800)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() {
-  FUSEDRNN_ASM_SM80("cp.async.commit_group;" :: : "memory");
+  FUSEDRNN_SINCE(800)
+  asm volatile("cp.async.commit_group;" ::: "memory");
 }
 // Until at most `groups` of this thread's committed groups are still under way.
 template <int groups>
 __device__ __forceinline__ void cp_async_wait() {
-  FUSEDRNN_ASM_SM80("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+  FUSEDRNN_SINCE(800)
+  asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
 }
 
 // ---- Flags in global memory that all blocks see (sm_70) -------------------------------------
@@ -163,13 +171,16 @@ __device__ __forceinline__ void wait_at_least(const unsigned* flag, unsigned val
 // ---- The barrier of a cluster, in two halves (sm_90) ----------------------------------------
 
 __device__ __forceinline__ void cluster_arrive() {
-  FUSEDRNN_ASM_SM90("barrier.cluster.arrive.release.aligned;" :: : "memory");
+  FUSEDRNN_SINCE(900)
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void cluster_arrive_relaxed() {  // publishes nothing
-  FUSEDRNN_ASM_SM90("barrier.cluster.arrive.relaxed.aligned;" :: : "memory");
+  FUSEDRNN_SINCE(900)
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void cluster_wait() {
-  FUSEDRNN_ASM_SM90("barrier.cluster.wait.acquire.aligned;" :: : "memory");
+  FUSEDRNN_SINCE(900)
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // ---- mbarriers (sm_90) ----------------------------------------------------------------------
@@ -178,41 +189,54 @@ __device__ __forceinline__ void cluster_wait() {
 // parity p returns when a phase of that parity has ended: 0 first, then 1, then 0.
 
 __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, unsigned arrivals) {
-  FUSEDRNN_ASM_SM90("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
-                    "r"(arrivals) : "memory");
+  FUSEDRNN_SINCE(900)
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
 }
 // After mbarrier_init, before the barrier that tells others of it.
 __device__ __forceinline__ void mbarrier_init_fence() {
-  FUSEDRNN_ASM_SM90("fence.mbarrier_init.release.cluster;" :: : "memory");
+  FUSEDRNN_SINCE(900)
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
-  FUSEDRNN_ASM_SM90("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(
-      shared_address(barrier)) : "memory");
+  FUSEDRNN_SINCE(900)
+  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive_at_rank(uint64_t* barrier, unsigned rank) {
-  FUSEDRNN_ASM_SM90(
+  FUSEDRNN_SINCE(900)
+  asm volatile(
       "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
       "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(
           shared_address(barrier)),
-      "r"(rank) : "memory");
+      "r"(rank)
+      : "memory");
 }
 __device__ __forceinline__ void mbarrier_expect_tx(uint64_t* barrier, unsigned bytes) {
-  FUSEDRNN_ASM_SM90(
+  FUSEDRNN_SINCE(900)
+  asm volatile(
       "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
-      "r"(bytes) : "memory");
+      "r"(bytes)
+      : "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, unsigned bytes) {
-  FUSEDRNN_ASM_SM90("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(
-                        shared_address(barrier)),
-                    "r"(bytes) : "memory");
+  FUSEDRNN_SINCE(900)
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(
+                   shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
 }
 __device__ __forceinline__ bool mbarrier_try_wait(uint64_t* barrier, unsigned parity) {
   unsigned done = 0;
-  FUSEDRNN_ASM_SM90(
+  FUSEDRNN_SINCE(900)
+  asm volatile(
       "{ .reg .pred p;\n"
       "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p; }" : "=r"(done) : "r"(shared_address(barrier)),
-      "r"(parity) : "memory");
+      "selp.u32 %0, 1, 0, p; }"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
   return done != 0;
 }
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, unsigned parity) {
@@ -225,12 +249,14 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, unsigned parity
 // Each counts its bytes down from the tx of the mbarrier next to the destination.
 __device__ __forceinline__ void st_async(uint32_t* place, uint32_t value, uint64_t* barrier,
                                          unsigned rank) {
-  FUSEDRNN_ASM_SM90(
+  FUSEDRNN_SINCE(900)
+  asm volatile(
       "{ .reg .b32 to, at; mapa.shared::cluster.u32 to, %0, %3;\n"
       "mapa.shared::cluster.u32 at, %2, %3;\n"
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %1, [at]; }" ::"r"(
           shared_address(place)),
-      "r"(value), "r"(shared_address(barrier)), "r"(rank) : "memory");
+      "r"(value), "r"(shared_address(barrier)), "r"(rank)
+      : "memory");
 }
 __device__ __forceinline__ void st_async(float* place, float value, uint64_t* barrier,
                                          unsigned rank) {
@@ -238,38 +264,44 @@ __device__ __forceinline__ void st_async(float* place, float value, uint64_t* ba
 }
 __device__ __forceinline__ void st_async(float4* place, float4 value, uint64_t* barrier,
                                          unsigned rank) {
-  FUSEDRNN_ASM_SM90(
+  FUSEDRNN_SINCE(900)
+  asm volatile(
       "{ .reg .b32 to, at; mapa.shared::cluster.u32 to, %0, %6;\n"
       "mapa.shared::cluster.u32 at, %5, %6;\n"
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [to], {%1,%2,%3,%4}, "
       "[at]; }" ::"r"(shared_address(place)),
       "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(shared_address(barrier)),
-      "r"(rank) : "memory");
+      "r"(rank)
+      : "memory");
 }
 // Addresses and bytes are multiples of 16.
 __device__ __forceinline__ void bulk_copy_to_shared(void* shared, const void* global,
                                                     unsigned bytes, uint64_t* barrier) {
-  FUSEDRNN_ASM_SM90(
+  FUSEDRNN_SINCE(900)
+  asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
           "r"(shared_address(shared)),
-      "l"(global), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+      "l"(global), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
 }
 __device__ __forceinline__ void bulk_copy_to_rank(void* place, const void* from, unsigned bytes,
                                                   uint64_t* barrier, unsigned rank) {
-  FUSEDRNN_ASM_SM90(
+  FUSEDRNN_SINCE(900)
+  asm volatile(
       "{ .reg .b32 to, at; mapa.shared::cluster.u32 to, %0, %4;\n"
       "mapa.shared::cluster.u32 at, %3, %4;\n"
       "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], [%1], %2, "
       "[at]; }" ::"r"(shared_address(place)),
-      "r"(shared_address(from)), "r"(bytes), "r"(shared_address(barrier)), "r"(rank) : "memory");
+      "r"(shared_address(from)), "r"(bytes), "r"(shared_address(barrier)), "r"(rank)
+      : "memory");
 }
 // What this thread wrote to shared memory, for bulk copies that read it.
 __device__ __forceinline__ void fence_before_bulk_copy() {
-  FUSEDRNN_ASM_SM90("fence.proxy.async.shared::cta;" :: : "memory");
+  FUSEDRNN_SINCE(900)
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 }  // namespace fusedrnn::ptx
 
-#undef FUSEDRNN_ASM_SM80
-#undef FUSEDRNN_ASM_SM90
+#undef FUSEDRNN_SINCE
 #endif  // FUSEDRNN_PTX

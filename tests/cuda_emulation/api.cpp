@@ -2,8 +2,6 @@
 //
 // Device pointers are host pointers, streams are ignored: everything happens at once, in order. A
 // function that is missing here is an error when the library is linked.
-#include "api.h"
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>

@@ -26,7 +26,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -47,7 +47,7 @@ KERNELS: tuple[Path, ...] = (
 COMPILER = "g++"  # of GCC: the race build relies on how it instruments memory accesses
 COMMON = "-std=c++17 -O2 -g -fPIC -fvisibility=hidden -fno-gnu-unique -fno-ipa-icf".split()
 COMMON += "-ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -pthread".split()
-SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr"
+SANITIZERS = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr"
 TSAN = "--param tsan-distinguish-volatile=1 --param tsan-instrument-func-entry-exit=0"
 # For kernels alone: they call the check in race.cpp, which is not compiled so.
 KERNEL_FLAGS = {"plain": [], "race": ["-fsanitize=thread", *TSAN.split()], "asan": []}
@@ -83,17 +83,46 @@ def cuda_include() -> Path:
     )
 
 
-def run_ninja(folder: Path, lines: list[str]) -> None:
-    """Brings what build.ninja of these lines describes up to date."""
-    file = folder / "build.ninja"
-    text = "\n".join(lines) + "\n"
+def escaped(words: Sequence[object]) -> str:
+    return shlex.join(str(word) for word in words).replace("$", "$$")
+
+
+def compiled(
+    folder: Path,
+    compile: Sequence[object],
+    sources: Mapping[Path, Sequence[str]],
+    target: Path | None = None,
+    others: Sequence[Path] = (),
+    link: Sequence[str] = (),
+) -> list[Path]:
+    """Brings the sources' objects up to date, and returns them.
+
+    `compile` is the command for each source, `sources` has its further flags. A target is linked
+    from these and other objects.
+    """
+    objects = [folder / f"{source.name}.o" for source in sources]
+    lines = [
+        f"builddir = {escaped([folder])}",
+        "rule compile",
+        f"  command = {escaped(compile)} $flags -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
+    for target_object, (source, flags) in zip(objects, sources.items(), strict=True):
+        lines += [f"build {target_object}: compile {source}", f"  flags = {escaped(flags)}"]
+    if target:
+        command = f"{COMPILER} -shared -pthread $in {escaped([*link, '-o', target])}"
+        lines += ["rule link", f"  command = {command}"]
+        lines += [f"build {target}: link {' '.join(map(str, [*objects, *others]))}"]
+    file, text = folder / "build.ninja", "\n".join(lines) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
     if not file.exists() or file.read_text() != text:
         file.write_text(text)
-    done = subprocess.run(
-        [sys.executable, "-m", "ninja", "-f", str(file)], cwd=ROOT, capture_output=True, text=True
-    )
+    ninja = [sys.executable, "-m", "ninja", "--quiet", "-f", str(file)]
+    done = subprocess.run(ninja, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the CUDA emulation does not compile:\n{done.stdout}{done.stderr}")
+    return objects
 
 
 def library(
@@ -110,47 +139,31 @@ def library(
     linker: what else the sources' symbols are to be found in.
     """
     include = cuda_include()
-    folder = BUILD / variant / name
-    folder.mkdir(parents=True, exist_ok=True)
-    target = BUILD / variant / f"{name}.so"
-    cxx = [COMPILER]
-    includes = [f"-I{HERE / 'shim'}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
-    system = ["-isystem", str(include), "-isystem", str(include / "cccl")]
-    common = [*cxx, *COMMON, *FLAGS[variant], *includes, *system]
-
-    def escaped(words: Sequence[object]) -> str:
-        return shlex.join(str(word) for word in words).replace("$", "$$")
-
-    lines = [
-        f"builddir = {escaped([folder])}",
-        "rule compile",
-        f"  command = {escaped(common)} $flags -MD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule link",
-        f"  command = {escaped([*cxx, '-shared', '-pthread', *FLAGS[variant]])} -Wl,-Bsymbolic"
-        f" {'' if variant == 'asan' else '-Wl,-z,defs '}$in {escaped([*links, '-ldl'])} -o $out",
+    command = [
+        *[COMPILER, *COMMON, *FLAGS[variant], f"-I{HERE / 'shim'}", f"-I{ROOT / 'csrc'}"],
+        *[f"-I{ROOT / 'csrc' / 'cuda'}", "-isystem", include, "-isystem", include / "cccl"],
     ]
-    objects = []
-
-    def compiled(source: Path, folder: Path, extra: Sequence[str] = ()) -> None:
-        objects.append(str(folder / f"{source.name}.o"))
-        lines.append(f"build {objects[-1]}: compile {source}\n  flags = {escaped(extra)}")
-
-    # One after another: two processes may want the same library.
-    with open(BUILD / "lock", "w") as lock:
+    device: dict[Path, list[str]] = {
+        path: ["-O3"] if path.stem == "cublas" else []
+        for path in sorted(HERE.glob("*.cpp"))
+        if path.stem != "race" or variant == "race"
+    }
+    kernels = {
+        path.resolve(): [
+            *flags,
+            *([*KERNEL_FLAGS[variant], "-x", "c++"] if path.suffix == ".cu" else []),
+        ]
+        for path in sources
+    }
+    link = [*FLAGS[variant], "-Wl,-Bsymbolic", *links, "-ldl"]
+    if variant != "asan":  # there, symbols of the sanitizers' libraries are found when it is loaded
+        link.append("-Wl,-z,defs")
+    target = BUILD / variant / f"{name}.so"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:  # two processes may want the same library
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for source in sources:
-            extra = [*flags]
-            if source.suffix == ".cu":
-                extra += [*KERNEL_FLAGS[variant], "-x", "c++"]
-            compiled(source.resolve(), folder, extra)
-        for source in sorted(HERE.glob("*.cpp")):
-            if source.stem == "race" and variant != "race":
-                continue
-            compiled(source, BUILD / variant / "device", ["-O3"] if source.stem == "cublas" else [])
-        lines.append(f"build {target}: link {' '.join(objects)}")
-        run_ninja(folder, lines)
+        objects = compiled(BUILD / variant / "device", command, device)
+        compiled(BUILD / variant / name, command, kernels, target, objects, link)
     return target
 
 

@@ -32,17 +32,10 @@ struct Where {  // a place in a kernel's source, for reports
 struct Builtins {  // of the CUDA thread that runs
   uint3 thread_index, block_index;
   dim3 block_size, grid_size;
+  unsigned rank, lane;  // in the block, in the warp
+  unsigned cluster_rank, cluster_size;
 };
 extern Builtins builtins;
-
-struct Coordinates {
-  uint3 thread_index, block_index;
-  unsigned lane, warp, cluster_rank, cluster_size;
-  unsigned id;  // over the whole grid, blocks one after another
-};
-extern Coordinates* current;  // the CUDA thread that runs; null in host code
-
-unsigned rank_in_block();
 
 // Ends the launch with a report, in printf's format; a place without a line is not named.
 [[noreturn]] void fail(Where where, const char* format, ...) __attribute__((format(printf, 2, 3)));

@@ -60,26 +60,26 @@ inline void __nanosleep(unsigned, EMULATION_HERE) { emulation::yield(where); }
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, EMULATION_HERE) {
-  const unsigned inside = unsigned(width) - 1, lane = emulation::current->lane;
+  const unsigned inside = unsigned(width) - 1, lane = emulation::builtins.lane;
   const unsigned from = (lane & ~inside) | (unsigned(source) & inside);
   return emulation::shuffle(mask, "__shfl_sync", &value, sizeof(T), from, where), value;
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int with, int width = 32, EMULATION_HERE) {
-  const unsigned lane = emulation::current->lane, other = lane ^ unsigned(with);
+  const unsigned lane = emulation::builtins.lane, other = lane ^ unsigned(with);
   const unsigned end = (lane & ~(unsigned(width) - 1)) + unsigned(width);
   const unsigned from = other < end ? other : lane;
   return emulation::shuffle(mask, "__shfl_xor_sync", &value, sizeof(T), from, where), value;
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, EMULATION_HERE) {
-  const unsigned inside = unsigned(width) - 1, lane = emulation::current->lane;
+  const unsigned inside = unsigned(width) - 1, lane = emulation::builtins.lane;
   const unsigned from = (lane & inside) + by < unsigned(width) ? lane + by : lane;
   return emulation::shuffle(mask, "__shfl_down_sync", &value, sizeof(T), from, where), value;
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, EMULATION_HERE) {
-  const unsigned inside = unsigned(width) - 1, lane = emulation::current->lane;
+  const unsigned inside = unsigned(width) - 1, lane = emulation::builtins.lane;
   const unsigned from = (lane & inside) < by ? lane : lane - by;
   return emulation::shuffle(mask, "__shfl_up_sync", &value, sizeof(T), from, where), value;
 }
@@ -113,7 +113,7 @@ EMULATION_REDUCE(__reduce_or_sync, bit_or)
 EMULATION_REDUCE(__reduce_xor_sync, bit_xor)
 #undef EMULATION_REDUCE
 // The hardware may answer with any set of lanes that has the caller: the least helpful.
-inline unsigned __activemask() { return 1u << emulation::current->lane; }
+inline unsigned __activemask() { return 1u << emulation::builtins.lane; }
 
 // ---- Atomics --------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ SharedArray& add_array(Block& block, const void* key, const char* name, size_t b
   char* array = static_cast<char*>(memory) + kRedZone;
   memset(memory, kRed, bytes + 2 * kRedZone);
   memset(array, kPoison, bytes);
-  race::new_shared(array, bytes, kRedZone, block.first_id);
+  race::new_shared(array, bytes, kRedZone, block.number);
   block.shared.push_back({key, name, array, bytes});
   return block.shared.back();
 }
@@ -105,7 +105,7 @@ void end_of_block(Block& block) {
     if (!is_intact(array)) {
       running->failure = std::string("a write outside the shared memory of `") + array.name + "`";
     }
-    race::shared_is_dead(array.memory, array.bytes, block.first_id);
+    race::shared_is_dead(array.memory, array.bytes, block.number);
     memset(array.memory, kPoison, array.bytes);  // a peer that still uses it is wrong
     forbid(array.memory, array.bytes);
   }

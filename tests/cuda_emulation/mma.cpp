@@ -87,7 +87,7 @@ void multiply(Slot* slots) {
 
 void need_whole_warp(const char* op, Where where) {
   const Thread& t = self();
-  if ((t.warp + 1) * 32 > t.block->threads.size()) {
+  if ((t.rank / 32 + 1) * 32 > t.block->threads.size()) {
     fail(where, "%s in a warp of fewer than 32 threads", op);
   }
 }
@@ -102,12 +102,12 @@ void mma(Operand operand, float* d, const uint32_t* a, const uint32_t* b, const 
                                                     : multiply<Operand::tf32>;
   const Fragments in{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {c[0], c[1], c[2], c[3]}};
   const Slot* slots = meet(~0u, "mma", &in, sizeof in, where, combine);
-  memcpy(d, slots[self().lane].bytes, 4 * sizeof(float));
+  memcpy(d, slots[builtins.lane].bytes, 4 * sizeof(float));
 }
 
 void ldmatrix(unsigned matrices, bool transposed, uint32_t* r, const void* row, Where where) {
   need_whole_warp("ldmatrix", where);
-  const unsigned lane = self().lane;
+  const unsigned lane = builtins.lane;
   if (lane < 8 * matrices) {
     if (reinterpret_cast<uintptr_t>(row) % 16) {
       fail(where, "ldmatrix: a row is not aligned to 16 bytes");

@@ -102,7 +102,7 @@ void st_async(T* place, T value, uint64_t* barrier, unsigned rank, EMULATION_HER
 }
 inline void bulk_copy_to_shared(void* shared, const void* global, unsigned bytes, uint64_t* barrier,
                                 EMULATION_HERE) {
-  emulation::bulk_copy(shared, global, bytes, barrier, emulation::current->cluster_rank, where);
+  emulation::bulk_copy(shared, global, bytes, barrier, emulation::builtins.cluster_rank, where);
 }
 inline void bulk_copy_to_rank(void* place, const void* from, unsigned bytes, uint64_t* barrier,
                               unsigned rank, EMULATION_HERE) {

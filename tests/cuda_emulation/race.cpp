@@ -73,17 +73,21 @@ std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
 Page* latest_page = nullptr;
 uintptr_t latest_number = 0;
 uint64_t launch_number = 0;
-uint32_t block_threads = 1, stride = 2;  // a thread's id: block * stride + rank in the block
-std::vector<ThreadClock> threads;        // by Coordinates::id
-std::vector<uint32_t> transfer_clocks;   // by block
+uint32_t block_threads = 1, stride = 2;        // a thread's id: block * stride + rank in the block
+std::vector<std::vector<ThreadClock>> clocks;  // by block, while it lives, and rank
+std::vector<uint32_t> transfer_clocks;         // by block
 std::unordered_map<uintptr_t, std::shared_ptr<Clock>> locations;  // what atomics there released
 std::vector<Report> found;
 std::set<std::pair<Site, Site>> known_reports;
 std::vector<Where> wheres;
 std::map<std::pair<const char*, int>, Site> where_sites;
 
-uint32_t me() { return current->id / block_threads * stride + current->id % block_threads; }
-ThreadClock& mine() { return threads[current->id]; }
+uint32_t me() { return current->block->number * stride + current->rank; }
+ThreadClock& mine() {
+  auto& block = clocks[current->block->number];
+  if (block.empty()) block.resize(block_threads);
+  return block[current->rank];
+}
 uint32_t transfers_of(uint32_t block) { return block * stride + block_threads; }
 
 // ---- Clocks ---------------------------------------------------------------------------------
@@ -294,29 +298,29 @@ void begin(unsigned blocks, unsigned threads_of_block) {
   ++launch_number;
   block_threads = threads_of_block;
   stride = block_threads + 1;
-  threads.assign(size_t(blocks) * block_threads, ThreadClock{});
+  clocks.clear();
+  clocks.resize(blocks);
   transfer_clocks.assign(blocks, 0);
   locations.clear();
   if (pages.size() > kMostPages) pages.clear();
   latest_page = nullptr;
 }
 
-void new_shared(const void* p, size_t bytes, size_t red_zone, unsigned first_thread) {
+void new_shared(const void* p, size_t bytes, size_t red_zone, unsigned block) {
   const char* memory = static_cast<const char*>(p);
   set_life(memory - red_zone, red_zone, Life::red_zone);
   set_life(memory, bytes, Life::unwritten);
   set_life(memory + bytes, red_zone, Life::red_zone);
-  const uint32_t first = first_thread / block_threads * stride;  // the start counts as its write
+  const uint32_t first = block * stride;  // thread; the start counts as its write
   for_cells(p, bytes, [&](Cell& cell) { cell.write = Epoch(first, 1, false, kNowhere); });
 }
 
-void shared_is_dead(const void* p, size_t bytes, unsigned first_thread) {
-  const uint32_t block = first_thread / block_threads;
+void shared_is_dead(const void* p, size_t bytes, unsigned block) {
   std::shared_ptr<Clock> known;  // to the block's threads together, when all have exited
   const Clock* latest = nullptr;
-  for (unsigned t = first_thread; t < first_thread + block_threads; ++t) {
-    if (threads[t].known && threads[t].known.get() != latest) join(known, *threads[t].known);
-    latest = threads[t].known.get();
+  for (const ThreadClock& t : clocks[block]) {
+    if (t.known && t.known.get() != latest) join(known, *t.known);
+    latest = t.known.get();
   }
   auto check = [&](const Epoch& e) {
     if (e.thread == kNobody || e.thread / stride == block) return;
@@ -333,6 +337,8 @@ void shared_is_dead(const void* p, size_t bytes, unsigned first_thread) {
 void drop_shared(const void* p, size_t bytes, size_t red_zone) {
   set_life(static_cast<const char*>(p) - red_zone, bytes + 2 * red_zone, Life::global);
 }
+
+void block_ended(unsigned block) { std::vector<ThreadClock>().swap(clocks[block]); }
 
 // ---- What orders ----------------------------------------------------------------------------
 

@@ -37,9 +37,10 @@ Site site(Where where);
 std::string reports();  // of this launch, each on a line of its own; and forgets them
 
 void begin(unsigned blocks, unsigned block_threads);
-void new_shared(const void* p, size_t bytes, size_t red_zone, unsigned first_thread);
-void shared_is_dead(const void* p, size_t bytes, unsigned first_thread);
+void new_shared(const void* p, size_t bytes, size_t red_zone, unsigned block);
+void shared_is_dead(const void* p, size_t bytes, unsigned block);
 void drop_shared(const void* p, size_t bytes, size_t red_zone);
+void block_ended(unsigned block);
 
 void release(Meeting&);
 void complete(Meeting&);
@@ -63,6 +64,7 @@ inline void begin(unsigned, unsigned) {}
 inline void new_shared(const void*, size_t, size_t, unsigned) {}
 inline void shared_is_dead(const void*, size_t, unsigned) {}
 inline void drop_shared(const void*, size_t, size_t) {}
+inline void block_ended(unsigned) {}
 inline void release(Meeting&) {}
 inline void complete(Meeting&) {}
 inline void acquire(Meeting&) {}

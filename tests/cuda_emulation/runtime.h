@@ -52,8 +52,9 @@ struct Copy {  // cp.async, under way
 };
 
 struct Block;
-struct Thread : Coordinates {
+struct Thread {
   Block* block = nullptr;
+  unsigned rank = 0;       // in the block
   Fiber* fiber = nullptr;  // from when it first runs
   State state = State::ready;
   const char* op = "";  // what it waits in, and where
@@ -63,7 +64,8 @@ struct Thread : Coordinates {
   unsigned copy_groups = 0;
   std::vector<Copy> copies;
 };
-inline Thread& self() { return *static_cast<Thread*>(current); }
+extern Thread* current;  // the CUDA thread that runs; null in host code
+inline Thread& self() { return *current; }
 
 struct Barrier {  // a phase ends when `needed` threads have arrived
   unsigned needed = 0, arrived = 0, counted = 0, last_count = 0;
@@ -75,8 +77,8 @@ struct Barrier {  // a phase ends when `needed` threads have arrived
 struct alignas(16) Slot {
   unsigned char bytes[64];
 };
-struct Collective {  // of one mask. Two sets of slots: a fast lane may be a round ahead of a slow
-                     // one
+// Of the lanes of one mask. Two sets of slots: a fast lane may be a round ahead of a slow one.
+struct Collective {
   uint32_t mask = 0, arrived = 0;
   uint64_t round = 0;
   const char* op = "";
@@ -101,7 +103,7 @@ struct Cluster;
 struct Block {
   Cluster* cluster = nullptr;
   uint3 index{};
-  unsigned rank = 0, first_id = 0, exited = 0;
+  unsigned rank = 0, number = 0, exited = 0;  // in the cluster, in the grid; threads
   size_t static_bytes = 0;
   std::vector<SharedArray> shared;
   std::vector<Thread> threads;
@@ -167,11 +169,12 @@ const Slot* meet(uint32_t mask, const char* op, const void* value, size_t bytes,
 void end_of_block(Block&);
 void free_shared(Block&);
 
-// ---- kernels.cpp: what is known of kernels besides their launches
-std::string kernel_name(const void* kernel);
-std::string check_launch(const Launch&);  // why it cannot be, or nothing
+// ---- api.cpp
+std::string check_launch(const Launch&);              // why it cannot be, or nothing
+cudaError_t launch_ended(const std::string& report);  // an empty report: all was well
 
 // ---- symbols.cpp
+std::string kernel_name(const void* kernel);
 struct Symbol {
   std::string function, place;
 };

@@ -4,13 +4,12 @@
 #include <numeric>
 #include <sstream>
 
-#include "api.h"
 #include "runtime.h"
 
 namespace emulation {
 
 Builtins builtins;
-Coordinates* current = nullptr;
+Thread* current = nullptr;
 Launch* running = nullptr;
 
 Options& options() {
@@ -76,20 +75,13 @@ void start_cluster(unsigned number) {
     block.cluster = cluster.get();
     block.rank = rank;
     block.index = {x * c.x + rank % c.x, y * c.y + rank / c.x % c.y, z * c.z + rank / c.x / c.y};
-    block.first_id =
-        ((block.index.z * l.grid.y + block.index.y) * l.grid.x + block.index.x) * threads;
+    block.number = (block.index.z * l.grid.y + block.index.y) * l.grid.x + block.index.x;
     block.warps.resize((threads + 31) / 32);
     block.threads.resize(threads);
     for (unsigned i = 0; i < threads; ++i) {
       Thread& t = block.threads[i];
-      t.thread_index = {i % l.block.x, i / l.block.x % l.block.y, i / l.block.x / l.block.y};
-      t.block_index = block.index;
-      t.lane = i % 32;
-      t.warp = i / 32;
-      t.cluster_rank = rank;
-      t.cluster_size = size;
-      t.id = block.first_id + i;
       t.block = &block;
+      t.rank = i;
       running->ready.push_back(&t);
     }
   }
@@ -100,6 +92,7 @@ void start_cluster(unsigned number) {
 void end_cluster(Cluster* cluster) {
   for (Block& block : cluster->blocks) {
     free_shared(block);
+    race::block_ended(block.number);
     for (Thread& t : block.threads) {
       if (t.fiber) discard_fiber(t.fiber);
     }
@@ -153,11 +146,20 @@ Thread* pick() {
   return next;
 }
 
+uint3 index_of(const Thread& t) {
+  const dim3& b = running->block;
+  return {t.rank % b.x, t.rank / b.x % b.y, t.rank / b.x / b.y};
+}
+
 void become(Thread* thread) {
   current = thread;
   if (!thread) return;
-  builtins.thread_index = thread->thread_index;
-  builtins.block_index = thread->block_index;
+  builtins.thread_index = index_of(*thread);
+  builtins.block_index = thread->block->index;
+  builtins.rank = thread->rank;
+  builtins.lane = thread->rank % 32;
+  builtins.cluster_rank = thread->block->rank;
+  builtins.cluster_size = unsigned(thread->block->cluster->blocks.size());
 }
 
 void switch_to(Fiber* from, Thread* next) {
@@ -259,8 +261,9 @@ void fail(Where where, const char* format, ...) {
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     char who[160];
-    snprintf(who, sizeof who, " by thread %u,%u,%u of block %u,%u,%u", t.thread_index.x,
-             t.thread_index.y, t.thread_index.z, t.block_index.x, t.block_index.y, t.block_index.z);
+    const uint3 i = index_of(t), b = t.block->index;
+    snprintf(who, sizeof who, " by thread %u,%u,%u of block %u,%u,%u", i.x, i.y, i.z, b.x, b.y,
+             b.z);
     running->failure = text;
     if (where.line) running->failure += " at " + place(where);
     running->details = who;
@@ -269,8 +272,6 @@ void fail(Where where, const char* format, ...) {
   switch_fiber(t.fiber, host_fiber());  // for good
   __builtin_unreachable();
 }
-
-unsigned rank_in_block() { return current->warp * 32 + current->lane; }
 
 // ---- Switching ------------------------------------------------------------------------------
 

@@ -133,12 +133,12 @@ const Slot* meet(uint32_t mask, const char* op, const void* value, size_t bytes,
                  Combine combine, bool orders_memory) {
   Thread& t = self();
   Block& block = *t.block;
-  const unsigned in_warp = std::min(32u, unsigned(block.threads.size()) - t.warp * 32);
+  const unsigned in_warp = std::min(32u, unsigned(block.threads.size()) - t.rank / 32 * 32);
   if (in_warp < 32) mask &= (1u << in_warp) - 1;  // a full mask in a partial last warp is legal
-  if (!(mask >> t.lane & 1)) {
+  if (!(mask >> t.rank % 32 & 1)) {
     fail(where, "%s: the calling lane is not in its mask", op);
   }
-  Warp& warp = block.warps[t.warp];
+  Warp& warp = block.warps[t.rank / 32];
   if (!warp.latest || warp.latest->mask != mask) {
     warp.latest = &warp.collectives[mask];
     warp.latest->mask = mask;
@@ -154,9 +154,9 @@ const Slot* meet(uint32_t mask, const char* op, const void* value, size_t bytes,
   progress();
   const uint64_t round = c.round;
   Slot* slots = c.slots[round & 1];
-  if (bytes) memcpy(slots[t.lane].bytes, value, bytes);
+  if (bytes) memcpy(slots[t.rank % 32].bytes, value, bytes);
   if (orders_memory) race::release(c.meeting);
-  c.arrived |= 1u << t.lane;
+  c.arrived |= 1u << t.rank % 32;
   if (c.arrived == mask) {
     if (combine) combine(slots);
     c.arrived = 0;
@@ -184,7 +184,7 @@ void shuffle(uint32_t mask, const char* op, void* value, size_t bytes, unsigned 
   if (!(mask >> source & 1)) {
     fail(where, "%s reads lane %u, which is not in its mask,", op, source);
   }
-  if (self().warp * 32 + source >= self().block->threads.size()) {
+  if (self().rank / 32 * 32 + source >= self().block->threads.size()) {
     fail(where, "%s reads lane %u, which does not exist,", op, source);
   }
   memcpy(value, slots[source].bytes, bytes);
@@ -194,7 +194,7 @@ uint32_t vote(uint32_t mask, const char* op, bool predicate, Where where) {
   const Thread& t = self();
   const Slot* slots = meet(mask, op, &predicate, sizeof predicate, where);
   uint32_t result = 0;
-  for (unsigned i = 0; i < 32 && t.warp * 32 + i < t.block->threads.size(); ++i) {
+  for (unsigned i = 0; i < 32 && t.rank / 32 * 32 + i < t.block->threads.size(); ++i) {
     if (mask >> i & 1) result |= uint32_t(slots[i].bytes[0] != 0) << i;
   }
   return result;
@@ -204,7 +204,7 @@ uint32_t match(uint32_t mask, uint64_t value, Where where) {
   const Thread& t = self();
   const Slot* slots = meet(mask, "__match_any_sync", &value, sizeof value, where);
   uint32_t result = 0;
-  for (unsigned i = 0; i < 32 && t.warp * 32 + i < t.block->threads.size(); ++i) {
+  for (unsigned i = 0; i < 32 && t.rank / 32 * 32 + i < t.block->threads.size(); ++i) {
     const bool same = memcmp(slots[i].bytes, &value, sizeof value) == 0;
     if ((mask >> i & 1) && same) result |= 1u << i;
   }
@@ -217,7 +217,7 @@ uint32_t reduce(uint32_t mask, Reduction how, uint32_t value, bool is_signed, Wh
   const uint32_t flip = is_signed ? 0x80000000u : 0;  // orders signed values as unsigned ones
   bool first = true;
   uint32_t result = 0;
-  for (unsigned i = 0; i < 32 && t.warp * 32 + i < t.block->threads.size(); ++i) {
+  for (unsigned i = 0; i < 32 && t.rank / 32 * 32 + i < t.block->threads.size(); ++i) {
     if (!(mask >> i & 1)) continue;
     uint32_t v;
     memcpy(&v, slots[i].bytes, sizeof v);

@@ -7,7 +7,7 @@ namespace cooperative_groups {
 
 struct thread_block {
   void sync(EMULATION_HERE) const { emulation::block_barrier(where); }
-  unsigned thread_rank() const { return emulation::rank_in_block(); }
+  unsigned thread_rank() const { return emulation::builtins.rank; }
   unsigned num_threads() const { return blockDim.x * blockDim.y * blockDim.z; }
   unsigned size() const { return num_threads(); }
   dim3 group_index() const { return blockIdx; }
@@ -23,7 +23,7 @@ struct grid_group {
     return (1ull * blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
   }
   unsigned long long thread_rank() const {
-    return block_rank() * this_thread_block().num_threads() + emulation::rank_in_block();
+    return block_rank() * this_thread_block().num_threads() + emulation::builtins.rank;
   }
   unsigned long long num_threads() const {
     return num_blocks() * this_thread_block().num_threads();
@@ -43,8 +43,8 @@ struct cluster_group {
   }
   void barrier_wait(EMULATION_HERE) const { emulation::cluster_wait(where); }
   void barrier_wait(arrival_token&&, EMULATION_HERE) const { emulation::cluster_wait(where); }
-  unsigned block_rank() const { return emulation::current->cluster_rank; }
-  unsigned num_blocks() const { return emulation::current->cluster_size; }
+  unsigned block_rank() const { return emulation::builtins.cluster_rank; }
+  unsigned num_blocks() const { return emulation::builtins.cluster_size; }
   template <class T>
   T* map_shared_rank(T* own, int rank, EMULATION_HERE) const {
     return static_cast<T*>(emulation::at_rank(own, unsigned(rank), where));
@@ -57,10 +57,10 @@ struct thread_block_tile {
   static_assert(lanes <= 32 && (lanes & (lanes - 1)) == 0);
   unsigned mask() const {
     return (lanes == 32 ? ~0u : (1u << lanes % 32) - 1)
-           << (emulation::current->lane & ~(lanes - 1));
+           << (emulation::builtins.lane & ~(lanes - 1));
   }
-  unsigned thread_rank() const { return emulation::current->lane & (lanes - 1); }
-  unsigned meta_group_rank() const { return emulation::rank_in_block() / lanes; }
+  unsigned thread_rank() const { return emulation::builtins.lane & (lanes - 1); }
+  unsigned meta_group_rank() const { return emulation::builtins.rank / lanes; }
   static constexpr unsigned size() { return lanes; }
   static constexpr unsigned num_threads() { return lanes; }
 
