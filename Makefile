@@ -10,7 +10,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint build clean cuda-build-check
+.PHONY: help demo test bench lint build cuda-build-check clean
 SHELL := /bin/bash
 
 chosen = $(filter command environment,$(firstword $(origin $(1))))
@@ -54,17 +54,20 @@ lint: build  ## ruff and mypy
 
 build: $(STAMPS)/native $(STAMPS)/package  ## the environment and the native libraries
 
-# A CUDA build of torch in an environment of its own; no GPU is needed, nvcc is.
+# All that a wheel with the CUDA library holds, for all our architectures, beside a CUDA build of
+# torch: in an environment made for this, or with VENV= or PYTHON= in one that is there, which gets
+# the build tools if it lacks them and is left alone otherwise.
 CUDA_TORCH := 2.14.1
-CUDA_VENV ?= .venv-cuda
-cuda-build-check:  ## build and link against a CUDA build of torch (5 GB; CUDA_VENV=dir: one you have)
-	@mkdir -p build
-	test -x $(CUDA_VENV)/bin/python || { $(if $(PYTHON),$(PYTHON),python3) -m venv $(CUDA_VENV) && \
-	  $(CUDA_VENV)/bin/python -m pip install torch==$(CUDA_TORCH); }
-	$(CUDA_VENV)/bin/python -m pip install 'setuptools>=77' ninja pybind11 numpy
-	FUSEDRNN_BUILD_CUDA=1 $(CUDA_VENV)/bin/python -m pip install -v --no-build-isolation \
-	  --no-deps --force-reinstall .
-	cd build && $(abspath $(CUDA_VENV))/bin/python ../tools/cuda_build_check.py
+CHECKED := build/cuda-build-check
+ifeq ($(call chosen,VENV)$(call chosen,PYTHON),)
+cuda-build-check:  ## build the CUDA library with nvcc and check what can be checked without a GPU
+	@$(MAKE) --no-print-directory $@ VENV=.venv-cuda PYTHON=$(PYTHON) TORCH_PIN=$(CUDA_TORCH)
+else
+cuda-build-check: $(STAMPS)/requirements
+	rm -rf $(CHECKED)
+	FUSEDRNN_BUILD_CUDA=1 $(PY) setup.py -q build --build-lib $(CHECKED)
+	PYTHONPATH=$(CHECKED) $(PY) -W ignore tools/cuda_build_check.py
+endif
 
 clean:  ## remove what was built; environments stay
 	rm -rf build dist *.egg-info results .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -82,7 +85,8 @@ endif
 $(STAMPS)/requirements: pyproject.toml constraints.txt $(wildcard $(ENVIRONMENT)/pyvenv.cfg) | $(PY)
 	@mkdir -p $(STAMPS)
 	@$(PY) -m pip --version >/dev/null || $(PY) -m ensurepip
-	@if [ -e $(MADE_HERE) ]; then cp constraints.txt $(PINS); else \
+	@if [ -e $(MADE_HERE) ]; then \
+	  sed '$(if $(TORCH_PIN),s/^torch==.*/torch==$(TORCH_PIN)/)' constraints.txt > $(PINS); else \
 	  $(PIP) list --format=freeze | grep -viE '^(fusedrnn|pip|setuptools)==' > $(PINS); \
 	  grep -qi '^torch==' $(PINS) || grep '^torch==' constraints.txt >> $(PINS); fi
 	$(PIP) install -c $(PINS) 'setuptools>=77' 'torch>=2.10' ninja pybind11

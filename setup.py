@@ -2,18 +2,19 @@
 
     fusedrnn/lib/libfusedrnn.so   csrc/ops.cpp and csrc/cpu/: the ops. libtorch's stable ABI and no
                                   Python, so one binary runs on every torch from 2.10 on.
+    fusedrnn/lib/libfusedrnn_cuda.so
+                                  csrc/cuda/: the CUDA kernels, with nvcc and cudart and without
+                                  torch, for fusedrnn/ops.py to load where CUDA is. `cuda_library`
+                                  decides whether it can be built, and says why not.
     fusedrnn/_C.<abi>.so          csrc/python.cpp: version, build info, cpu capability, plan.
                                   pybind11 and no torch.
-    fusedrnn/lib/libfusedrnn_cuda.so   csrc/cuda/: the CUDA backend. No torch, cudart inside; cuBLAS
-                                  is torch's own, found at run time. `cuda_toolkit` decides
-                                  whether it is built; the log's last line says so, and why not.
 
 `build_ext` writes one build.ninja and runs it: ninja compiles in parallel, reads the compilers'
 depfiles and compares command lines, so that a rebuild compiles only what a change touches. Its
 folder, build/ninja/<platform and Python>, stays between calls; pip's temporary folders do not.
 
 Environment: CXX, CXXFLAGS, LDFLAGS, MAX_JOBS (parallel compilations), DEBUG=1 (-O0 -g, assertions),
-FUSEDRNN_BUILD_CUDA=0/1, CUDA_HOME, TORCH_CUDA_ARCH_LIST.
+FUSEDRNN_BUILD_CUDA=0/1, CUDA_HOME, TORCH_CUDA_ARCH_LIST; nvcc itself reads NVCC_APPEND_FLAGS.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,11 +57,18 @@ if ON_X86:
 # What an instruction set compiles of csrc/cpu/isa/, where it is not all of it.
 KERNELS = {"avx512_bf16": "*_half.cpp"}
 
+# Plain C++ of csrc/ that the introspection module carries, too. The first is every library's.
+SHARED = "plan_override.cpp"
+INTROSPECTED = (SHARED, "cpu/plan.cpp", "cpu/capability.cpp", "cpu/peak.cpp", "cuda/plan.cpp")
+
 # Where torch's own names for families of GPUs point (TORCH_CUDA_ARCH_LIST).
 CUDA_FAMILIES = dict(
     Turing="7.5", Ampere="8.0;8.6", Ada="8.9", Hopper="9.0a", Blackwell="10.0;12.0"
 )
-CUDA_DEFAULT = "7.5;8.0;9.0a;10.0+PTX"
+# Chips newer than the last of these run its PTX.
+CUDA_DEFAULT = "7.5;8.0;9.0a;10.0"
+# cudart inside, and nothing of it to be seen: a process may have torch's, of another version.
+CUDART = "-lcudart_static -ldl -lrt -lpthread -Wl,--exclude-libs,ALL -Wl,-z,defs".split()
 
 
 def fail(message: str) -> SystemExit:
@@ -103,117 +112,180 @@ def environment_flags(name: str) -> list[str]:
     return shlex.split(os.environ.get(name, ""))
 
 
-def cuda_architectures(offered: list[str]) -> list[str]:
-    """nvcc's -gencode flags for TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX", "Hopper"), or our default.
+def host_flags() -> list[str]:
+    """What the C++ compiler is told, called by us or by nvcc."""
+    flags = ["-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
+    flags += ["-fno-math-errno", "-ffp-contract=fast"]
+    return flags + environment_flags("CXXFLAGS")
 
-    `offered` is what this nvcc can compile for ("90"). What it lacks of our default is left out;
-    what it lacks of the environment's is an error.
-    """
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
-    ours = wanted in ("", "native")
-    if ours:
-        wanted = CUDA_DEFAULT
-    flags = []
-    for entry in re.split(r"[;,\s]+", wanted.strip()):
-        name, plus, ptx = entry.partition("+")
-        for version in CUDA_FAMILIES.get(name, name).split(";"):
-            number = re.fullmatch(r"(\d+)\.(\d)([af]?)", version)
-            if number is None or (plus and ptx != "PTX"):
-                known = ", ".join(CUDA_FAMILIES)
-                raise fail(
-                    "TORCH_CUDA_ARCH_LIST: expected entries such as 8.0, 9.0a or 10.0+PTX, or "
-                    f"one of {known}; got {entry!r}."
-                )
-            arch = "".join(number.groups())
-            if not {arch, arch.rstrip("af")} & set(offered):
-                if ours:
-                    continue
-                raise fail(
-                    f"TORCH_CUDA_ARCH_LIST: nvcc cannot compile for {version}; "
-                    f"it offers {', '.join(offered)}."
-                )
-            flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
-        if (
-            plus and flags and flags[-1].endswith(f"sm_{arch}")
-        ):  # PTX of an entry's last architecture, as torch does it
-            flags.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
-    return list(dict.fromkeys(flags))
+
+def common_flags() -> list[str]:
+    """What the C++ compiler and nvcc both understand."""
+    debug = os.environ.get("DEBUG", "0") not in ("", "0")
+    return ["-std=c++17", *(["-O0", "-g"] if debug else ["-O3", "-DNDEBUG"]), "-Icsrc"]
+
+
+def nvcc_flags() -> list[str]:
+    """nvcc's flags but for the architectures; multiply-adds are fused, maths is not approximate."""
+    # nvcc wants a compiler alone, neither a cache before it nor options behind it.
+    words = compiler()
+    while len(words) > 1 and Path(words[0]).name in ("ccache", "sccache", "distcc", "icecc"):
+        words = words[1:]
+    host = [*words[1:], *host_flags()]
+    return [*common_flags(), "-lineinfo", f"-ccbin={words[0]}", *(f"-Xcompiler={f}" for f in host)]
 
 
 @dataclass(frozen=True)
-class Toolkit:
-    """What the CUDA library is compiled with; `nvcc` is empty when it is left out."""
+class Nvcc:
+    """An nvcc that was found, and what it says about itself."""
 
-    nvcc: str = ""
-    architectures: tuple[str, ...] = ()
-    reason: str = ""
+    path: str
+    version: str  # "13.0"
+    architectures: frozenset[str]  # "75", "80": those that it compiles for
+    includes: list[str]
+    libraries: list[str]
+
+    @staticmethod
+    def find() -> Nvcc | None:
+        """The nvcc of $CUDA_HOME or $CUDA_PATH, else that on PATH, else that of a pip package."""
+        home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+        path = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+        if path is None and not home:
+            spec = importlib.util.find_spec("nvidia")
+            folders = list(spec.submodule_search_locations or []) if spec else []
+            found = [nvcc for folder in folders for nvcc in Path(folder).glob("cu*/bin/nvcc")]
+            path = str(found[0]) if found else None
+        return Nvcc.ask(path) if path else None
+
+    @staticmethod
+    def ask(path: str) -> Nvcc:
+        def run(*arguments: str) -> str:
+            done = subprocess.run([path, *arguments], capture_output=True, text=True)
+            if done.returncode:
+                raise fail(f"{path} {shlex.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+            return done.stdout + done.stderr
+
+        version = re.search(r"release (\d+\.\d+)", run("--version"))
+        architectures = re.findall(r"compute_(\d+)", run("--list-gpu-arch"))
+        # `path` may be a link or a script: where the toolkit is, nvcc alone knows.
+        dry = run("--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull)
+        paths = {
+            name: shlex.split(value)
+            for name, value in re.findall(r"^#\$ (\w+)= *(.*)$", dry, re.MULTILINE)
+            if name in ("INCLUDES", "SYSTEM_INCLUDES", "LIBRARIES")
+        }
+        includes = [word.replace("-I", "-isystem", 1) for word in paths.get("INCLUDES", [])]
+        includes += paths.get("SYSTEM_INCLUDES", [])
+        # The nvcc of a pip package looks in lib64, but they have lib.
+        libraries = [*paths.get("LIBRARIES", []), f"-L{Path(path).parent.parent / 'lib'}"]
+        number = version[1] if version else "0.0"
+        return Nvcc(path, number, frozenset(architectures), includes, libraries)
+
+
+def cuda_architectures(version: str, known: Collection[str]) -> tuple[list[str], list[str]]:
+    """nvcc's -gencode flags, and the architectures of our default that it does not know.
+
+    The flags are those of TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX", "Hopper"), which have to be
+    `known` ("80", "90") to this version of nvcc, or of our default, from which unknown ones are
+    left out.
+    """
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    by_default = wanted in ("", "native")
+    flags, unknown, digits, arch = [], [], "", ""
+    for entry in re.split(r"[;,\s]+", CUDA_DEFAULT if by_default else wanted):
+        name, plus, ptx = entry.partition("+")
+        for asked in CUDA_FAMILIES.get(name, name).split(";"):
+            number = re.fullmatch(r"(\d+)\.(\d)([af]?)", asked)
+            if number is None or (plus and ptx != "PTX"):
+                families = ", ".join(CUDA_FAMILIES)
+                raise fail(
+                    "TORCH_CUDA_ARCH_LIST: expected entries such as 8.0, 9.0a or 10.0+PTX, or "
+                    f"one of {families}; got {entry!r}."
+                )
+            if number[1] + number[2] not in known:
+                unknown.append(asked)
+                continue
+            digits, arch = number[1] + number[2], "".join(number.groups())
+            flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
+        if plus:  # PTX of an entry's last architecture, as torch does it
+            flags.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
+    if unknown and (not by_default or not flags):
+        raise fail(
+            f"{'CUDA' if by_default else 'TORCH_CUDA_ARCH_LIST'}: nvcc {version} has no "
+            f"{', '.join(unknown)}; it has {', '.join(sorted(known, key=int))}."
+        )
+    if by_default:  # not of 9.0a, say, whose PTX runs nowhere else
+        flags.append(f"-gencode=arch=compute_{digits},code=compute_{digits}")
+    return list(dict.fromkeys(flags)), unknown
+
+
+@dataclass(frozen=True)
+class CudaLibrary:
+    """How the CUDA library is built."""
+
+    nvcc: Nvcc
+    gencode: list[str]
 
     @property
     def targets(self) -> list[str]:
-        """What the library has code for, such as sm_90a."""
-        return re.findall(r",code=(\w+)", " ".join(self.architectures))
-
-    def log(self) -> str:
-        """The line that the build ends with."""
-        if not self.nvcc:
-            return f"CUDA library: left out, {self.reason}."
-        return f"built fusedrnn/lib/libfusedrnn_cuda.so ({', '.join(self.targets)})"
+        return re.findall(r",code=(\w+)", " ".join(self.gencode))
 
 
-def cuda_toolkit(torch: str) -> Toolkit:
-    """Decides whether the CUDA library is built: where nvcc is, for a CUDA build of torch.
-
-    Nothing of torch is needed to build it, so that FUSEDRNN_BUILD_CUDA=1 builds it for any torch.
-    """
+def cuda_library(torch: str) -> tuple[CudaLibrary | None, str]:
+    """Decides on the CUDA library; returns also the line that the build log ends with."""
     asked = os.environ.get("FUSEDRNN_BUILD_CUDA", "")
     if asked not in ("", "0", "1"):
         raise fail(f"FUSEDRNN_BUILD_CUDA: expected 0 or 1 or nothing, got {asked!r}.")
     if asked == "0":
-        return Toolkit(reason="FUSEDRNN_BUILD_CUDA=0")
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+        return None, "CUDA library: left out, FUSEDRNN_BUILD_CUDA=0."
     missing = []
-    if runpy.run_path(str(package_folder("torch") / "version.py"))["cuda"] is None and not asked:
-        missing.append(
-            f"torch {torch} is a CPU build (FUSEDRNN_BUILD_CUDA=1 builds it all the same)"
-        )
-    if not nvcc:
+    torch_cuda = runpy.run_path(str(package_folder("torch") / "version.py"))["cuda"]
+    if torch_cuda is None and asked != "1":  # nothing of torch is needed, but it could not use it
+        missing.append(f"torch {torch} is a CPU build")
+    nvcc = Nvcc.find()
+    if nvcc is None:
+        home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
         missing.append(f"nvcc not found ({f'in {home}/bin' if home else 'on PATH; set CUDA_HOME'})")
-    if missing and asked:
+    if missing and asked == "1":
         raise fail(f"FUSEDRNN_BUILD_CUDA=1, but {'; '.join(missing)}.")
-    if missing or not nvcc:
-        return Toolkit(reason="; ".join(missing))
-    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
-    offered = re.findall(r"sm_(\w+)", listed.stdout)
-    return Toolkit(nvcc, tuple(cuda_architectures(offered)))
+    if missing or nvcc is None:
+        return None, f"CUDA library: left out, {'; '.join(missing)}."
+    gencode, unknown = cuda_architectures(nvcc.version, nvcc.architectures)
+    library = CudaLibrary(nvcc, gencode)
+    line = f"CUDA library: {' '.join(library.targets)}, by nvcc {nvcc.version}."
+    if unknown:
+        line += f" (Not {', '.join(unknown)}, which it does not know.)"
+    if torch_cuda and float(nvcc.version.split(".")[0]) > float(torch_cuda.split(".")[0]):
+        line += f" (It wants a newer driver than torch, which is for CUDA {torch_cuda}.)"
+    return library, line
+
+
+def threads(cuda: CudaLibrary) -> int:
+    """How many architectures one nvcc compiles at a time: few files fill the machine, too."""
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    files = len(list(ROOT.glob("csrc/cuda/*.cu")))
+    return max(1, min(jobs // max(1, files), len(cuda.gencode)))
 
 
 class NinjaBuild(build_ext):
     """Writes build.ninja, runs it, and puts the libraries where setuptools wants them."""
 
-    cuda: Toolkit
-
     def get_ext_filename(self, fullname: str) -> str:
         words = fullname.split(".")  # setuptools asks for the whole name, or its last word
-        # No Python inside, so no Python version in its name.
-        if words[-1] in (OPS.split(".")[-1], CUDA.split(".")[-1]):
+        if words[-1] in [name.split(".")[-1] for name in (OPS, CUDA)]:  # no Python inside them
             return os.path.join(*words) + ".so"
         return super().get_ext_filename(fullname)
 
-    def run(self) -> None:
+    def build_extensions(self) -> None:
         if not sys.platform.startswith("linux"):
             raise fail(f"fusedrnn builds on Linux so far; this is {sys.platform}.")
-        self.cuda = cuda_toolkit(torch_version())
-        if not self.cuda.nvcc:
-            self.extensions = [e for e in self.extensions if e.name != CUDA]
-        super().run()
-
-    def build_extensions(self) -> None:
         torch = torch_version()
+        cuda, cuda_line = cuda_library(torch)
+        self.extensions = [e for e in self.extensions if cuda or e.name != CUDA]
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder = Path("build", "ninja", tag)
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
-        libraries = self.write_ninja(folder, torch)
+        libraries = self.write_ninja(folder, torch, cuda)
         command = [sys.executable, "-m", "ninja", "-f", str(folder / "build.ninja")]
         if os.environ.get("MAX_JOBS"):
             command += ["-j", os.environ["MAX_JOBS"]]
@@ -223,42 +295,37 @@ class NinjaBuild(build_ext):
             target = Path(self.get_ext_fullpath(name))
             target.parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(ROOT / library), str(target))
-            if name != CUDA:
-                print(f"fusedrnn: built {self.get_ext_filename(name)}", end="")
-                print(f" (CPU kernels: {', '.join(INSTRUCTION_SETS)})" if name == OPS else "")
-        print(f"fusedrnn: {self.cuda.log()}", flush=True)
+            print(f"fusedrnn: built {self.get_ext_filename(name)}", end="")
+            print(f" (CPU kernels: {', '.join(INSTRUCTION_SETS)})" if name == OPS else "")
+        if not cuda:  # an earlier build's would be loaded
+            Path(self.get_ext_fullpath(CUDA)).unlink(missing_ok=True)
+        print(f"fusedrnn: {cuda_line}", flush=True)
 
     def copy_extensions_to_source(self) -> None:  # after an --inplace or editable build
-        folder = ROOT / "fusedrnn" / "lib"
-        folder.mkdir(exist_ok=True)
-        if not self.cuda.nvcc:  # not one of an earlier build either: ops.py would load it
-            (folder / (CUDA.split(".")[-1] + ".so")).unlink(missing_ok=True)
+        (ROOT / "fusedrnn" / "lib").mkdir(exist_ok=True)
         super().copy_extensions_to_source()
+        if CUDA not in (extension.name for extension in self.extensions):
+            (ROOT / self.get_ext_filename(CUDA)).unlink(missing_ok=True)
 
-    def write_ninja(self, folder: Path, torch: str) -> dict[str, Path]:
+    def write_ninja(self, folder: Path, torch: str, cuda: CudaLibrary | None) -> dict[str, Path]:
         """Writes folder/build.ninja; returns the file that each extension is linked to."""
-        cuda = self.cuda
         torch_folder, pybind = package_folder("torch"), package_folder("pybind11")
         package_folder("ninja")
         from ninja.ninja_syntax import Writer
 
-        debug = os.environ.get("DEBUG", "0") not in ("", "0")
-        common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
-        common += ["-O0", "-g"] if debug else ["-O3", "-DNDEBUG"]
-        common += ["-fno-math-errno", "-ffp-contract=fast", "-Icsrc"]
         x86 = ["-DFUSEDRNN_X86=1"] if ON_X86 else []
         stable = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", f"-isystem{torch_folder / 'include'}"]
         python = [f"-isystem{pybind / 'include'}", f"-isystem{sysconfig.get_path('include')}"]
         python += [
             f'-DFUSEDRNN_VERSION="{self.distribution.get_version()}"',
             f'-DFUSEDRNN_TORCH_VERSION="{torch}"',
-            f'-DFUSEDRNN_CUDA_TARGETS="{" ".join(cuda.targets)}"',
+            f'-DFUSEDRNN_CUDA_TARGETS="{" ".join(cuda.targets if cuda else [])}"',
         ]
 
         with open(ROOT / folder / "build.ninja", "w", encoding="utf-8") as file:
             ninja = Writer(file)
             cxx = shlex.join(compiler()).replace("$", "$$")
-            flags = shlex.join(common + environment_flags("CXXFLAGS")).replace("$", "$$")
+            flags = shlex.join(common_flags() + host_flags()).replace("$", "$$")
             ninja.variable("builddir", str(folder))
             ninja.rule(
                 "compile",
@@ -272,68 +339,73 @@ class NinjaBuild(build_ext):
             command = f"{cxx} $in {shlex.join(link)} $libs -o $out"
             ninja.rule("link", command, description="link $out")
 
+            if cuda:
+                flags = shlex.join([*nvcc_flags(), *cuda.gencode]).replace("$", "$$")
+                # ptxas says so where registers did not suffice; tests/test_cuda_compile.py fails.
+                ninja.rule(
+                    "nvcc",
+                    f"{shlex.quote(cuda.nvcc.path)} {flags} --threads={threads(cuda)} "
+                    "-Xptxas=-warn-spills -MD -MF $out.d -c $in -o $out",
+                    description=f"$in ({' '.join(cuda.targets)})",
+                    depfile="$out.d",
+                    deps="gcc",
+                )
+
             def compile(source: Path, extra: list[str], variant: str = "") -> str:
                 name = source.relative_to(ROOT)
-                suffix = f".{variant}.o" if variant else ".o"
+                rule = "nvcc" if source.suffix == ".cu" else "compile"
+                suffix = f".{variant}.o" if variant else ".cu.o" if rule == "nvcc" else ".o"
                 target = str(folder / name.with_suffix(suffix))
                 extra_words = shlex.join(extra).replace("$", "$$")
                 variables = {"extra": extra_words, "variant": f"({variant})" if variant else ""}
-                ninja.build(target, "compile", str(name), variables=variables)
+                ninja.build(target, rule, str(name), variables=variables)
                 return target
 
-            cpu = {path.name: compile(path, x86) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))}
-            plans = [
-                compile(ROOT / name, [])
-                for name in ("csrc/plan_override.cpp", "csrc/cuda/plan.cpp")
-            ]
+            cpu = {path: compile(path, x86) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))}
             kernels = [
                 compile(source, [f"-DFUSEDRNN_ISA={isa}", *isa_flags], isa)
                 for isa, isa_flags in INSTRUCTION_SETS.items()
                 for source in sorted((ROOT / "csrc/cpu/isa").glob(KERNELS.get(isa, "*.cpp")))
             ]
+            # Without CUDA those alone that know nothing of it.
+            includes = cuda.nvcc.includes if cuda else []
+            gpu = {
+                path: compile(path, includes)
+                for path in sorted(ROOT.glob("csrc/cuda/*"))
+                if path.suffix in ((".cu", ".cpp") if cuda else (".cpp",))
+                and (cuda or f"cuda/{path.name}" in INTROSPECTED)
+            }
+            shared = {ROOT / "csrc" / SHARED: compile(ROOT / "csrc" / SHARED, [])}
+            introspected = [ROOT / "csrc" / name for name in INTROSPECTED]
             objects = {
-                OPS: [compile(ROOT / "csrc/ops.cpp", stable), plans[0], *cpu.values(), *kernels],
+                OPS: [
+                    compile(ROOT / "csrc/ops.cpp", stable),
+                    *shared.values(),
+                    *cpu.values(),
+                    *kernels,
+                ],
                 INTROSPECTION: [
                     compile(ROOT / "csrc/python.cpp", python),
-                    *plans,
-                    *(cpu[name] for name in ("plan.cpp", "capability.cpp", "peak.cpp")),
+                    *((shared | cpu | gpu)[path] for path in introspected),
                 ],
             }
+            if cuda:
+                objects[CUDA] = [*shared.values(), *gpu.values()]
             # torch's libraries are already loaded when ours is: no path to them is kept inside it.
-            torch_link = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,-z,defs"]
-            if cuda.nvcc:  # compiles the host's code too, and links: it knows its own folders
-                host = "-fPIC,-fvisibility=hidden,-Wall,-Wextra"
-                nvcc = shlex.join([cuda.nvcc, f"-ccbin={compiler()[-1]}"]).replace("$", "$$")
-                command = ["-std=c++17", "-O3", "-DNDEBUG", "-lineinfo", f"-Xcompiler={host}"]
-                command += ["-Icsrc", *cuda.architectures, "-MD", "-MF", "$out.d", "-c"]
-                ninja.rule(
-                    "compile_cuda",
-                    f"{nvcc} {' '.join(command)} $in -o $out",
-                    description="$in",
-                    depfile="$out.d",
-                    deps="gcc",
-                )
-                link_flags = "-shared -cudart static -Xlinker -z,defs,--exclude-libs,ALL"
-                ninja.rule(
-                    "link_cuda",
-                    f"{nvcc} {link_flags} {' '.join(cuda.architectures)} $in $libs -o $out",
-                    description="link $out",
-                )
-                objects[CUDA] = plans[:]
-                for path in sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")]):
-                    if path.name != "plan.cpp":
-                        name = path.relative_to(ROOT)
-                        target = str(folder / name.with_suffix(f"{name.suffix}.o"))
-                        objects[CUDA] += ninja.build(target, "compile_cuda", str(name))
+            libs_of = {
+                OPS: [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,-z,defs"],
+                INTROSPECTION: [],
+                CUDA: [*(cuda.nvcc.libraries if cuda else []), *CUDART],
+            }
             libraries = {name: folder / Path(self.get_ext_filename(name)).name for name in objects}
             for name, library in libraries.items():
-                libs = {OPS: shlex.join(torch_link).replace("$", "$$"), CUDA: "-ldl"}.get(name, "")
-                rule = "link_cuda" if name == CUDA else "link"
-                ninja.build(str(library), rule, objects[name], variables={"libs": libs})
+                libs = shlex.join(libs_of[name]).replace("$", "$$")
+                ninja.build(str(library), "link", objects[name], variables={"libs": libs})
         return libraries
 
 
-setup(
-    ext_modules=[Extension(name, sources=[]) for name in (OPS, INTROSPECTION, CUDA)],
-    cmdclass={"build_ext": NinjaBuild},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension(name, sources=[]) for name in (OPS, CUDA, INTROSPECTION)],
+        cmdclass={"build_ext": NinjaBuild},
+    )

@@ -4,6 +4,7 @@
 //
 // The checks here make every call safe, whoever makes it; the modules check before, with torch.nn's
 // messages. See fusedrnn/ops.py for what the arguments mean.
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -16,6 +17,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -30,11 +32,6 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
     int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* ret, int32_t layout,
     const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
     void (*deleter)(void* data, void* ctx), void* deleter_ctx);
-
-// In libtorch_cuda alone: weak, so that the library loads where there is none.
-extern "C" __attribute__((weak)) AOTITorchError
-aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
-extern "C" __attribute__((weak)) AOTITorchError torch_get_current_cuda_blas_handle(void** handle);
 
 namespace fusedrnn {
 namespace {
@@ -167,6 +164,30 @@ const Backend& backend_of(const Tensor& input) {
   return *backend;
 }
 
+// What is in libtorch_cuda alone. It is no dependency of ours, and nothing would bind a weak
+// reference to it, but where a CUDA tensor exists it is in the process.
+struct TorchCuda {
+  AOTITorchError (*current_stream)(int32_t device_index, void** stream) = nullptr;
+  AOTITorchError (*blas_handle)(void** handle) = nullptr;
+};
+
+const TorchCuda& torch_cuda() {
+  static const TorchCuda found = [] {
+    TorchCuda torch;
+    void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    if (!library) return torch;
+    const auto find = [&](auto& function, const char* name) {
+      function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
+    };
+    find(torch.current_stream, "aoti_torch_get_current_cuda_stream");
+    find(torch.blas_handle, "torch_get_current_cuda_blas_handle");
+    return torch;
+  }();
+  STD_TORCH_CHECK(found.current_stream && found.blas_handle,
+                  "libtorch_cuda.so of torch 2.10 or later was expected in this process");
+  return found;
+}
+
 // Runs a backend's function on the input's device with what torch lends to it.
 template <class P>
 void run(const char* (*Backend::*pass)(const P&, const Context&), const P& problem,
@@ -195,12 +216,11 @@ void run(const char* (*Backend::*pass)(const P&, const Context&), const P& probl
     context.threads = thread_count();
     context.parallel_for = parallel_for;
   } else {
+    const TorchCuda& torch = torch_cuda();
     const int32_t device = input.get_device_index();
     guard.emplace(device);
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream && torch_get_current_cuda_blas_handle,
-                    "torch's CUDA library is not in this process, or older than 2.10");
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &context.stream));
-    TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&context.blas));
+    TORCH_ERROR_CODE_CHECK(torch.current_stream(device, &context.stream));
+    TORCH_ERROR_CODE_CHECK(torch.blas_handle(&context.blas));
   }
   const char* const error = (backend_of(input).*pass)(problem, context);
   STD_TORCH_CHECK(!error, error);

@@ -1,0 +1,121 @@
+"""What setup.py decides about the CUDA library: when it is built, and for which architectures."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_setup() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("fusedrnn_setup", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+setup = load_setup()
+NVCC_13 = frozenset("75 80 86 87 88 89 90 100 103 110 120 121".split())
+NVCC_12_4 = frozenset("50 52 53 60 61 62 70 72 75 80 86 87 89 90".split())
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FUSEDRNN_BUILD_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def targets(asked: str | None, known: frozenset[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    if asked is not None:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    flags, unknown = setup.cuda_architectures("1.0", known)
+    text = " ".join(re.findall(r",code=(\w+)", " ".join(flags)))
+    return text + "".join(f" -{name}" for name in unknown)
+
+
+@pytest.mark.parametrize(
+    "asked, known, expected",
+    [
+        (None, NVCC_13, "sm_75 sm_80 sm_90a sm_100 compute_100"),
+        ("native", NVCC_13, "sm_75 sm_80 sm_90a sm_100 compute_100"),
+        (None, NVCC_12_4, "sm_75 sm_80 sm_90a compute_90 -10.0"),
+        ("9.0a", NVCC_13, "sm_90a"),
+        ("8.0;9.0a+PTX", NVCC_13, "sm_80 sm_90a compute_90a"),
+        ("8.0 8.6, 8.0", NVCC_13, "sm_80 sm_86"),
+        ("Ampere+PTX", NVCC_13, "sm_80 sm_86 compute_86"),
+        ("7.0;8.0", NVCC_12_4, "sm_70 sm_80"),
+    ],
+)
+def test_architectures(
+    asked: str | None, known: frozenset[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert targets(asked, known, monkeypatch) == expected
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        ("7.0;8.0", "nvcc 1.0 has no 7.0; it has 75, 80"),
+        ("eight", "got 'eight'"),
+        ("8.0+ptx", "got '8.0\\+ptx'"),
+    ],
+)
+def test_unknown_architectures(asked: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=message):
+        targets(asked, NVCC_13, monkeypatch)
+
+
+@pytest.mark.parametrize("asked", ["", "0", "1", "yes"])
+@pytest.mark.parametrize("torch_cuda", [None, "12.8", "13.0"])
+@pytest.mark.parametrize("nvcc", [False, True], ids=["no nvcc", "nvcc"])
+def test_when_cuda_is_built(
+    asked: str, torch_cuda: str | None, nvcc: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:  # fmt: skip
+    (tmp_path / "version.py").write_text(f"cuda = {torch_cuda!r}", encoding="utf-8")
+    found = setup.Nvcc("nvcc", "13.0", NVCC_13, [], []) if nvcc else None
+    monkeypatch.setattr(setup, "package_folder", lambda name: tmp_path)
+    monkeypatch.setattr(setup.Nvcc, "find", lambda: found)
+    monkeypatch.setenv("FUSEDRNN_BUILD_CUDA", asked)
+
+    reasons = [
+        *(["torch 2.x is a CPU build"] if torch_cuda is None and asked != "1" else []),
+        *(["nvcc not found"] if not nvcc else []),
+    ]
+    if asked == "yes" or (asked == "1" and reasons):
+        with pytest.raises(SystemExit) as error:
+            setup.cuda_library("2.x")
+        message = str(error.value)
+        assert all(word in message for word in (reasons if asked == "1" else ["'yes'"])), message
+        return
+    library, line = setup.cuda_library("2.x")
+    if asked == "0" or reasons:
+        assert library is None and "left out" in line
+        assert asked == "0" or all(reason in line for reason in reasons), line
+    else:
+        assert library.targets[:2] == ["sm_75", "sm_80"] and "nvcc 13.0" in line
+        assert ("newer driver" in line) == (torch_cuda == "12.8")
+
+
+def test_nvcc_is_looked_for_where_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert setup.Nvcc.find() is None  # whatever is on PATH
+
+
+@pytest.mark.parametrize("command, host", [("g++", "g++"), ("ccache g++ -m64", "g++")])
+def test_nvcc_gets_the_compiler_alone(
+    command: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "compiler", command.split)
+    flags = setup.nvcc_flags()
+    assert f"-ccbin={host}" in flags
+    assert ("-Xcompiler=-m64" in flags) == ("-m64" in command)
