@@ -1,10 +1,11 @@
 """`python -m benchmarks`: measures the rows of workloads.py and writes the report.
 
-python -m benchmarks                                  everything, about a quarter of an hour
-python -m benchmarks --quick                          the same, less certain, in a few minutes
+python -m benchmarks                                  everything, about half an hour
+python -m benchmarks --quick                          the same, less certain, in ten minutes
 python -m benchmarks --rows D,J --cells lstm --passes forward --threads all --dry
 python -m benchmarks --report benchmarks/results/cpu  makes Markdown and plot again
-python -m benchmarks --readme                         puts the newest summary into the README
+python -m benchmarks --readme                         puts the newest whole run into the README
+python -m benchmarks.gpu OUT                          the rows of a GPU, see gpu.py
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from tqdm import tqdm
 
 from benchmarks import machine, memory, report, runner
 from benchmarks.peers import OURS, PEERS
-from benchmarks.workloads import CELLS, DTYPES, PASSES, Case, cases, rows_named
+from benchmarks.workloads import CELLS, DTYPES, PASSES, ROWS, Case, cases, rows_named
 
 BUDGET, QUICK_BUDGET = 2.0, 0.5  # seconds a case
+BUSY = 0.7  # load average of a machine that does something else
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,23 +47,41 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     chosen = cases(rows, cells=given.cells, modes=given.passes, threads=counts, dtypes=given.dtypes)
-    results = _run(chosen, counts, budget=budget, with_memory=given.memory)
-    _show(results)
+    folder = None
     if not given.dry:
         date = datetime.date.today().isoformat()
         folder = report.RESULTS / (given.name or f"cpu-{date}")
+    results = _run(chosen, counts, folder, budget=budget, with_memory=given.memory)
+    _show(results)
+    if folder:
+        results["whole"] = _is_whole(chosen, given.memory)
         report.write(folder, results)
         print(f"wrote {folder}")
     return 1 if any("error" in r for r in [*results["cases"], *results["memory"]]) else 0
 
 
+def _is_whole(chosen: list[Case], with_memory: bool) -> bool:
+    """Whether a run has all that the README's summary shows."""
+    every = cases(ROWS, threads=[torch.get_num_threads()])
+    return with_memory and set(every) <= set(chosen)
+
+
 def _run(
-    chosen: list[Case], counts: list[int], *, budget: float, with_memory: bool
+    chosen: list[Case],
+    counts: list[int],
+    folder: Path | None,
+    *,
+    budget: float,
+    with_memory: bool,
 ) -> dict[str, Any]:
+    """Measures, and keeps each figure in `folder` as it comes."""
     versions = {peer.name: peer.version() for peer in (OURS, *PEERS) if peer.available()}
     results: dict[str, Any] = {
         "machine": machine.describe(counts, versions), "cases": [], "memory": [], "skipped": {},
     }  # fmt: skip
+    load = results["machine"]["load_average_before"]
+    if load is not None and load > BUSY:
+        print(f"This machine is busy (load average {load:.1f}): expect uncertain figures.")
     peaks = results["machine"]["fma_peak"]
     bar = tqdm(chosen, unit="case", disable=None)
     for case in bar:
@@ -71,12 +91,16 @@ def _run(
             continue
         record = runner.run(case, budget=budget, peak=peaks[str(case.threads)])
         results["cases"].append(record)
+        if folder:
+            report.keep(folder, results)
         if "error" in record:
             tqdm.write(f"failed: {case.label}: {record['error']}")
     if with_memory:
         pairs = dict.fromkeys((c.row.name, c.cell) for c in chosen if runner.skipped(c) is None)
         for row, cell in tqdm(pairs, desc="peak memory", unit="row", disable=None):
             results["memory"].append(memory.measure(row, cell, max(counts)))
+            if folder:
+                report.keep(folder, results)
     return results
 
 

@@ -29,9 +29,16 @@ Results = dict[str, Any]
 
 def write(folder: Path, results: Results) -> None:
     """Writes the JSON and all that is made from it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    keep(folder, results)
     remake(folder)
+
+
+def keep(folder: Path, results: Results) -> None:
+    """Writes the JSON, whole at any time: also of a run that is interrupted after this."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "results.json.part"
+    part.write_text(json.dumps(results, indent=1) + "\n")
+    part.replace(folder / "results.json")
 
 
 def remake(folder: Path) -> None:
@@ -42,14 +49,17 @@ def remake(folder: Path) -> None:
 
 
 def newest() -> Path:
-    """The folder of the latest results."""
-    found = sorted(
-        RESULTS.glob("*/results.json"),
-        key=lambda path: json.loads(path.read_text())["machine"]["date"],
-    )
-    if not found:
-        raise FileNotFoundError(f"no results under {RESULTS}; run `python -m benchmarks` first")
-    return found[-1].parent
+    """The folder of the latest run of all CPU rows."""
+    dates = {
+        path.parent: results["machine"]["date"]
+        for path in RESULTS.glob("*/results.json")
+        if (results := json.loads(path.read_text())).get("whole")
+    }
+    if not dates:
+        raise FileNotFoundError(
+            f"no run of all rows under {RESULTS}; run `python -m benchmarks` first"
+        )
+    return max(dates, key=dates.__getitem__)
 
 
 def slower(results: Results) -> list[str]:
@@ -91,7 +101,8 @@ def markdown(results: Results) -> str:
             "",
             "## Peak memory of a training step",
             "",
-            "float32, MB that the process grew by over three steps, each side in its own process.",
+            "float32, MB that the process grew by over three steps; the median of several "
+            "processes for each side.",
             "",
             "| row | cell | ours | torch.nn | torch.nn / ours |",
             "|---|---|---|---|---|",
@@ -144,6 +155,8 @@ def readme_summary(results: Results, folder: Path) -> str:
 def update_readme(folder: Path) -> None:
     """Puts the summary of a run between the README's markers."""
     results = json.loads((folder / "results.json").read_text())
+    if not results.get("whole"):
+        raise ValueError(f"{folder}: expected a run of all rows, got a part; the README shows all")
     text = README.read_text()
     if BEGIN not in text or END not in text:
         raise ValueError(f"{README}: expected the markers {BEGIN} and {END}")

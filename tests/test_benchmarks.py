@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import report, runner, timing
+from benchmarks import memory, report, runner, timing
 from benchmarks.workloads import ROWS, Case, Row, cases, flops, rows_named
 
 
@@ -86,6 +87,41 @@ def test_a_row_that_needs_resets_says_so() -> None:
     assert "reset" in (runner.skipped(case) or "")
 
 
+def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    real, calls = runner.run, []
+
+    def run(case, **options):
+        calls.append(case)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(case, **options)
+
+    monkeypatch.setattr(runner, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        command.main("--rows A --threads 1 --budget 0.05 --no-memory --name cut".split())
+    kept = json.loads((tmp_path / "cut" / "results.json").read_text())
+    assert len(kept["cases"]) == 2 and not kept.get("whole")
+
+
+def test_peak_memory_is_the_median_of_processes(monkeypatch) -> None:
+    answers = iter([9, 1, 5, 7, 7, 100])
+    monkeypatch.setattr(memory, "ThreadPoolExecutor", InOrder)
+    monkeypatch.setattr(
+        memory, "_child", lambda *_: {"bytes": next(answers), "method": "a stand-in"}
+    )
+    record = memory.measure("A", "lstm", 1)
+    assert record["peak_bytes"] == {"fusedrnn": 5, "torch.nn": 7}
+    assert record["processes"]["torch.nn"] == [7, 7, 100]
+
+
+class InOrder(ThreadPoolExecutor):
+    """One thing after the other."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__(1)
+
+
 def test_a_run_and_its_report(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
@@ -98,6 +134,12 @@ def test_a_run_and_its_report(tmp_path, monkeypatch, capsys) -> None:
     text = (tmp_path / "tried" / "report.md").read_text()
     assert "| A | T7 I5 H10 B32 | LSTM | forward |" in text and "Skipped" in text
     assert (tmp_path / "tried" / "ratios.png").stat().st_size > 5_000
+    with pytest.raises(ValueError, match="expected a run of all rows"):
+        command.main(["--readme", str(tmp_path / "tried")])
+    with pytest.raises(FileNotFoundError, match="no run of all rows"):
+        command.main(["--readme"])
+    whole = results | {"whole": True}
+    (tmp_path / "tried" / "results.json").write_text(json.dumps(whole))
     assert command.main(["--readme"]) == 0
     readme = (tmp_path / "README.md").read_text()
     assert "old" not in readme and "geometric mean" in readme and readme.endswith("\nb\n")
