@@ -83,8 +83,6 @@ Dtype dtype_of(const Tensor& input) {
   return Dtype::f32;
 }
 
-Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
 // What a new tensor takes over from an existing one.
 struct Options {
   int32_t dtype = 0, device_type = 0, device_index = 0;
@@ -113,6 +111,12 @@ Tensor new_tensor(const Sizes& sizes, const Tensor& like) {
   STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "out of memory: a tensor of shape ",
                   to_string(sizes), " could not be allocated; use a smaller batch or fewer steps");
   return Tensor(handle);
+}
+
+Tensor dense(const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  Tensor copy = new_tensor(sizes_of(t), t);
+  return torch::stable::copy_(copy, t);
 }
 
 Tensor zeros(const Sizes& sizes, const Tensor& like) {
@@ -283,14 +287,14 @@ void place_input(const Tensor& input, bool packed, Call& call) {
     p.input_step = packed ? 0 : call.input.stride(0);
   };
   call.input = input;
-  if (input.stride(rows_dim + 1) != 1 && p.I > 1) call.input = torch::stable::contiguous(input);
+  if (input.stride(rows_dim + 1) != 1 && p.I > 1) call.input = dense(input);
   place();
   if (!backend_of(input).even_rows) return;
   // The stride of a dimension of size one means nothing.
   if (packed ? p.rows == 1 : p.B == 1) p.input_row = packed || p.T == 1 ? p.I : p.input_step;
   const bool even = packed || p.T == 1 || p.B == 1 || p.input_step == p.B * p.input_row;
   if (even && p.input_row >= p.I) return;
-  call.input = torch::stable::contiguous(input);
+  call.input = dense(input);
   place();
   p.input_row = p.I;
 }

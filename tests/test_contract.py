@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
-from torch.testing._internal import common_modules
 
 import fusedrnn
 
@@ -202,6 +201,10 @@ def test_autocast_gives_torch_s_dtypes(dtype: torch.dtype) -> None:
 
 
 def infos() -> list:
+    try:
+        from torch.testing._internal import common_modules
+    except ImportError:  # without expecttest; test_module_inputs_are_there fails then
+        return []
     wanted = {nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell}
     return [info for info in common_modules.module_db if info.module_cls in wanted]
 
