@@ -145,6 +145,17 @@ def test_what_pytest_found(tmp_path: Path) -> None:
     found = gpu_check.test_findings(tmp_path)
     assert found["counts"] == {"passed": 1, "failed": 1, "errors": 0, "skipped": 1}
     assert "test_bad" in found["failures"][0] and "one is not two" in found["failures"][0]
+    assert "status" not in found
+
+
+def test_tests_that_were_all_skipped_are_no_success(tmp_path: Path) -> None:
+    (tmp_path / "tests.xml").write_text(
+        '<testsuites><testsuite tests="3" failures="0" errors="0" skipped="3"/></testsuites>'
+    )
+    code, report = run([stage("test", "", findings=gpu_check.test_findings)], tmp_path)
+    assert code == 1
+    assert report["stages"]["test"]["status"] == "failed"
+    assert report["stages"]["test"]["failures"] == ["none passed"]
 
 
 def test_what_the_sanitizers_found(tmp_path: Path) -> None:

@@ -230,6 +230,7 @@ def run_stage(stage: Stage, out: Path) -> dict[str, Any]:
         failures.append(f"the stage's results cannot be read: {error!r}")
         if status == PASSED:
             found["status"] = FAILED
+    status = found["status"]
     found["failures"] = failures + found.get("failures", [])
     if status != PASSED:
         found["last lines"] = [
@@ -267,8 +268,10 @@ def test_findings(out: Path) -> dict[str, Any]:
         for case in suite.iter("testcase")
         for trouble in (*case.findall("failure"), *case.findall("error"))
     ]
-    counts = {"passed": total - failed - errors - skipped, "failed": failed, "errors": errors}
-    return {"counts": counts | {"skipped": skipped}, "failures": failures}
+    passed = total - failed - errors - skipped
+    counts = {"passed": passed, "failed": failed, "errors": errors, "skipped": skipped}
+    found: dict[str, Any] = {"counts": counts, "failures": failures}
+    return found if passed else found | {"status": FAILED, "failures": [*failures, "none passed"]}
 
 
 def sanitizer_findings(out: Path) -> dict[str, Any]:
@@ -293,7 +296,7 @@ def bench_findings(out: Path) -> dict[str, Any]:
         "skipped": len(results["skipped"]),
         "not run": len(results["not_run"]),
     }
-    return {
+    return ({} if counts["cases measured"] else {"status": FAILED}) | {
         "counts": counts,
         "failures": [
             f"{c['row']} {c['cell']} {c['mode']} {c['dtype']}: {c['error']}" for c in failed
