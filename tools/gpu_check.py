@@ -309,6 +309,9 @@ def machine() -> dict[str, Any]:
     """The GPU and the software, as torch and nvcc tell."""
     import torch
 
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.machine import commit
+
     def said(*command: str) -> str:
         try:
             done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
@@ -318,10 +321,6 @@ def machine() -> dict[str, Any]:
 
     there = torch.cuda.is_available()
     capability = torch.cuda.get_device_capability() if there else None
-    changes = said("git", "status", "--porcelain", "--untracked-files=no")
-    commit = said("git", "rev-parse", "--short=12", "HEAD")
-    if commit == "unknown":
-        commit, changes = os.environ.get("COMMIT", "unknown"), ""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "gpu": torch.cuda.get_device_name() if there else None,
@@ -332,7 +331,7 @@ def machine() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if there else None,
         "python": sys.version.split()[0],
         "nvcc": said("nvcc", "--version").splitlines()[-1],
-        "commit": commit + ("+changes" if changes else ""),
+        "commit": commit() or "unknown",
     }
 
 

@@ -27,25 +27,28 @@ const char* report(const F& run) {
   }
 }
 
+// Calls run(E()) for the storage type E of a dtype.
+template <class F>
+void with_storage(Dtype dtype, const F& run) {
+  switch (dtype) {
+    case Dtype::f64: return run(double());
+    case Dtype::f32: return run(float());
+    case Dtype::bf16: return run(__nv_bfloat16());
+    case Dtype::f16: return run(__half());
+  }
+}
+
 const char* forward(const Problem& problem, const Context& context) {
   return report([&] {
-    switch (problem.dtype) {
-      case Dtype::f64: return stepwise_forward<double>(problem, context);
-      case Dtype::f32: return stepwise_forward<float>(problem, context);
-      case Dtype::bf16: return stepwise_forward<__nv_bfloat16>(problem, context);
-      case Dtype::f16: return stepwise_forward<__half>(problem, context);
-    }
+    with_storage(problem.dtype,
+                 [&](auto type) { stepwise_forward<decltype(type)>(problem, context); });
   });
 }
 
 const char* backward(const BackwardProblem& problem, const Context& context) {
   return report([&] {
-    switch (problem.dtype) {
-      case Dtype::f64: return stepwise_backward<double>(problem, context);
-      case Dtype::f32: return stepwise_backward<float>(problem, context);
-      case Dtype::bf16: return stepwise_backward<__nv_bfloat16>(problem, context);
-      case Dtype::f16: return stepwise_backward<__half>(problem, context);
-    }
+    with_storage(problem.dtype,
+                 [&](auto type) { stepwise_backward<decltype(type)>(problem, context); });
   });
 }
 
