@@ -81,7 +81,11 @@ def run(rows: list[Row], out: Path, *, budget: float, seconds: float) -> Results
         if time.monotonic() > deadline:
             break
         if case.mode == "forward" and runner.skipped(case) is None:
-            results["kernels"][f"{case.row.name} {case.cell} {case.dtype}"] = kernels_of(case)
+            name = f"{case.row.name} {case.cell} {case.dtype}"
+            try:
+                results["kernels"][name] = kernels_of(case)
+            except Exception as error:  # the figures above stand without it
+                results["kernels"][name] = {"not traced": [f"{type(error).__name__}: {error}"]}
             write(out, results)
     return results
 
