@@ -26,7 +26,12 @@ WANTED = {  # what the libraries look up by name in the process, and where
         "aoti_torch_get_current_cuda_stream",
         "torch_get_current_cuda_blas_handle",
     ),
-    "libcublas.so.*": ("cublasGemmStridedBatchedEx", "cublasGetMathMode", "cublasSetMathMode"),
+    "libcublas.so.*": (
+        "cublasGemmEx",
+        "cublasGemmStridedBatchedEx",
+        "cublasGetMathMode",
+        "cublasSetMathMode",
+    ),
 }
 
 

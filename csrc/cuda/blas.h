@@ -4,6 +4,10 @@
 namespace fusedrnn {
 // The few functions used, with cuBLAS's C signatures (enums as int, handles and scalars as void*).
 struct Cublas {
+  int (*gemm)(void* handle, int op_a, int op_b, int m, int n, int k, const void* alpha,
+              const void* a, int type_a, int lda, const void* b, int type_b, int ldb,
+              const void* beta, void* c, int type_c, int ldc, int compute_type,
+              int algorithm);  // cublasGemmEx
   int (*gemm_strided_batched)(void* handle, int op_a, int op_b, int m, int n, int k,
                               const void* alpha, const void* a, int type_a, int lda,
                               long long stride_a, const void* b, int type_b, int ldb,

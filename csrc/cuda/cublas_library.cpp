@@ -18,7 +18,8 @@ bool find(void* library, const char* name, F& function) {
 bool load(Cublas& cublas) {
   for (const char* name : {"libcublas.so.13", "libcublas.so.12", "libcublas.so.11"}) {
     void* const library = dlopen(name, RTLD_NOW | RTLD_NOLOAD);
-    if (library && find(library, "cublasGemmStridedBatchedEx", cublas.gemm_strided_batched) &&
+    if (library && find(library, "cublasGemmEx", cublas.gemm) &&
+        find(library, "cublasGemmStridedBatchedEx", cublas.gemm_strided_batched) &&
         find(library, "cublasGetMathMode", cublas.get_math_mode) &&
         find(library, "cublasSetMathMode", cublas.set_math_mode))
       return true;

@@ -61,14 +61,23 @@ void Products::multiply(int64_t M, int64_t N, int64_t K, const Operand& a, const
   const double one = 1, beta = c.accumulate ? 1 : 0;
   const float one_single = 1, beta_single = c.accumulate ? 1 : 0;
   const bool wide = dtype_ == Dtype::f64;
-  const int type = type_of(dtype_);
-  check(cublas_->gemm_strided_batched(
-            handle_, b.transposed ? kTranspose : kNoTranspose,
-            a.transposed ? kTranspose : kNoTranspose, narrow(N), narrow(M), narrow(K),
-            wide ? static_cast<const void*>(&one) : &one_single, b.data, type, narrow(b.row),
-            b.batch, a.data, type, narrow(a.row), a.batch,
-            wide ? static_cast<const void*>(&beta) : &beta_single, c.data, type_of(c.dtype),
-            narrow(c.row), c.batch, batches, compute_, kDefaultAlgorithm),
+  const void* const alpha_at = wide ? static_cast<const void*>(&one) : &one_single;
+  const void* const beta_at = wide ? static_cast<const void*>(&beta) : &beta_single;
+  const int op_a = a.transposed ? kTranspose : kNoTranspose;
+  const int op_b = b.transposed ? kTranspose : kNoTranspose;
+  const int m = narrow(N), n = narrow(M), k = narrow(K);  // cuBLAS's, of the transposed product
+  const int type = type_of(dtype_), type_c = type_of(c.dtype);
+  if (batches == 1) {  // may split k over the chip, which a batch of one might not
+    check(cublas_->gemm(handle_, op_b, op_a, m, n, k, alpha_at, b.data, type, narrow(b.row), a.data,
+                        type, narrow(a.row), beta_at, c.data, type_c, narrow(c.row), compute_,
+                        kDefaultAlgorithm),
+          "cublasGemmEx");
+    return;
+  }
+  check(cublas_->gemm_strided_batched(handle_, op_b, op_a, m, n, k, alpha_at, b.data, type,
+                                      narrow(b.row), b.batch, a.data, type, narrow(a.row), a.batch,
+                                      beta_at, c.data, type_c, narrow(c.row), c.batch, batches,
+                                      compute_, kDefaultAlgorithm),
         "cublasGemmStridedBatchedEx");
 }
 

@@ -1,6 +1,6 @@
-// cuBLAS for the emulation: cublasGemmStridedBatchedEx on the host, for the types that csrc/cuda
-// asks for. Column-major as cuBLAS is; sums run over k in one order, in fp32 (fp64 for fp64),
-// whatever the sizes. Arguments are checked as cuBLAS checks them.
+// cuBLAS for the emulation: cublasGemmEx and its strided batches on the host, for the types that
+// csrc/cuda asks for. Column-major as cuBLAS is; sums run over k in one order, in fp32 (fp64 for
+// fp64), whatever the sizes. Arguments are checked as cuBLAS checks them.
 #include "blas.h"
 
 #include <cuda_bf16.h>
@@ -191,13 +191,20 @@ int gemm_strided_batched(void*, int op_a, int op_b, int m, int n, int k, const v
   return kNotSupported;
 }
 
+int gemm(void* handle, int op_a, int op_b, int m, int n, int k, const void* alpha, const void* a,
+         int type_a, int lda, const void* b, int type_b, int ldb, const void* beta, void* c,
+         int type_c, int ldc, int compute, int algorithm) {
+  return gemm_strided_batched(handle, op_a, op_b, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb,
+                              0, beta, c, type_c, ldc, 0, 1, compute, algorithm);
+}
+
 int get_math_mode(void*, int* mode) { return *mode = math_mode, kSuccess; }
 int set_math_mode(void*, int mode) { return math_mode = mode, kSuccess; }
 
 }  // namespace
 
 const Cublas* find_cublas() {
-  static const Cublas functions{gemm_strided_batched, get_math_mode, set_math_mode};
+  static const Cublas functions{gemm, gemm_strided_batched, get_math_mode, set_math_mode};
   return &functions;
 }
 
