@@ -166,6 +166,7 @@ def test_what_the_sanitizers_found(tmp_path: Path) -> None:
     found = gpu_check.sanitizer_findings(tmp_path)
     assert found["counts"] == {"by memcheck": "1 error", "by racecheck": "no result"}
     assert "Invalid __global__ write" in found["failures"][0]
+    assert found["status"] == "failed"  # no result is no success
 
 
 def test_the_four_stages(tmp_path: Path) -> None:

@@ -97,8 +97,9 @@ def stages(out: Path, budgets: dict[str, float], gpu: dict[str, Any]) -> list[St
     problems = [python, str(ROOT / "tools" / "gpu_problems.py")]
     tools = {
         f"sanitize-{tool}": [
-            sanitizer, f"--tool={tool}", "--kernel-name", "kernel_substring=fusedrnn",
-            "--error-exitcode=9", *problems,
+            # Importing torch takes longer than a sanitizer waits for a CUDA process by default.
+            sanitizer, f"--tool={tool}", "--launch-timeout", "90", "--error-exitcode=9",
+            "--kernel-name", "kernel_substring=fusedrnn", *problems,
         ]
         for tool in ("memcheck", "racecheck")
     }  # fmt: skip
@@ -283,7 +284,9 @@ def sanitizer_findings(out: Path) -> dict[str, Any]:
         summary = [line for line in lines if "SUMMARY" in line]
         counts[f"by {tool}"] = summary[-1].split("SUMMARY:")[-1].strip() if summary else "no result"
         failures += [line for line in lines if re.search(r"Invalid|hazard|Error:", line)][:10]
-    return {"counts": counts, "failures": failures}
+    found: dict[str, Any] = {"counts": counts, "failures": failures}
+    # A sanitizer that saw no process ends well, too.
+    return found | {"status": FAILED} if "no result" in counts.values() else found
 
 
 def bench_findings(out: Path) -> dict[str, Any]:
