@@ -35,13 +35,19 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if kind == "emulated":
         with emulated.installed(seed=int(seed)):
             yield torch.device("cpu")
-    elif kind == "cuda":
-        before = torch.backends.cudnn.rnn.fp32_precision
-        torch.backends.cudnn.rnn.fp32_precision = "ieee"  # tf32 has a test of its own
-        yield torch.device("cuda")
-        torch.backends.cudnn.rnn.fp32_precision = before
     else:
+        if kind == "cuda":
+            request.getfixturevalue("ieee")
         yield torch.device(kind)
+
+
+@pytest.fixture
+def ieee() -> Iterator[None]:
+    """float32 products without tf32, whatever a test leaves behind; tf32 has a test of its own."""
+    before = torch.backends.cudnn.rnn.fp32_precision
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.rnn.fp32_precision = before
 
 
 @pytest.fixture(autouse=True)

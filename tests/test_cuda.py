@@ -5,8 +5,6 @@ The numbers are held by the tests that take a `device`; these here need the devi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from cases import Case, check
@@ -16,6 +14,7 @@ import fusedrnn
 
 pytestmark = [
     pytest.mark.cuda,
+    pytest.mark.usefixtures("ieee"),
     pytest.mark.skipif(
         not (torch.cuda.is_available() and fusedrnn.build_info()["cuda"]),
         reason="needs a GPU and a build with CUDA",
@@ -24,15 +23,6 @@ pytestmark = [
 
 CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def ieee() -> Iterator[None]:
-    """float32 without tf32, whatever a test leaves behind."""
-    before = torch.backends.cudnn.rnn.fp32_precision
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
-    yield
-    torch.backends.cudnn.rnn.fp32_precision = before
 
 
 def network(cell: str, dtype: torch.dtype = torch.float32, **options: object) -> nn.Module:

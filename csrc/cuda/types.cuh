@@ -5,32 +5,27 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cmath>
+
 #include "../problem.h"
 
 namespace fusedrnn {
 
+template <class S, Dtype kDtype, Dtype kSumDtype>
+struct StoredAs {
+  using Sum = S;
+  static constexpr Dtype dtype = kDtype, sum_dtype = kSumDtype;
+};
 template <class E>
-struct Storage;  // the sum's type and the Dtype of a storage type
+struct Storage;  // the sum's type and the Dtypes of a storage type
 template <>
-struct Storage<double> {
-  using Sum = double;
-  static constexpr Dtype dtype = Dtype::f64, sum_dtype = Dtype::f64;
-};
+struct Storage<double> : StoredAs<double, Dtype::f64, Dtype::f64> {};
 template <>
-struct Storage<float> {
-  using Sum = float;
-  static constexpr Dtype dtype = Dtype::f32, sum_dtype = Dtype::f32;
-};
+struct Storage<float> : StoredAs<float, Dtype::f32, Dtype::f32> {};
 template <>
-struct Storage<__nv_bfloat16> {
-  using Sum = float;
-  static constexpr Dtype dtype = Dtype::bf16, sum_dtype = Dtype::f32;
-};
+struct Storage<__nv_bfloat16> : StoredAs<float, Dtype::bf16, Dtype::f32> {};
 template <>
-struct Storage<__half> {
-  using Sum = float;
-  static constexpr Dtype dtype = Dtype::f16, sum_dtype = Dtype::f32;
-};
+struct Storage<__half> : StoredAs<float, Dtype::f16, Dtype::f32> {};
 
 template <class E>
 using Sum = typename Storage<E>::Sum;
@@ -90,24 +85,11 @@ __device__ __forceinline__ void load_or_zero(const E* from, S (&to)[N]) {
 // The functions that cell.h asks for, as accurate as CUDA has them. Far out sigmoid is exactly 0
 // and 1, since exp overflows to infinity there.
 template <class S>
-struct DeviceMath;
-template <>
-struct DeviceMath<float> {
-  __device__ __forceinline__ static float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-  __device__ __forceinline__ static float tanh(float x) { return tanhf(x); }
-  __device__ __forceinline__ static float relu(float x) { return x <= 0.0f ? 0.0f : x; }
-  __device__ __forceinline__ static float where_positive(float h, float x) {
-    return h <= 0.0f ? 0.0f : x;
-  }
-};
-template <>
-struct DeviceMath<double> {
-  __device__ __forceinline__ static double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
-  __device__ __forceinline__ static double tanh(double x) { return ::tanh(x); }
-  __device__ __forceinline__ static double relu(double x) { return x <= 0.0 ? 0.0 : x; }
-  __device__ __forceinline__ static double where_positive(double h, double x) {
-    return h <= 0.0 ? 0.0 : x;
-  }
+struct DeviceMath {
+  __device__ __forceinline__ static S sigmoid(S x) { return 1 / (1 + ::exp(-x)); }
+  __device__ __forceinline__ static S tanh(S x) { return ::tanh(x); }
+  __device__ __forceinline__ static S relu(S x) { return x <= 0 ? 0 : x; }
+  __device__ __forceinline__ static S where_positive(S h, S x) { return h <= 0 ? 0 : x; }
 };
 
 }  // namespace fusedrnn
