@@ -24,6 +24,7 @@
 #include "backend.h"
 #include "cpu/backend.h"
 #include "cpu/memory.h"
+#include "plan_override.h"
 
 // Since torch 2.11: a tensor over memory of ours with a deleter of ours. Weak, so that the library
 // loads in 2.10 too, where the reserve is an ordinary tensor.
@@ -161,6 +162,8 @@ constexpr int kDeviceTypes = 2;
 const Backend* g_backends[kDeviceTypes] = {&cpu_backend(), nullptr};
 
 const Backend& backend_of(const Tensor& input) {
+  const std::string& error = plan_override().error();
+  STD_TORCH_CHECK(error.empty(), error);
   const Backend* const backend = g_backends[input.is_cpu() ? 0 : 1];
   STD_TORCH_CHECK(backend, "fusedrnn has no CUDA kernels in this build, and input is on ",
                   device_of(input),

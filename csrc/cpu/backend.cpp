@@ -1,9 +1,6 @@
 // Chooses the kernels for this processor and the problem's type, gets their scratch, runs them.
 #include "backend.h"
 
-#include <string>
-
-#include "../plan_override.h"
 #include "capability.h"
 #include "kernels.h"
 #include "memory.h"
@@ -55,8 +52,6 @@ Kernel<BackwardProblem> backward_kernel(Dtype dtype) {
 
 template <class P>
 const char* run(Kernel<P> (*kernel_of)(Dtype), const P& problem, const Context& context) {
-  const std::string& error = plan_override().error();
-  if (!error.empty()) return error.c_str();
   const Plan plan = plan_layer(problem, context.threads);
   const Kernel<P> kernel = kernel_of(problem.dtype);
   const int64_t bytes = kernel(problem, plan, context.parallel_for, nullptr);
