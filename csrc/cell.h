@@ -1,6 +1,7 @@
 // The mathematics of each cell, forward and backward, written once. CPU and CUDA include this file;
-// `V` is a vector of units on the CPU and one unit on the GPU, `M` supplies sigmoid and tanh for
-// it.
+// `V` is some vectors of units on the CPU and one unit on the GPU, `M` supplies the functions of
+// it. A sum of two products says which is rounded (multiply_add), or compilers choose, here so,
+// there so.
 //
 // Per unit a cell is described by lists of "slots", one value per unit each:
 //   inputs    what the input projection supplies           LSTM i f g o   GRU r z n      RNN h
@@ -43,7 +44,7 @@ struct LstmCell {
     const V i = M::sigmoid(product[0]), f = M::sigmoid(product[1]);
     const V g = M::tanh(product[2]), o = M::sigmoid(product[3]);
     save[0] = i, save[1] = f, save[2] = g, save[3] = o, save[4] = c;
-    c = f * c + i * g;
+    c = M::multiply_add(f, c, i * g);
     h = o * M::tanh(c);
   }
 
@@ -51,7 +52,7 @@ struct LstmCell {
   template <class M, class V>
   FUSEDRNN_CELL void backward(const V* save, V& h, V dh, V& dc, V* grad, V& /*carry*/) {
     const V i = save[0], f = save[1], g = save[2], o = save[3], c_prev = save[4];
-    const V tanh_c = M::tanh(f * c_prev + i * g);
+    const V tanh_c = M::tanh(M::multiply_add(f, c_prev, i * g));
     h = o * tanh_c;
     const V dh_o = dh * o;
     const V d = dc + (dh_o - dh_o * tanh_c * tanh_c);

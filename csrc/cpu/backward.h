@@ -37,9 +37,23 @@ struct GradTile {
   int64_t units;  // valid ones in the last vector
 };
 
+// What forward kept comes from far away, in pieces that the hardware does not foresee: it is on its
+// way while the product is computed.
+template <class C, int kRows, int NV, class E, class F>
+FUSEDRNN_INLINE void prefetch(const GradTile<E, F>& t) {
+  for (int r = 0; r < kRows; ++r) {
+    for (int g = 0; g < C::saved; ++g)
+      for (int v = 0; v < NV; ++v)
+        __builtin_prefetch(t.saved + r * t.saved_row + g * t.Hp + v * kLanes<F>);
+    if (t.dy)
+      for (int v = 0; v < NV; ++v) __builtin_prefetch(t.dy + r * t.dy_row + v * kLanes<F>);
+  }
+}
+
 template <class C, int R, int NV, class E, class F>
 __attribute__((noinline)) void grad_tile(const GradTile<E, F>& t) {
   constexpr int kRows = R ? R : 1, L = kLanes<F>;
+  prefetch<C, kRows, NV>(t);
   Vec<F> acc[kRows][NV] = {};
   multiply_segments<R, NV, E, F>(acc, t.rows, t.segments, t.w);
 #pragma GCC unroll 8

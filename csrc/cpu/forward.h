@@ -26,7 +26,10 @@ struct GateTile {
   const E* rows[8];  // h_prev, all of it: the operand of the product
   int64_t K;         // 0: the product is already in the gates
   const E* w;
-  const F* gates;        // this group's first unit
+  const E* inputs[8];  // input projected here: its rows and panel
+  int64_t I;
+  const E* w_ih;
+  const F* gates;        // what the product is added to, from this group's first unit on
   const F* hidden_bias;  // GRU: starts n'
   int64_t hidden_bias_row;
   const E* h_prev;  // this group's units
@@ -38,10 +41,20 @@ struct GateTile {
   int64_t units;  // valid ones in the last vector
 };
 
-template <class C, int R, int NV, class E, class F>
+// Accumulators that a row of a tile has for each vector of units: one for each gate. Where the
+// input is projected in the tile, the GRU's candidate has two, one in and one beside the reset's
+// reach.
+template <class C>
+constexpr int accumulators(bool project) {
+  return C::products + (project && C::has_late_input);
+}
+
+// The input is projected here (kProject), or has been into `gates`.
+template <class C, bool kProject, int R, int NV, class E, class F>
 __attribute__((noinline)) void gate_tile(const GateTile<E, F>& t) {
-  constexpr int kRows = R ? R : 1, L = kLanes<F>;
-  Vec<F> acc[kRows][C::products * NV];
+  constexpr int kRows = R ? R : 1, L = kLanes<F>, kWidth = accumulators<C>(kProject) * NV;
+  constexpr bool kLate = kWidth > C::products * NV;  // the input's own accumulator comes last
+  Vec<F> acc[kRows][kWidth];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
@@ -53,26 +66,42 @@ __attribute__((noinline)) void gate_tile(const GateTile<E, F>& t) {
             input(g) < 0 ? load(t.hidden_bias + r * t.hidden_bias_row + v * L)
                          : load(t.gates + r * t.gates_row + input(g) * t.gates_slot + v * L);
       }
+  const auto late_input = [&](int r, int v) __attribute__((always_inline)) {
+    return load(t.gates + r * t.gates_row + (C::inputs - 1) * t.gates_slot + v * L);
+  };
+  if constexpr (kProject) {
+    if constexpr (kLate)
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) acc[r][C::products * NV + v] = late_input(r, v);
+    constexpr int kFirst = kLate ? NV : 0;
+    multiply_segments<R, C::inputs * NV, E, F, kFirst>(acc, t.inputs, {1, t.I, 0}, t.w_ih);
+  }
   multiply_segments<R, C::products * NV, E, F>(acc, t.rows, {1, t.K, 0}, t.w);
+  using P = Pack<F, kRows>;
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
+  for (int v = 0; v < NV; ++v) {
+    P product[C::products], save[C::saved ? C::saved : 1], c = {}, h, h_prev = {}, late = {};
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      Vec<F> product[C::products], save[C::saved ? C::saved : 1], c = {}, h, h_prev = {}, late = {};
+    for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int g = 0; g < C::products; ++g) product[g] = acc[r][g * NV + v];
+      for (int g = 0; g < C::products; ++g) product[g].at[r] = acc[r][g * NV + v];
       if constexpr (C::has_late_input)
-        late = load(t.gates + r * t.gates_row + (C::inputs - 1) * t.gates_slot + v * L);
-      if constexpr (C::has_carry) h_prev = load(t.h_prev + r * t.h_prev_row + v * L);
-      if constexpr (C::has_c) c = load(t.c + r * t.c_row + v * L);
-      C::template forward<Math<F>>(product, late, h_prev, c, h, save);
-      if constexpr (C::has_c) store(t.c + r * t.c_row + v * L, c);
-      store(t.h + r * t.h_row + v * L, h);
-      if (t.y) store_n(t.y + r * t.y_row + v * L, h, v == NV - 1 ? t.units : L);
+        late.at[r] = kLate ? acc[r][kWidth - NV + v] : late_input(r, v);
+      if constexpr (C::has_carry) h_prev.at[r] = load(t.h_prev + r * t.h_prev_row + v * L);
+      if constexpr (C::has_c) c.at[r] = load(t.c + r * t.c_row + v * L);
+    }
+    C::template forward<PackMath<F, kRows>>(product, late, h_prev, c, h, save);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (C::has_c) store(t.c + r * t.c_row + v * L, c.at[r]);
+      store(t.h + r * t.h_row + v * L, h.at[r]);
+      if (t.y) store_n(t.y + r * t.y_row + v * L, h.at[r], v == NV - 1 ? t.units : L);
       if (C::saved && t.save)
 #pragma GCC unroll 8
         for (int g = 0; g < C::saved; ++g)
-          store(t.save + r * t.save_row + g * t.save_slot + v * L, save[g]);
+          store(t.save + r * t.save_row + g * t.save_slot + v * L, save[g].at[r]);
     }
   }
 }
@@ -332,43 +361,33 @@ class ForwardWalk {
                           groups);
 
     F converted[kMaxRows * (C::saved ? C::saved : 1) * kVectors * L];
-    // The input's projection of one tile, where it is not done for the whole chunk.
-    F projected[kMaxRows * C::inputs * kVectors * L];
-    LinearTile<E, F> input;
-    input.segments = {1, p_.I, 0};
-    input.columns = L;
-
+    const bool project = plan_.fuse_input;
     GateTile<E, F> tile;
     tile.K = plan_.in_place ? 0 : p_.R();
+    tile.I = p_.I;
     tile.hidden_bias_row = plan_.in_place ? Hp_ : 0;
-    tile.gates_row = C::inputs * Hp_, tile.gates_slot = Hp_, tile.h_prev_row = Rp_;
+    tile.gates_row = project ? 0 : C::inputs * Hp_;
+    tile.gates_slot = Hp_, tile.h_prev_row = Rp_;
     tile.c_row = Hp_, tile.h_row = write_row, tile.y_row = p_.directions * p_.R();
-    const Tiles tiles(rows.size(), tile_rows(C::products * kVectors));
+    const Tiles tiles(rows.size(), tile_rows(accumulators<C>(project) * kVectors));
     for (int64_t i = 0; i < groups.size(); ++i) {
       const int64_t group = s % 2 ? groups.end - 1 - i : groups.begin + i;
       const int64_t unit = groups_.begin(group) * L, nv = groups_.size(group);
       tile.w = w_hh_ + unit * C::products * depth(p_.R());
       tile.units = least(p_.H - unit - (nv - 1) * L, L);
-      if (plan_.fuse_input) {
-        input.w = w_ih_ + unit * C::inputs * depth(p_.I);
-        input.bias = bias_ + unit, input.bias_stride = C::inputs == 1 ? L : Hp_;
-        input.column_stride = L;
-        tile.gates_slot = nv * L, tile.gates_row = C::inputs * nv * L;
+      if (project) {
+        tile.w_ih = w_ih_ + unit * C::inputs * depth(p_.I);
+        tile.gates = bias_ + unit;
       }
       tile.save_row = kConvert ? C::saved * nv * L : C::saved * Hp_;
       tile.save_slot = kConvert ? nv * L : Hp_;
       for (int64_t j = 0, b = rows.begin; j < tiles.count; b += tiles.size(j++)) {
         const int64_t R = tiles.size(j);
         for (int64_t r = 0; r < R; ++r) tile.rows[r] = h_read + (b + r) * Rp_;
-        tile.gates = gates + b * C::inputs * Hp_ + unit;
-        if (plan_.fuse_input) {
-          for (int64_t r = 0; r < R; ++r) {
-            input.rows[r] = x_row(steps, s, chunk_row, b + r);
-            input.out[r] = projected + r * C::inputs * nv * L;
-          }
-          linear(p_.rows == 1 ? 0 : R, C::inputs * nv, input);
-          tile.gates = projected;
-        }
+        if (project)
+          for (int64_t r = 0; r < R; ++r) tile.inputs[r] = x_row(steps, s, chunk_row, b + r);
+        else
+          tile.gates = gates + b * C::inputs * Hp_ + unit;
         tile.hidden_bias = (tile.hidden_bias_row ? hidden_gates_ + b * Hp_ : hidden_bias_) + unit;
         tile.h_prev = h_read + b * Rp_ + unit;
         tile.c = c_ + b * Hp_ + unit;
@@ -398,11 +417,17 @@ class ForwardWalk {
   }
 
   void run_tile(int64_t R, int64_t nv, const GateTile<E, F>& tile) {
+    plan_.fuse_input ? run_tile<true>(R, nv, tile) : run_tile<false>(R, nv, tile);
+  }
+  template <bool kProject>
+  void run_tile(int64_t R, int64_t nv, const GateTile<E, F>& tile) {
+    constexpr int width = accumulators<C>(kProject);
     if constexpr (kVectors == 1) {
-      with_rows<tile_rows(C::products)>(R, [&](auto r) { gate_tile<C, r, 1, E, F>(tile); });
+      with_rows<tile_rows(width)>(R, [&](auto r) { gate_tile<C, kProject, r, 1, E, F>(tile); });
     } else {
       with_vectors(nv, [&](auto v) {
-        with_rows<tile_rows(v)>(R, [&](auto r) { gate_tile<C, r, v, E, F>(tile); });
+        with_rows<tile_rows(width * v)>(R,
+                                        [&](auto r) { gate_tile<C, kProject, r, v, E, F>(tile); });
       });
     }
   }

@@ -65,9 +65,10 @@ struct Operand<BFloat16> {  // pairs, carried as the bits of a float
 };
 #endif
 
-// a[r] advances by `a_step` for every kTogether values of k.
-template <int R, int N, class E, class F>
-FUSEDRNN_INLINE void multiply(Vec<F> (&acc)[R][N], const E* const (&a)[R], int64_t a_step,
+// The panel's N vectors go to accumulators kFirst and on of each row's W. a[r] advances by `a_step`
+// for every kTogether values of k.
+template <int R, int N, class E, class F, int kFirst = 0, int W = N>
+FUSEDRNN_INLINE void multiply(Vec<F> (&acc)[R][W], const E* const (&a)[R], int64_t a_step,
                               int64_t K, const E* __restrict w) {
   using O = Operand<E>;
   constexpr int kPair = kTogether<E>, kVector = kLanes<F> * kPair;
@@ -79,7 +80,7 @@ FUSEDRNN_INLINE void multiply(Vec<F> (&acc)[R][N], const E* const (&a)[R], int64
     for (int r = 0; r < R; ++r) {
       const Vec<F> x = broadcast(a[r] + i * a_step);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[r][n] = O::multiply_add(x, b[n], acc[r][n]);
+      for (int n = 0; n < N; ++n) acc[r][kFirst + n] = O::multiply_add(x, b[n], acc[r][kFirst + n]);
     }
     w += N * kVector;
   };
@@ -88,8 +89,8 @@ FUSEDRNN_INLINE void multiply(Vec<F> (&acc)[R][N], const E* const (&a)[R], int64
   if (kPair > 1 && K % kPair) step(whole, [](const E* x) { return O::broadcast_last(x); });
 }
 
-template <int N, class E, class F>
-FUSEDRNN_INLINE void multiply_lone(Vec<F> (&acc)[1][N], const E* a, int64_t K,
+template <int N, class E, class F, int kFirst = 0, int W = N>
+FUSEDRNN_INLINE void multiply_lone(Vec<F> (&acc)[1][W], const E* a, int64_t K,
                                    const E* __restrict w) {
   using O = Operand<E>;
   constexpr int kChains = 4, kPair = kTogether<E>, kVector = kLanes<F> * kPair;
@@ -111,7 +112,7 @@ FUSEDRNN_INLINE void multiply_lone(Vec<F> (&acc)[1][N], const E* a, int64_t K,
   if (kPair > 1 && K % kPair) step(0, O::broadcast_last(a + whole * kPair));
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n)
-    acc[0][n] += (chain[0][n] + chain[1][n]) + (chain[2][n] + chain[3][n]);
+    acc[0][kFirst + n] += (chain[0][n] + chain[1][n]) + (chain[2][n] + chain[3][n]);
 }
 
 // A row operand in segments: K = segments * length, segment s at a + s * stride. The slots of a
@@ -121,8 +122,8 @@ struct Segments {
 };
 
 // acc += product over all segments. R == 0 names the lone row.
-template <int R, int N, class E, class F>
-FUSEDRNN_INLINE void multiply_segments(Vec<F> (&acc)[R ? R : 1][N], const E* const* rows,
+template <int R, int N, class E, class F, int kFirst = 0, int W = N>
+FUSEDRNN_INLINE void multiply_segments(Vec<F> (&acc)[R ? R : 1][W], const E* const* rows,
                                        Segments segments, const E* w) {
   constexpr int kPair = kTogether<E>;
   const E* a[R ? R : 1];
@@ -130,9 +131,9 @@ FUSEDRNN_INLINE void multiply_segments(Vec<F> (&acc)[R ? R : 1][N], const E* con
   for (int r = 0; r < (R ? R : 1); ++r) a[r] = rows[r];
   for (int64_t s = 0; s < segments.count; ++s) {
     if constexpr (R == 0)
-      multiply_lone<N, E, F>(acc, a[0], segments.length, w);
+      multiply_lone<N, E, F, kFirst>(acc, a[0], segments.length, w);
     else
-      multiply<R, N, E, F>(acc, a, kPair, segments.length, w);
+      multiply<R, N, E, F, kFirst>(acc, a, kPair, segments.length, w);
 #pragma GCC unroll 8
     for (int r = 0; r < (R ? R : 1); ++r) a[r] += segments.stride;
     w += round_up(segments.length, kPair) * N * kLanes<F>;

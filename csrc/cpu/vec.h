@@ -6,9 +6,8 @@
 // versions compiled for different processors never meet in the linker.
 //
 // Accuracy: e^x = 2^n e^r with n an integer and |r| <= ln(2)/2, taken off x in two parts, the first
-// exact; e^r - 1 = r + r^2 q(r), q fitted at Chebyshev nodes (relative error 2.5e-8 in float, 6e-19
-// in double). tanh is formed from e^x - 1, which keeps its relative accuracy near zero. Both are
-// within two ulp over the whole range (fp64: a few).
+// exact; e^r = 1 + r g(r), g by Remez' exchange. tanh is formed from e^x - 1, which keeps its
+// relative accuracy near zero. Both are within a few ulp over the whole range.
 #pragma once
 
 #include <cstdint>
@@ -241,8 +240,15 @@ struct ExpConstants<float> {
   static constexpr float exp_limit = 87.0f;    // beyond, sigmoid is at the end of its range
   static constexpr float tanh_limit = 9.02f;   // beyond, tanh rounds to 1
   static constexpr int mantissa = 23, bias = 127;
-  static constexpr float q[] = {0.5f, 0.1666657698969877568f, 0.0416665546172045742f,
-                                0.00836317905272257737f, 0.001392618358771349454f};
+  // g: the first with the least error of e^r, the second with the least of (e^r - 1) / r.
+  static constexpr float exp[] = {1.0000000494641417f, 0.4999913413634155f, 0.1666635911650877f,
+                                  0.041899501142022259f, 0.0083793826415228957f};
+  static constexpr float expm1[] = {1.0f,
+                                    0.50000000807561962f,
+                                    0.16666505172587271f,
+                                    0.041666240956211731f,
+                                    0.0083691576524065782f,
+                                    0.0013948564724073450f};
 };
 template <>
 struct ExpConstants<double> {
@@ -250,19 +256,21 @@ struct ExpConstants<double> {
   static constexpr double ln2_high = 0x1.62e42feep-1, ln2_low = 1.9082149292705877e-10;
   static constexpr double rounder = 0x1.8p52, exp_limit = 708.0, tanh_limit = 19.1;
   static constexpr int mantissa = 52, bias = 1023;
-  static constexpr double q[] = {
+  static constexpr double expm1[] = {
+      1.0,
       0.5,
-      0.1666666666666667099,
-      0.04166666666666666975,
-      0.008333333333326135126,
-      0.00138888888888837483,
-      0.0001984126987482062527,
-      0.00002480158732554774122,
-      2.755725540020642443e-6,
-      2.755727364311029533e-7,
-      2.510521700472074516e-8,
-      2.091468696808687723e-9,
+      0.16666666666666680,
+      0.04166666666666670749,
+      0.008333333333319589917,
+      0.001388888888886477594,
+      0.0001984126989007555171,
+      0.00002480158736362713004,
+      2.755724088811501713e-6,
+      2.755724065910690224e-7,
+      2.511004890128838136e-8,
+      2.092498318090316435e-9,
   };
+  static constexpr auto& exp = expm1;
 };
 
 template <class F>
@@ -300,78 +308,117 @@ FUSEDRNN_INLINE Vec<F> maximum(Vec<F> x, F limit) {
 #endif
 }
 
-// e^x = scale (1 + p), p = e^r - 1 with full relative accuracy. |x| must be within exp_limit.
+// x = n ln 2 + r, n an integer and |r| <= ln(2)/2. |x| must be within exp_limit.
 template <class F>
-struct SplitExp {
-  Vec<F> scale, p;
+struct Reduced {
+  typedef typename VectorType<Bits<F>>::type BitsVec;
+  Vec<F> r;
+  BitsVec n;  // where a floating-point number has its exponent
 
-  FUSEDRNN_INLINE explicit SplitExp(Vec<F> x) {
+  FUSEDRNN_INLINE explicit Reduced(Vec<F> x) {
     using K = ExpConstants<F>;
-    typedef typename VectorType<Bits<F>>::type BitsVec;
     const Vec<F> shifted = x * K::log2e + K::rounder;
-    const Vec<F> n = shifted - K::rounder;
-    const Vec<F> r = (x - n * K::ln2_high) - n * K::ln2_low;
-    constexpr int degree = sizeof(K::q) / sizeof(F) - 1;
-    Vec<F> q = splat(K::q[degree]);
-#pragma GCC unroll 16
-    for (int k = degree - 1; k >= 0; --k) q = q * r + K::q[k];
-    p = r + (r * r) * q;
-    const BitsVec power = (bit_cast<BitsVec>(shifted) << K::mantissa) +
-                          (static_cast<Bits<F>>(K::bias) << K::mantissa);
-    scale = bit_cast<Vec<F>>(power);
+    const Vec<F> whole = shifted - K::rounder;
+    r = (x - whole * K::ln2_high) - whole * K::ln2_low;
+    n = bit_cast<BitsVec>(shifted) << K::mantissa;
   }
 };
 
-// On AVX-512 an estimate and a Newton step, at a third of a division's time and as good to within a
-// tenth of an ulp. Where h is near 1, the gradient's 1 - h^2 multiplies any error in it.
-template <class F>
-FUSEDRNN_INLINE Vec<F> reciprocal(Vec<F> x) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(F) == 4) {
-    const Vec<F> y = _mm512_maskz_rcp14_ps(0xffff, x);
-    return y + y * (1 - x * y);
-  }
-#endif
-  return 1 / x;
-}
-template <class F>
-FUSEDRNN_INLINE Vec<F> quotient(Vec<F> a, Vec<F> b) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(F) == 4) {
-    const Vec<F> inverse = reciprocal<F>(b), q = a * inverse;
-    return q + inverse * (a - q * b);
-  }
-#endif
-  return a / b;
+template <class F, int N>
+FUSEDRNN_INLINE Vec<F> polynomial(const F (&c)[N], Vec<F> x) {
+  Vec<F> sum = splat(c[N - 1]);
+#pragma GCC unroll 16
+  for (int k = N - 2; k >= 0; --k) sum = sum * x + c[k];
+  return sum;
 }
 
-// The functions that cell.h asks for.
+// The functions that cell.h asks for. They divide: where the divider is slow, an estimate and
+// Newton steps take as long, and where it is fast, longer.
 template <class F>
 struct Math {
   using V = Vec<F>;
+  typedef typename VectorType<Bits<F>>::type BitsVec;
+
   FUSEDRNN_INLINE static V sigmoid(V x) {
     using K = ExpConstants<F>;
-    const SplitExp<F> e(maximum<F>(minimum<F>(-x, K::exp_limit), -K::exp_limit));
-    const V result = reciprocal<F>(1 + (e.scale + e.scale * e.p));
+    const Reduced<F> e(maximum<F>(minimum<F>(-x, K::exp_limit), -K::exp_limit));
+    const V fraction = 1 + e.r * polynomial(K::exp, e.r);
+    const V result = 1 / (1 + bit_cast<V>(bit_cast<BitsVec>(fraction) + e.n));
     // Exactly 0 far out, as torch's: 0 times an infinite state is NaN, a tiny gate times it is not.
     return x < -K::exp_limit ? V{} : result;
   }
   FUSEDRNN_INLINE static V tanh(V x) {
     using K = ExpConstants<F>;
-    typedef typename VectorType<Bits<F>>::type BitsVec;
     const V negative_zero = splat(F(-0.0));
     const BitsVec sign_bit = bit_cast<BitsVec>(negative_zero);
     const BitsVec sign = bit_cast<BitsVec>(x) & sign_bit;
     const BitsVec magnitude_bits = bit_cast<BitsVec>(x) & ~sign_bit;
     const V magnitude = minimum<F>(bit_cast<V>(magnitude_bits), K::tanh_limit);
-    const SplitExp<F> e(magnitude + magnitude);
-    const V expm1 = e.scale * e.p + (e.scale - 1);
-    const V result = quotient<F>(expm1, expm1 + 2);
+    const Reduced<F> e(magnitude + magnitude);
+    const V scale = bit_cast<V>(e.n + (static_cast<Bits<F>>(K::bias) << K::mantissa));
+    const V expm1 = scale * (e.r * polynomial(K::expm1, e.r)) + (scale - 1);
+    const V result = expm1 / (expm1 + 2);
     const BitsVec signed_result = bit_cast<BitsVec>(result) | sign;
     return bit_cast<V>(signed_result);
   }
+  FUSEDRNN_INLINE static V multiply_add(V a, V b, V c) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(F) == 4)
+      return _mm512_fmadd_ps(a, b, c);
+    else
+      return _mm512_fmadd_pd(a, b, c);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(F) == 4)
+      return _mm256_fmadd_ps(a, b, c);
+    else
+      return _mm256_fmadd_pd(a, b, c);
+#else
+    return a * b + c;
+#endif
+  }
   FUSEDRNN_INLINE static V relu(V x) { return maximum<F>(x, F(0)); }
   FUSEDRNN_INLINE static V where_positive(V h, V x) { return h <= 0 ? V{} : x; }
+};
+
+// Vectors that go through a cell together, function by function: one alone is a long chain of
+// dependent instructions, several hide each other's latency.
+template <class F, int n>
+struct Pack {
+  Vec<F> at[n];
+
+  template <class Function>
+  FUSEDRNN_INLINE static Pack of(Function value) {
+    Pack result;
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) result.at[i] = value(i);
+    return result;
+  }
+  FUSEDRNN_INLINE friend Pack operator+(const Pack& a, const Pack& b) {
+    return of([&](int i) { return a.at[i] + b.at[i]; });
+  }
+  FUSEDRNN_INLINE friend Pack operator-(const Pack& a, const Pack& b) {
+    return of([&](int i) { return a.at[i] - b.at[i]; });
+  }
+  FUSEDRNN_INLINE friend Pack operator*(const Pack& a, const Pack& b) {
+    return of([&](int i) { return a.at[i] * b.at[i]; });
+  }
+};
+
+template <class F, int n>
+struct PackMath {
+  using V = Pack<F, n>;
+  FUSEDRNN_INLINE static V sigmoid(const V& x) {
+    return V::of([&](int i) { return Math<F>::sigmoid(x.at[i]); });
+  }
+  FUSEDRNN_INLINE static V tanh(const V& x) {
+    return V::of([&](int i) { return Math<F>::tanh(x.at[i]); });
+  }
+  FUSEDRNN_INLINE static V multiply_add(const V& a, const V& b, const V& c) {
+    return V::of([&](int i) { return Math<F>::multiply_add(a.at[i], b.at[i], c.at[i]); });
+  }
+  FUSEDRNN_INLINE static V relu(const V& x) {
+    return V::of([&](int i) { return Math<F>::relu(x.at[i]); });
+  }
 };
 
 }  // namespace FUSEDRNN_ISA

@@ -88,6 +88,7 @@ template <class S>
 struct DeviceMath {
   __device__ __forceinline__ static S sigmoid(S x) { return 1 / (1 + ::exp(-x)); }
   __device__ __forceinline__ static S tanh(S x) { return ::tanh(x); }
+  __device__ __forceinline__ static S multiply_add(S a, S b, S c) { return ::fma(a, b, c); }
   __device__ __forceinline__ static S relu(S x) { return x <= 0 ? 0 : x; }
   __device__ __forceinline__ static S where_positive(S h, S x) { return h <= 0 ? 0 : x; }
 };
