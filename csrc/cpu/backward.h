@@ -25,6 +25,7 @@ struct GradTile {
   const E* rows[8];   // operand of the product
   Segments segments;  // count 0: no product
   const E* w;
+  const char* ahead;  // see Ahead
   const F* dy;        // null: zero
   const F* carry_in;  // null: zero
   F* carry_out;       // GRU
@@ -55,7 +56,7 @@ __attribute__((noinline)) void grad_tile(const GradTile<E, F>& t) {
   constexpr int kRows = R ? R : 1, L = kLanes<F>;
   prefetch<C, kRows, NV>(t);
   Vec<F> acc[kRows][NV] = {};
-  multiply_segments<R, NV, E, F>(acc, t.rows, t.segments, t.w);
+  multiply_segments<R, NV, E, F>(acc, t.rows, t.segments, t.w, t.ahead);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -352,15 +353,25 @@ class BackwardWalk {
     tile.carry_row = Rp_, tile.h_row = Rp_, tile.dc_row = Hp_;
     tile.grad_row = grad_row_, tile.hidden_row = Hp_, tile.Hp = Hp_;
     const Tiles tiles(rows.size(), tile_rows(kGroup));
+    const E* const weights = p_.P ? w_hr_ : w_hh_;
+    const int64_t unit_weights = p_.P ? depth(p_.P) : C::products * depth(p_.H);
+    const bool far = groups.size() * kGroup * L * unit_weights * sizeof(E) > Ahead::kNear;
     for (int64_t i = 0; i < groups.size(); ++i) {
       const int64_t group = s % 2 ? groups.end - 1 - i : groups.begin + i;
       const int64_t unit = units_.begin(group) * L, nv = units_.size(group);
-      tile.w = p_.P ? w_hr_ + unit * depth(p_.P) : w_hh_ + unit * C::products * depth(p_.H);
+      tile.w = weights + unit * unit_weights;
+      Ahead ahead;
+      if (far && i + 1 < groups.size() && tile.segments.count) {
+        const int64_t next = s % 2 ? group - 1 : group + 1;
+        ahead.set(weights + units_.begin(next) * L * unit_weights,
+                  units_.size(next) * L * unit_weights, unit_weights);
+      }
       tile.units = least(p_.H - unit - (nv - 1) * L, L);
       for (int64_t k = 0, b = rows.begin; k < tiles.count; b += tiles.size(k++)) {
         const int64_t R = tiles.size(k), chunk_row = j * p_.B + b;
         for (int64_t r = 0; r < R; ++r)
           tile.rows[r] = p_.P ? dr_ + (chunk_row + r) * Rp_ : dgates(j + 1, b + r);
+        tile.ahead = ahead.of_tile(k);
         const Located<const F> dy = p_.P ? Located<const F>{} : incoming(d, steps, s, j, b);
         tile.dy = dy.first ? dy.first + unit : nullptr, tile.dy_row = dy.stride;
         const bool carried = !p_.P && (C::has_carry || !going);

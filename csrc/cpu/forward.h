@@ -26,6 +26,7 @@ struct GateTile {
   const E* rows[8];  // h_prev, all of it: the operand of the product
   int64_t K;         // 0: the product is already in the gates
   const E* w;
+  const char* ahead;   // see Ahead
   const E* inputs[8];  // input projected here: its rows and panel
   int64_t I;
   const E* w_ih;
@@ -78,7 +79,7 @@ __attribute__((noinline)) void gate_tile(const GateTile<E, F>& t) {
     constexpr int kFirst = kLate ? NV : 0;
     multiply_segments<R, C::inputs * NV, E, F, kFirst>(acc, t.inputs, {1, t.I, 0}, t.w_ih);
   }
-  multiply_segments<R, C::products * NV, E, F>(acc, t.rows, {1, t.K, 0}, t.w);
+  multiply_segments<R, C::products * NV, E, F>(acc, t.rows, {1, t.K, 0}, t.w, t.ahead);
   using P = Pack<F, kRows>;
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
@@ -370,10 +371,18 @@ class ForwardWalk {
     tile.gates_slot = Hp_, tile.h_prev_row = Rp_;
     tile.c_row = Hp_, tile.h_row = write_row, tile.y_row = p_.directions * p_.R();
     const Tiles tiles(rows.size(), tile_rows(accumulators<C>(project) * kVectors));
+    const int64_t unit_weights = C::products * depth(p_.R());
+    const bool far = groups.size() * kVectors * L * unit_weights * sizeof(E) > Ahead::kNear;
     for (int64_t i = 0; i < groups.size(); ++i) {
       const int64_t group = s % 2 ? groups.end - 1 - i : groups.begin + i;
       const int64_t unit = groups_.begin(group) * L, nv = groups_.size(group);
-      tile.w = w_hh_ + unit * C::products * depth(p_.R());
+      tile.w = w_hh_ + unit * unit_weights;
+      Ahead ahead;
+      if (far && i + 1 < groups.size() && !plan_.in_place) {
+        const int64_t next = s % 2 ? group - 1 : group + 1;
+        ahead.set(w_hh_ + groups_.begin(next) * L * unit_weights,
+                  groups_.size(next) * L * unit_weights, p_.R());
+      }
       tile.units = least(p_.H - unit - (nv - 1) * L, L);
       if (project) {
         tile.w_ih = w_ih_ + unit * C::inputs * depth(p_.I);
@@ -384,6 +393,7 @@ class ForwardWalk {
       for (int64_t j = 0, b = rows.begin; j < tiles.count; b += tiles.size(j++)) {
         const int64_t R = tiles.size(j);
         for (int64_t r = 0; r < R; ++r) tile.rows[r] = h_read + (b + r) * Rp_;
+        tile.ahead = ahead.of_tile(j);
         if (project)
           for (int64_t r = 0; r < R; ++r) tile.inputs[r] = x_row(steps, s, chunk_row, b + r);
         else
