@@ -163,6 +163,12 @@ def _pack_weights_fake(
 def _packed_forward_fake(
     input: Tensor, packed: Tensor, h: Tensor, c: Tensor | None, backwards: bool = False
 ) -> Tensor:
+    # A tensor of the meta device among others brings a real call here.
+    for name, tensor in (("packed", packed), ("h", h), ("c", h if c is None else c)):
+        if tensor.device != input.device:
+            raise RuntimeError(
+                f"{name}: expected the device of the input, {input.device}, got {tensor.device}"
+            )
     return input.new_empty(*input.shape[:-1], h.size(2))
 
 

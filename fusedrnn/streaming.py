@@ -8,8 +8,8 @@ done. So the weights are packed when a stream is made, the states are updated wh
 call that is in order is one op behind two comparisons. The op refuses what does not fit, and only
 then Python looks for what was wrong, to raise torch.nn's kind of exception.
 
-What computes is a `Layers`: `_PackedLayers` on the CPU, `_PlainLayers` where nothing is packed. They
-are made anew when a weight has changed, and know nothing of streams.
+What computes is a `Layers`: `_PackedLayers` on the CPU, `_PlainLayers` where nothing is packed.
+They are made anew when a weight has changed, and know nothing of streams.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ class Streaming:
             )
         if module.bidirectional:
             raise ValueError(
-                "module: expected one direction, got a bidirectional module, whose second direction "
-                "starts at the end of a sequence, which a stream does not have"
+                "module: expected one direction, got a bidirectional module, whose second "
+                "direction starts at the end of a sequence, which a stream does not have"
             )
         if not isinstance(batch_size, int) or isinstance(batch_size, bool):
             raise TypeError(f"batch_size: expected an int, got {type(batch_size).__name__}")
@@ -148,12 +148,12 @@ class Streaming:
         self.batch_size = batch_size
         self.weights = weights
         self._cell = CELL_OF_MODE[mode]
-        self._h: Tensor | None = None
+        self._h = torch.empty(0)
         self._c: Tensor | None = None
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes the module's weights as they are now. The state stays, in their dtype and device."""
+        """Takes the module's weights as they are now. The state moves to their dtype and device."""
         module = self.module
         weights = [weight.detach() for weight in weights_of(module)]
         first = weights[0]
@@ -180,10 +180,9 @@ class Streaming:
 
     def __call__(self, input: Tensor) -> Tensor:
         """The output of the next step or steps; see the class."""
-        if (
-            [*map(_version_of, self._counted)] != self._versions
-            or [*map(_address_of, weights_of(self.module))] != self._addresses
-        ):
+        if [*map(_version_of, self._counted)] != self._versions or [
+            *map(_address_of, weights_of(self.module))
+        ] != self._addresses:
             self.refresh()
         try:
             if self.module.batch_first and input.dim() == 3:
@@ -200,7 +199,6 @@ class Streaming:
 
         Set it to what the module takes as its first state, or to None for zeros.
         """
-        assert self._h is not None
         return self._h.clone() if self._c is None else (self._h.clone(), self._c.clone())
 
     @state.setter
@@ -208,6 +206,7 @@ class Streaming:
         if hx is None:
             self.reset()
             return
+        h: Any
         h, c = split_state(hx) if self._cell == LSTM else (hx, None)
         layers, batch = self.module.num_layers, self.batch_size
         check_states(self._cell, h, c, layers, batch, self._h, self._kept)
@@ -217,7 +216,7 @@ class Streaming:
     def reset(self, mask: Tensor | None = None) -> None:
         """Sets the state to zero, of all sequences or of those where `mask` (bool [B]) is true."""
         if mask is None:
-            self._h = self._c = None
+            self._h, self._c = torch.empty(0), None
             self._adopt_state()
             return
         if not isinstance(mask, Tensor):
@@ -247,7 +246,7 @@ class Streaming:
         self.state = values["state"]
 
     def _adopt_state(self) -> None:
-        """Gives the state the weights' shape, dtype and device; zeros where it has another shape."""
+        """Gives the state the weights' dtype and device; makes zeros of what has another shape."""
         w_hh = self._kept[1]
         layers, batch = self.module.num_layers, self.batch_size
 
