@@ -78,7 +78,7 @@ def allow_tf32(input: Tensor) -> bool:
     return precision == "tf32"
 
 
-def _layer_forward_fake(
+def layer_forward_fake(
     input: Tensor,
     batch_sizes: Tensor | None,
     hx: Tensor | None,
@@ -112,7 +112,7 @@ def _layer_forward_fake(
     )
 
 
-def _layer_backward_fake(
+def layer_backward_fake(
     grad_output: Tensor | None,
     grad_hn: Tensor | None,
     grad_cn: Tensor | None,
@@ -136,8 +136,8 @@ def _layer_backward_fake(
     return grads[0], grads[1], grads[2], grads[3:]
 
 
-torch.library.register_fake("fusedrnn::layer_forward", _layer_forward_fake)
-torch.library.register_fake("fusedrnn::layer_backward", _layer_backward_fake)
+torch.library.register_fake("fusedrnn::layer_forward", layer_forward_fake)
+torch.library.register_fake("fusedrnn::layer_backward", layer_backward_fake)
 
 
 def _no_kernel(*arguments: object) -> NoReturn:
