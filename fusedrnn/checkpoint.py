@@ -15,8 +15,9 @@ the native ones, so that they run wherever those do. Arguments and results are t
 `layer_forward` and `layer_backward`, see ops.py, with `checkpoint`, which is k, in the place of
 `save`, and in the place of the reserve
 
-    borders  [D, chunks - 1, B, H]   c before each chunk, in the order in which a direction walks
-                                     them, but for the first, which begins with cx; [0] if no LSTM
+    borders  [D, chunks * B, H]   c before each chunk, in the order in which a direction walks them;
+                                  [0] without LSTM. (Compilers have a guard for sizes that may be
+                                  one, as the number of chunks: so it has no dimension of its own.)
 
 The native ops walk one direction by itself from the first step to the last. So for the reverse
 direction the steps of a chunk are turned around, and what comes of them is turned back. Packed,
@@ -65,8 +66,7 @@ def _forward(
         own_output = output[..., layer.columns(d)]
         for i, chunk in enumerate(layer.walk(d)):
             h, c = hn[d : d + 1, : chunk.alive], cn[d : d + 1, : chunk.alive]
-            if i > 0:
-                borders[d, i - 1] = cn[d]
+            borders[d, layer.border(i, layer.batch)] = cn[d]
             y, h_after, c_after, _ = ops.layer_forward(
                 chunk.of(input), chunk.batch_sizes,
                 None if i == 0 and hx is None else h, None if i == 0 and cx is None else c,
@@ -118,9 +118,10 @@ def _backward(
         for i in reversed(range(len(chunks))):
             chunk = chunks[i]
             alive = slice(chunk.alive)
+            h: Tensor | None
             if i > 0:
                 h = chunk.state_before(output[..., columns], first_h[one])
-                c = borders[one, i - 1, alive] if cell == LSTM else None
+                c = borders[one, layer.border(i, chunk.alive)] if cell == LSTM else None
             else:
                 h = None if hx is None else hx[one, alive]
                 c = None if cx is None else cx[one, alive]
@@ -206,6 +207,7 @@ class _Layer:
         self._has_cells = cell == LSTM
         self._input, self._batch_sizes, self._checkpoint = input, batch_sizes, checkpoint
         self._sizes = _sizes(input, batch_sizes)
+        self.batch = self._sizes[0]
         self._offsets = [0, *accumulate(self._sizes)]
         self.output_shape = (*input.shape[:-1], self.directions * self.width)
 
@@ -214,11 +216,15 @@ class _Layer:
         if not self._has_cells:
             return (0,)
         chunks = -(-len(self._sizes) // self._checkpoint)
-        return (self.directions, chunks - 1, self._sizes[0], self.hidden_size)
+        return (self.directions, chunks * self.batch, self.hidden_size)
+
+    def border(self, chunk: int, alive: int) -> slice:
+        """Where in `borders` the first `alive` sequences before a chunk are."""
+        return slice(chunk * self.batch, chunk * self.batch + alive)
 
     def states(self, name: str, given: Tensor | None, size: int) -> Tensor:
         """States or gradients of them, of `size` features, to write to: a copy of `given`."""
-        shape = (self.directions, self._sizes[0], size)
+        shape = (self.directions, self.batch, size)
         if given is None:
             return self._input.new_zeros(shape)
         _check_shape(name, given, shape)
@@ -357,7 +363,7 @@ def _forward_fake(
         return output, hn, cn, input.new_empty(0)
     steps = (input if batch_sizes is None else batch_sizes).size(0)
     chunks = (steps + checkpoint - 1) // checkpoint
-    return output, hn, cn, input.new_empty(cn.size(0), chunks - 1, cn.size(1), cn.size(2))
+    return output, hn, cn, input.new_empty(cn.size(0), chunks * cn.size(1), cn.size(2))
 
 
 def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
