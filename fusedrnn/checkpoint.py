@@ -59,6 +59,7 @@ def _forward(
             input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, False, allow_tf32
         )
         return output, hn, cn, input.new_empty(0)
+    weights = [weight.contiguous() for weight in weights]  # once, not in every chunk
     hn = layer.states("hx", hx, layer.width)
     cn = layer.states("cx", cx, layer.hidden_size)
     output, borders = input.new_empty(layer.output_shape), input.new_empty(layer.borders_shape)
@@ -101,6 +102,7 @@ def _backward(
     _check_shape("borders", borders, layer.borders_shape)
     if grad_output is not None:
         _check_shape("grad_output", grad_output, layer.output_shape)
+    weights = [weight.contiguous() for weight in weights]
     first_h = layer.states("hx", hx, layer.width)
     # Of all sequences; a chunk takes and leaves those that it has.
     dh = layer.states("grad_hn", grad_hn, layer.width)
