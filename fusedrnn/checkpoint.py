@@ -22,7 +22,8 @@ the native ones, so that they run wherever those do. Arguments and results are t
 The native ops walk one direction by itself from the first step to the last. So for the reverse
 direction the steps of a chunk are turned around, and what comes of them is turned back. Packed,
 each sequence is turned around within its own steps of the chunk: so it begins at the first, as
-packed sequences must, and the batch sizes are the same.
+packed sequences must, and the batch sizes are the same. A single chunk (k of T or more, which lets
+deep stacks hold the reserve of one layer at a time) is one call for both directions.
 
 Sums over chunks are added in the order of the walk back, in float32 for half precision.
 """
@@ -31,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -54,11 +56,13 @@ def _forward(
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layer = _Layer(input, batch_sizes, weights, cell, bidirectional, checkpoint)
-    if cell != LSTM:  # h is all of the state, and is in the output
+    if cell != LSTM or layer.chunks == 1:  # there is no c between steps to keep
         output, hn, cn, _ = ops.layer_forward(
             input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, False, allow_tf32
         )
-        return output, hn, cn, input.new_empty(0)
+        has_cells = cell == LSTM
+        first_c = layer.states("cx", cx, layer.hidden_size) if has_cells else input.new_empty(0)
+        return output, hn, cn, first_c
     weights = [weight.contiguous() for weight in weights]  # once, not in every chunk
     hn = layer.states("hx", hx, layer.width)
     cn = layer.states("cx", cx, layer.hidden_size)
@@ -102,6 +106,11 @@ def _backward(
     _check_shape("borders", borders, layer.borders_shape)
     if grad_output is not None:
         _check_shape("grad_output", grad_output, layer.output_shape)
+    if layer.chunks == 1:  # both directions at once, and nothing to put together
+        return _chunk_backward(
+            grad_output, grad_hn, grad_cn, input, batch_sizes, hx, cx, weights, cell, has_biases,
+            bidirectional, needs, allow_tf32,
+        )  # fmt: skip
     weights = [weight.contiguous() for weight in weights]
     first_h = layer.states("hx", hx, layer.width)
     # Of all sequences; a chunk takes and leaves those that it has.
@@ -131,7 +140,7 @@ def _backward(
                 None if grad_output is None else chunk.of(grad_output[..., columns]),
                 dh[one, alive], None if dc is None else dc[one, alive],
                 chunk.of(input), chunk.batch_sizes, h, c, weights[own], cell, has_biases,
-                own_needs | (6 if i > 0 else states_wanted), allow_tf32,
+                False, own_needs | (6 if i > 0 else states_wanted), allow_tf32,
             )  # fmt: skip
             if dh_before.numel():
                 dh[one, alive] = dh_before
@@ -153,7 +162,7 @@ def _backward(
 
 def _chunk_backward(
     grad_output: Tensor | None,
-    dh: Tensor,
+    dh: Tensor | None,
     dc: Tensor | None,
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -162,16 +171,17 @@ def _chunk_backward(
     weights: Sequence[Tensor],
     cell: int,
     has_biases: bool,
+    bidirectional: bool,
     needs: int,
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """A chunk's gradients. Its reserve ends with this call, so that there is never a second one."""
     output, _, _, reserve = ops.layer_forward(
-        input, batch_sizes, h, c, weights, cell, has_biases, False, True, allow_tf32
+        input, batch_sizes, h, c, weights, cell, has_biases, bidirectional, True, allow_tf32
     )
     return ops.layer_backward(
         grad_output, dh, dc, input, batch_sizes, h, c, weights, output, reserve, cell, has_biases,
-        False, needs, allow_tf32,
+        bidirectional, needs, allow_tf32,
     )  # fmt: skip
 
 
@@ -210,6 +220,7 @@ class _Layer:
         self._input, self._batch_sizes, self._checkpoint = input, batch_sizes, checkpoint
         self._sizes = _sizes(input, batch_sizes)
         self.batch = self._sizes[0]
+        self.chunks = -(-len(self._sizes) // checkpoint)
         self._offsets = [0, *accumulate(self._sizes)]
         self.output_shape = (*input.shape[:-1], self.directions * self.width)
 
@@ -217,8 +228,7 @@ class _Layer:
     def borders_shape(self) -> tuple[int, ...]:
         if not self._has_cells:
             return (0,)
-        chunks = -(-len(self._sizes) // self._checkpoint)
-        return (self.directions, chunks * self.batch, self.hidden_size)
+        return (self.directions, self.chunks * self.batch, self.hidden_size)
 
     def border(self, chunk: int, alive: int) -> slice:
         """Where in `borders` the first `alive` sequences before a chunk are."""
@@ -318,7 +328,20 @@ class _Chunk:
             return part
         if self.batch_sizes is None:
             return part.flip(0)
-        return part.index_select(0, _turned_rows(self.batch_sizes).to(part.device))
+        return part.index_select(0, self._turned_rows.to(part.device))
+
+    @cached_property
+    def _turned_rows(self) -> Tensor:
+        """The row that comes to stand in each row when packed sequences are turned around.
+
+        Step s of a sequence with n steps changes places with its step n - 1 - s.
+        """
+        assert self.batch_sizes is not None
+        begins = self.batch_sizes.cumsum(0) - self.batch_sizes
+        lengths = (self.batch_sizes[:, None] > torch.arange(self.alive)).sum(0)
+        step = torch.arange(len(self.batch_sizes)).repeat_interleave(self.batch_sizes)
+        sequence = torch.arange(len(step)) - begins[step]
+        return begins[lengths[sequence] - 1 - step] + sequence
 
     def state_before(self, output: Tensor, first: Tensor) -> Tensor:
         """h before the chunk, [1, alive, R], from the output and first states of the direction.
@@ -329,18 +352,6 @@ class _Chunk:
         h = h if self.batch_sizes is None else h[None]
         known = h.size(1)
         return h if known == self.alive else torch.cat([h, first[:, known : self.alive]], 1)
-
-
-def _turned_rows(batch_sizes: Tensor) -> Tensor:
-    """The row of packed steps that comes to stand in each row when sequences are turned around.
-
-    Step s of a sequence with n steps changes places with its step n - 1 - s.
-    """
-    begins = batch_sizes.cumsum(0) - batch_sizes
-    lengths = (batch_sizes[:, None] > torch.arange(int(batch_sizes[0]))).sum(0)
-    step = torch.arange(len(batch_sizes)).repeat_interleave(batch_sizes)
-    sequence = torch.arange(len(step)) - begins[step]
-    return begins[lengths[sequence] - 1 - step] + sequence
 
 
 # What compilers learn of the results.

@@ -264,6 +264,11 @@ def test_backward_holds_the_reserve_of_one_chunk(monkeypatch: pytest.MonkeyPatch
     fusedrnn.LSTM(4, 16, checkpoint=4)(torch.randn(10, 3, 4))[0].sum().backward()
     assert [steps for steps, _ in seen] == [4, 4, 2, 2, 4, 4]
     assert [saved for _, saved in seen] == [0, 0, 0, *(n * 3 * 5 * 16 for n in (2, 4, 4))]
+    seen.clear()
+    fusedrnn.LSTM(4, 16, bidirectional=True, checkpoint=10)(torch.randn(10, 3, 4))[
+        0
+    ].sum().backward()
+    assert seen == [(10, 0), (10, 10 * 3 * 5 * 16 * 2)]
 
 
 def test_nothing_differs_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
