@@ -6,8 +6,8 @@
 
 For rows J and D a training step (forward, backward) of LSTM and GRU without checkpoints and with k
 from 4 to T; beside it `torch.nn` without, and with `torch.utils.checkpoint` around chunks of k
-steps. All sides take turns, as everywhere (timing.py); peak memory is the one of memory.py. With one thread the
-clock is that thread's own time, which neighbours do not lengthen.
+steps. All sides take turns, as everywhere (timing.py); peak memory is that of memory.py. With one
+thread the clock is that thread's own time, which neighbours do not lengthen.
 """
 
 from __future__ import annotations
