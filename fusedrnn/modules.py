@@ -229,11 +229,17 @@ class LSTM(_Layers):
 
     **Checkpoints.** For backward a layer keeps its output and five values more for each unit and
     step (four in a GRU). With `checkpoint=k` it keeps the output and, in an LSTM, one c for every k
-    steps; backward computes the rest again, k steps at a time, so that what it holds beyond the
-    output does not grow with T. That is for sequences or stacks which would not fit otherwise.
-    Gradients are those of the same network up to rounding, and the same bits run after run.
-    Without gradients it costs nothing. The attribute `checkpoint` may be set on a module that
-    exists, such as one that `fusedrnn.replace` made.
+    steps; backward computes the rest again, k steps at a time. So for each unit and sequence there
+    are about 5 k + T / k values in the place of 5 T, for the time of one more forward and something
+    for every chunk. That is for sequences, batches or stacks which would not fit otherwise.
+
+    k near the square root of T is a good start: less saves little and costs more, as every chunk
+    reads all weights. k of T or more keeps no chunks; a stack then holds the five values of one
+    layer at a time. Results and gradients are those of the same network up to rounding, and the
+    same bits run after run. Where nothing needs a gradient it changes nothing. Second derivatives,
+    `vmap` and forward mode are those of the plain PyTorch reference, which keeps every step. The
+    attribute `checkpoint` may be set on a module that exists, such as one that `fusedrnn.replace`
+    made.
 
         >>> lstm = fusedrnn.LSTM(10, 20, batch_first=True)
         >>> output, (hn, cn) = lstm(torch.randn(3, 5, 10))
