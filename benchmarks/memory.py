@@ -21,6 +21,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,24 @@ def measure(row: str, cell: str, threads: int) -> dict[str, Any]:
     names = [
         peer.name for peer in (OURS, *PEERS) if peer.available() and peer.missing(case) is None
     ]
+    return measure_sides(names, row, cell, threads)
+
+
+def measure_sides(
+    names: Sequence[str], row: str, cell: str, threads: int, *, processes: int = PROCESSES
+) -> dict[str, Any]:
+    """The same for the peers of these names, each in so many processes."""
     record: dict[str, Any] = {"row": row, "cell": cell, "threads": threads, "dtype": "float32"}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # memory does not mind company
         children = {
-            name: [pool.submit(_child, name, row, cell, threads) for _ in range(PROCESSES)]
+            name: [pool.submit(_child, name, row, cell, threads) for _ in range(processes)]
             for name in names
         }
     try:
         peaks = {name: [child.result() for child in group] for name, group in children.items()}
     except (subprocess.SubprocessError, RuntimeError, ValueError) as error:
         return record | {"error": f"{type(error).__name__}: {error}"}
-    record["method"] = peaks[OURS.name][0]["method"]
+    record["method"] = peaks[names[0]][0]["method"]
     record["peak_bytes"] = {
         name: statistics.median(peak["bytes"] for peak in group) for name, group in peaks.items()
     }
@@ -75,13 +83,13 @@ def _rise(side: str, row_name: str, cell: str, threads: int) -> dict[str, Any]:
 
     import torch
 
-    from benchmarks.peers import OURS, PEERS
+    from benchmarks.peers import named
     from benchmarks.peers.peer import make_data
     from benchmarks.workloads import Case, rows_named
 
     torch.set_num_threads(threads)
     row = rows_named([row_name])[0]
-    peer = next(peer for peer in (OURS, *PEERS) if peer.name == side)
+    peer = named(side)
     proj_size = 8 if row.proj_size else 0
     tiny = dataclasses.replace(row, T=2, B=2, I=16, H=16, proj_size=proj_size)
     for problem, steps in ((tiny, 2), (row, STEPS)):

@@ -5,6 +5,8 @@
     LayerFunction    forward: layer_forward     backward: LayerGradient
     LayerGradient    forward: layer_backward    backward: the derivative of `reference_gradient`
 
+With `checkpoint` the ops of checkpoint.py take the place of these two, and nothing else differs.
+
 First derivatives come from the kernels. Second and higher ones, `vmap` and forward-mode `jvp`
 come from the reference: plain PyTorch, slower and right under every composition of transforms.
 
@@ -23,12 +25,16 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from fusedrnn import ops, reference
+from fusedrnn.checkpoint import checkpointed_backward, checkpointed_forward
 from fusedrnn.reference import LSTM
 
 Tensors = tuple[Tensor, ...]
 Optionals = Sequence[Tensor | None]
-Settings = tuple[int, bool, bool, bool]
-"""What a layer is beside its tensors: (cell, has_biases, bidirectional, allow_tf32)."""
+Settings = tuple[int, bool, bool, int, bool]
+"""What a layer is beside its tensors: (cell, has_biases, bidirectional, checkpoint, allow_tf32).
+
+`checkpoint` is 0 where the reserve is kept.
+"""
 
 
 def layer(
@@ -40,8 +46,13 @@ def layer(
     cell: int,
     has_biases: bool,
     bidirectional: bool,
+    checkpoint: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer, differentiable: `reference.layer` by the kernels. Returns output, hn, cn."""
+    """One layer, differentiable: `reference.layer` by the kernels. Returns output, hn, cn.
+
+    With `checkpoint` gradients are computed as checkpoint.py says, if the cell has a reserve.
+    """
+    steps = checkpoint if checkpoint is not None and ops.SAVED[cell] else 0
     differentiable = torch.is_grad_enabled() and _any_requires_grad(input, hx, cx, weights)
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     allow_tf32 = ops.allow_tf32(input)
@@ -54,8 +65,9 @@ def layer(
             )
         # A trace of torch.jit serves with gradients and without: there, weights decide.
         save = differentiable or (tracing and _any_requires_grad(input, hx, cx, weights))
-        output, hn, cn, _ = ops.layer_forward(
-            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, save, allow_tf32
+        op, keep = (checkpointed_forward, steps) if save and steps else (ops.layer_forward, save)
+        output, hn, cn, _ = op(
+            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, keep, allow_tf32
         )
         return output, hn, cn
     if not transformed and not differentiable:
@@ -66,8 +78,8 @@ def layer(
         return output, hn, cn
     apply = LayerFunction.apply if transformed else _apply_at_once
     output, hn, cn, _ = apply(
-        cell, has_biases, bidirectional, allow_tf32, batch_sizes, input, hx, cx, *weights
-    )
+        cell, has_biases, bidirectional, steps, allow_tf32, batch_sizes, input, hx, cx, *weights
+    )  # fmt: skip
     return output, hn, cn
 
 
@@ -79,6 +91,7 @@ class LayerFunction(Function):
         cell: int,
         has_biases: bool,
         bidirectional: bool,
+        checkpoint: int,
         allow_tf32: bool,
         batch_sizes: Tensor | None,
         input: Tensor,
@@ -86,26 +99,27 @@ class LayerFunction(Function):
         cx: Tensor | None,
         *weights: Tensor,
     ) -> Tensors:
+        op, keep = (checkpointed_forward, checkpoint) if checkpoint else (ops.layer_forward, True)
         return _below_autograd(
-            ops.layer_forward,
-            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, True, allow_tf32,
+            op, input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, keep,
+            allow_tf32,
         )  # fmt: skip
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        _keep_for_backward(ctx, inputs[:4], inputs[4], inputs[5:], output)
+        _keep_for_backward(ctx, inputs[:5], inputs[5], inputs[6:], output)
         if forward_ad._current_level >= 0:
-            ctx.save_for_forward(inputs[4], *inputs[5:])
+            ctx.save_for_forward(*inputs[5:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        return (*[None] * 5, *_gradients(ctx, grads[:3], ctx.needs_input_grad[5:]))
+        return (*[None] * 6, *_gradients(ctx, grads[:3], ctx.needs_input_grad[6:]))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         batch_sizes, *operands = ctx.saved_tensors
         formula = _reference_layer(ctx.settings, batch_sizes)
-        output, hn, cn = _jvp(formula, operands, tangents[5:])
+        output, hn, cn = _jvp(formula, operands, tangents[6:])
         return output, hn, cn if ctx.settings[0] == LSTM else None, None
 
     @staticmethod
@@ -115,14 +129,15 @@ class LayerFunction(Function):
         cell: int,
         has_biases: bool,
         bidirectional: bool,
+        checkpoint: int,
         allow_tf32: bool,
         batch_sizes: Tensor | None,
         *operands: Tensor | None,
     ) -> tuple[Tensors, tuple[int | None, ...]]:
-        _check_not_mapped(in_dims[4])
-        settings = (cell, has_biases, bidirectional, allow_tf32)
+        _check_not_mapped(in_dims[5])
+        settings = (cell, has_biases, bidirectional, checkpoint, allow_tf32)
         formula = _reference_layer(settings, batch_sizes)
-        output, hn, cn = _vmap(info, formula, in_dims[5:], operands)
+        output, hn, cn = _vmap(info, formula, in_dims[6:], operands)
         return (output, hn, cn, output.new_empty(0)), (0, 0, 0, None)
 
 
@@ -138,6 +153,7 @@ class LayerGradient(Function):
         cell: int,
         has_biases: bool,
         bidirectional: bool,
+        checkpoint: int,
         allow_tf32: bool,
         needs: int,
         batch_sizes: Tensor | None,
@@ -145,7 +161,7 @@ class LayerGradient(Function):
         reserve: Tensor,
         *tensors: Tensor | None,
     ) -> Tensors:
-        settings = (cell, has_biases, bidirectional, allow_tf32)
+        settings = (cell, has_biases, bidirectional, checkpoint, allow_tf32)
         grads, operands = tensors[:3], tensors[3:]
         found = _run_backward(settings, needs, batch_sizes, output, reserve, grads, operands)
         return tuple(found[i] for i in _wanted(needs, operands))
@@ -153,22 +169,22 @@ class LayerGradient(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         ctx.set_materialize_grads(False)
-        ctx.settings, ctx.needs = inputs[:4], inputs[4]
-        ctx.save_for_backward(inputs[5], *inputs[8:])
+        ctx.settings, ctx.needs = inputs[:5], inputs[5]
+        ctx.save_for_backward(inputs[6], *inputs[9:])
         if forward_ad._current_level >= 0:
-            ctx.save_for_forward(inputs[5], *inputs[8:])
+            ctx.save_for_forward(inputs[6], *inputs[9:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         batch_sizes, *tensors = ctx.saved_tensors
         formula = _reference_gradient(ctx.settings, ctx.needs, batch_sizes)
-        return (*[None] * 8, *_vjp(formula, tensors, ctx.needs_input_grad[8:], grads))
+        return (*[None] * 9, *_vjp(formula, tensors, ctx.needs_input_grad[9:], grads))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensors:
         batch_sizes, *tensors = ctx.saved_tensors
         formula = _reference_gradient(ctx.settings, ctx.needs, batch_sizes)
-        return _jvp(formula, tensors, tangents[8:])
+        return _jvp(formula, tensors, tangents[9:])
 
     @staticmethod
     def vmap(
@@ -177,6 +193,7 @@ class LayerGradient(Function):
         cell: int,
         has_biases: bool,
         bidirectional: bool,
+        checkpoint: int,
         allow_tf32: bool,
         needs: int,
         batch_sizes: Tensor | None,
@@ -184,10 +201,10 @@ class LayerGradient(Function):
         reserve: Tensor,
         *tensors: Tensor | None,
     ) -> tuple[Tensors, int]:
-        _check_not_mapped(in_dims[5])
-        settings = (cell, has_biases, bidirectional, allow_tf32)
+        _check_not_mapped(in_dims[6])
+        settings = (cell, has_biases, bidirectional, checkpoint, allow_tf32)
         formula = _reference_gradient(settings, needs, batch_sizes)
-        return _vmap(info, formula, in_dims[8:], tensors), 0
+        return _vmap(info, formula, in_dims[9:], tensors), 0
 
 
 # Function.apply binds default arguments through `inspect` first, which takes as long as the rest;
@@ -255,11 +272,11 @@ def _run_backward(
     operands: Optionals,
 ) -> Tensors:
     input, hx, cx, *weights = operands
-    *layer_settings, allow_tf32 = settings
+    *layer_settings, checkpoint, allow_tf32 = settings
+    op, keep = (checkpointed_backward, [checkpoint]) if checkpoint else (ops.layer_backward, [])
     grad_input, grad_hx, grad_cx, grad_weights = _below_autograd(
-        ops.layer_backward,
-        *grads, input, batch_sizes, hx, cx, weights, output, reserve, *layer_settings, needs,
-        allow_tf32,
+        op, *grads, input, batch_sizes, hx, cx, weights, output, reserve, *layer_settings, *keep,
+        needs, allow_tf32,
     )  # fmt: skip
     return (grad_input, grad_hx, grad_cx, *grad_weights)
 
@@ -356,9 +373,13 @@ def _check_not_mapped(in_dim: int | None) -> None:
 
 
 def _keep_of_forward_op(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    input, batch_sizes, hx, cx, weights, *settings, ctx.save, allow_tf32 = inputs[:10]
-    operands = (input, hx, cx, *weights)
-    _keep_for_backward(ctx, (*settings, allow_tf32), batch_sizes, operands, output)
+    ctx.save = inputs[8]
+    _keep_of_checkpointed_forward_op(ctx, (*inputs[:8], 0, inputs[9]), output)
+
+
+def _keep_of_checkpointed_forward_op(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    input, batch_sizes, hx, cx, weights, *settings = inputs
+    _keep_for_backward(ctx, tuple(settings), batch_sizes, (input, hx, cx, *weights), output)
 
 
 def _gradients_of_forward_op(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -367,6 +388,10 @@ def _gradients_of_forward_op(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]
             "fusedrnn::layer_forward was called with save=False, which keeps nothing for backward; "
             "call it with save=True, or use fusedrnn.functional"
         )
+    return _gradients_of_checkpointed_forward_op(ctx, *grads)
+
+
+def _gradients_of_checkpointed_forward_op(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     # An argument at its default may be missing at the end, here and in what is returned.
     input, _, hx, cx, weights, *rest = ctx.needs_input_grad
     found = _gradients(ctx, grads[:3], [input, hx, cx, *weights])
@@ -398,5 +423,11 @@ torch.library.register_autograd(
     "fusedrnn::layer_forward", _gradients_of_forward_op, setup_context=_keep_of_forward_op
 )
 torch.library.register_autograd(
-    "fusedrnn::layer_backward", _gradients_of_backward_op, setup_context=_keep_of_backward_op
+    "fusedrnn::checkpointed_forward",
+    _gradients_of_checkpointed_forward_op,
+    setup_context=_keep_of_checkpointed_forward_op,
 )
+for _op in ("fusedrnn::layer_backward", "fusedrnn::checkpointed_backward"):
+    torch.library.register_autograd(
+        _op, _gradients_of_backward_op, setup_context=_keep_of_backward_op
+    )

@@ -79,6 +79,17 @@ def check_batch_sizes(batch_sizes: Any) -> None:
     raise RuntimeError(got)
 
 
+def check_checkpoint(checkpoint: Any) -> None:
+    """Checks how many steps lie between the states that are kept, None or a positive int."""
+    if checkpoint is None:
+        return
+    expected = "checkpoint: expected None or a positive int, the steps between two kept states, got"
+    if not isinstance(checkpoint, int) or isinstance(checkpoint, bool):
+        raise TypeError(f"{expected} {checkpoint!r} of {_kind(checkpoint)}")
+    if checkpoint < 1:
+        raise ValueError(f"{expected} {checkpoint}")
+
+
 def check_weights(
     cell: int, weights: Sequence[Tensor], num_layers: int, has_biases: bool, bidirectional: bool
 ) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from fusedrnn import autograd, reference
 from fusedrnn.checks import (
     check_cell,
+    check_checkpoint,
     check_input,
     check_states,
     check_steps,
@@ -47,6 +48,7 @@ def rnn_tanh(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    checkpoint: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Elman networks with tanh: h' = tanh(W_ih x + b_ih + W_hh h + b_hh).
 
@@ -64,20 +66,25 @@ def rnn_tanh(
         batch_first: whether input and output are [B, T, ...].
         batch_sizes: makes the input a packed one: int64 [T] on the CPU, how many sequences are
             alive at each step, as in torch's `PackedSequence`, sorted.
+        checkpoint: keeps the states of every so many steps for backward and no gates, which are
+            computed again there: less memory for more time, see `fusedrnn.LSTM`. It changes nothing
+            in simple networks, which keep no gates, nor where no gradient is needed.
 
     Returns:
         The output of the last layer, [T, B, D*H] or as the input is laid out, and the final states,
         laid out as `hx`.
 
     Raises:
-        ValueError: input and weights differ in dtype, or the input is neither 2-D nor 3-D.
+        ValueError: input and weights differ in dtype, the input is neither 2-D nor 3-D, or
+            `checkpoint` is less than 1.
+        TypeError: `checkpoint` is neither None nor an int.
         RuntimeError: a size, device or dtype does not fit, or `batch_sizes` is not valid.
         AttributeError: `input` or `hx` is not a tensor.
     """
     check_weights(RNN_TANH, weights, num_layers, bias, bidirectional)
     return run_layers(
         RNN_TANH, "rnn_tanh", input, hx, None, weights, num_layers, bias,
-        dropout if training else 0.0, bidirectional, batch_first, batch_sizes,
+        dropout if training else 0.0, bidirectional, batch_first, batch_sizes, checkpoint,
     )[:2]  # fmt: skip
 
 
@@ -93,6 +100,7 @@ def rnn_relu(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    checkpoint: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Elman networks with relu: h' = relu(W_ih x + b_ih + W_hh h + b_hh).
 
@@ -101,7 +109,7 @@ def rnn_relu(
     check_weights(RNN_RELU, weights, num_layers, bias, bidirectional)
     return run_layers(
         RNN_RELU, "rnn_relu", input, hx, None, weights, num_layers, bias,
-        dropout if training else 0.0, bidirectional, batch_first, batch_sizes,
+        dropout if training else 0.0, bidirectional, batch_first, batch_sizes, checkpoint,
     )[:2]  # fmt: skip
 
 
@@ -117,6 +125,7 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    checkpoint: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Long short-term memory, with the projection of h if `weights` has one.
 
@@ -135,7 +144,7 @@ def lstm(
     h, c = (None, None) if hx is None else split_state(hx)
     return run_layers(
         LSTM, "lstm", input, h, c, weights, num_layers, bias,
-        dropout if training else 0.0, bidirectional, batch_first, batch_sizes,
+        dropout if training else 0.0, bidirectional, batch_first, batch_sizes, checkpoint,
     )  # fmt: skip
 
 
@@ -151,6 +160,7 @@ def gru(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    checkpoint: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gated recurrent units, the reset gate after the recurrent product as in cuDNN and torch.
 
@@ -164,7 +174,7 @@ def gru(
     check_weights(GRU, weights, num_layers, bias, bidirectional)
     return run_layers(
         GRU, "gru", input, hx, None, weights, num_layers, bias,
-        dropout if training else 0.0, bidirectional, batch_first, batch_sizes,
+        dropout if training else 0.0, bidirectional, batch_first, batch_sizes, checkpoint,
     )[:2]  # fmt: skip
 
 
@@ -181,12 +191,15 @@ def run_layers(
     bidirectional: bool,
     batch_first: bool,
     batch_sizes: Tensor | None,
+    checkpoint: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All layers of a network whose weights are known to be complete, to (output, hn, cn).
 
     `name` is what error messages call the network; `dropout` is 0 out of training; without an LSTM
     cn is empty. In a small network every microsecond here counts.
     """
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
     dims = check_input(name, input, batch_sizes, weights)
     one = batch_sizes is None and dims == 2
     if batch_sizes is None:
@@ -213,8 +226,9 @@ def run_layers(
         fused = cell != GRU and (cell != LSTM or one_op)
         input, hx, cx, weights = _cast(input, hx, cx, weights, fused=fused)
     output, hn, cn = _stack(
-        cell, input, hx, cx, weights, num_layers, has_biases, dropout, bidirectional, batch_sizes
-    )
+        cell, input, hx, cx, weights, num_layers, has_biases, dropout, bidirectional, batch_sizes,
+        checkpoint,
+    )  # fmt: skip
     if projected and output.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(input.device.type)
         output, hn = output.to(dtype), hn.to(dtype)
@@ -278,10 +292,13 @@ def _stack(
     dropout: float,
     bidirectional: bool,
     batch_sizes: Tensor | None,
+    checkpoint: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The layers one after the other, with dropout between them."""
     if num_layers == 1:
-        return autograd.layer(input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional)
+        return autograd.layer(
+            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, checkpoint
+        )
     directions = 2 if bidirectional else 1
     count = len(weights) // num_layers
     output, hn, cn = input, [], []
@@ -296,6 +313,7 @@ def _stack(
             cell,
             has_biases,
             bidirectional,
+            checkpoint,
         )
         hn.append(h)
         cn.append(c)

@@ -19,7 +19,7 @@ from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn import functional
-from fusedrnn.checks import check_states, split_state
+from fusedrnn.checks import check_checkpoint, check_states, split_state
 from fusedrnn.reference import GRU as GRU_CELL
 from fusedrnn.reference import LSTM as LSTM_CELL
 from fusedrnn.reference import RNN_RELU, RNN_TANH
@@ -46,6 +46,19 @@ def weights_of(module: RNNBase) -> list[Tensor]:
 class _Layers(RNNBase):
     """What RNN, LSTM and GRU share: from the module's arguments to `functional.run_layers`."""
 
+    checkpoint: int | None = None
+    """Of the class as well: modules that torch.nn made, or an older pickle, do not have it."""
+
+    def __init__(self, *arguments: Any, checkpoint: int | None = None, **options: Any) -> None:
+        check_checkpoint(checkpoint)
+        super().__init__(*arguments, **options)
+        self.checkpoint = checkpoint
+
+    def extra_repr(self) -> str:
+        """The arguments that are not at their default."""
+        text: str = super().extra_repr()
+        return text if self.checkpoint is None else f"{text}, checkpoint={self.checkpoint}"
+
     def _run(
         self, input: Tensor, hx: Tensor | None, cx: Tensor | None, batch_sizes: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,6 +76,7 @@ class _Layers(RNNBase):
             self.bidirectional,
             self.batch_first,
             batch_sizes,
+            self.checkpoint,
         )
 
     def _run_packed(
@@ -124,6 +138,7 @@ class RNN(_OneState):
         dropout: the probability of a zero in the outputs of all layers but the last, in training.
         bidirectional: whether each layer also walks from the last step to the first.
         device, dtype: of the parameters.
+        checkpoint: as of `LSTM`; accepted and without effect here, where backward needs no gates.
 
     Call it with `input`, [T, B, I] or as `batch_first` says, [T, I] for one sequence, or a
     `PackedSequence`; and `hx`, the first states [num_layers * D, B, H] ([num_layers * D, H] for one
@@ -148,6 +163,8 @@ class RNN(_OneState):
         bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        checkpoint: int | None = None,
         **unsupported: Any,
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
@@ -157,7 +174,8 @@ class RNN(_OneState):
         self.nonlinearity = nonlinearity
         super().__init__(
             f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, bias, batch_first,
-            dropout, bidirectional, device=device, dtype=dtype, **unsupported,
+            dropout, bidirectional, device=device, dtype=dtype, checkpoint=checkpoint,
+            **unsupported,
         )  # fmt: skip
 
 
@@ -186,11 +204,13 @@ class GRU(_OneState):
         bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        checkpoint: int | None = None,
         **unsupported: Any,
     ) -> None:
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            device=device, dtype=dtype, **unsupported,
+            device=device, dtype=dtype, checkpoint=checkpoint, **unsupported,
         )  # fmt: skip
 
 
@@ -206,6 +226,21 @@ class LSTM(_Layers):
 
     Args:
         proj_size: the features R of h and of the output; 0 for no projection, R = H.
+        checkpoint: None, or the steps k of a chunk, to train in less memory; see below.
+
+    **Checkpoints.** For backward a layer keeps its output and five values more for each unit and
+    step (four in a GRU). With `checkpoint=k` it keeps the output and, in an LSTM, one c for every k
+    steps; backward computes the rest again, k steps at a time. So for each unit and sequence there
+    are about 5 k + T / k values in the place of 5 T, for the time of one more forward and something
+    for every chunk. That is for sequences, batches or stacks which would not fit otherwise.
+
+    k near the square root of T is a good start: less saves little and costs more, as every chunk
+    reads all weights. k of T or more keeps no chunks; a stack then holds the five values of one
+    layer at a time. Results and gradients are those of the same network up to rounding, and the
+    same bits run after run. Where nothing needs a gradient it changes nothing. Second derivatives,
+    `vmap` and forward mode are those of the plain PyTorch reference, which keeps every step. The
+    attribute `checkpoint` may be set on a module that exists, such as one that `fusedrnn.replace`
+    made.
 
         >>> lstm = fusedrnn.LSTM(10, 20, batch_first=True)
         >>> output, (hn, cn) = lstm(torch.randn(3, 5, 10))
@@ -223,10 +258,12 @@ class LSTM(_Layers):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        checkpoint: int | None = None,
     ) -> None:
         super().__init__(
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            proj_size, device=device, dtype=dtype,
+            proj_size, device=device, dtype=dtype, checkpoint=checkpoint,
         )  # fmt: skip
 
     @overload

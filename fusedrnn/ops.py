@@ -93,7 +93,7 @@ def allow_tf32(input: Tensor) -> bool:
     return precision == "tf32"
 
 
-def _layer_forward_fake(
+def layer_forward_fake(
     input: Tensor,
     batch_sizes: Tensor | None,
     hx: Tensor | None,
@@ -128,7 +128,7 @@ def _layer_forward_fake(
     )
 
 
-def _layer_backward_fake(
+def layer_backward_fake(
     grad_output: Tensor | None,
     grad_hn: Tensor | None,
     grad_cn: Tensor | None,
@@ -172,8 +172,8 @@ def _packed_forward_fake(
     return input.new_empty(*input.shape[:-1], h.size(2))
 
 
-torch.library.register_fake("fusedrnn::layer_forward", _layer_forward_fake)
-torch.library.register_fake("fusedrnn::layer_backward", _layer_backward_fake)
+torch.library.register_fake("fusedrnn::layer_forward", layer_forward_fake)
+torch.library.register_fake("fusedrnn::layer_backward", layer_backward_fake)
 torch.library.register_fake("fusedrnn::pack_weights", _pack_weights_fake)
 torch.library.register_fake("fusedrnn::packed_forward", _packed_forward_fake)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import memory, report, runner, timing
+from benchmarks import checkpoint, memory, report, runner, timing
 from benchmarks.workloads import ROWS, Case, Row, cases, flops, rows_named
 
 
@@ -113,6 +113,26 @@ def test_peak_memory_is_the_median_of_processes(monkeypatch) -> None:
     record = memory.measure("A", "lstm", 1)
     assert record["peak_bytes"] == {"fusedrnn": 5, "torch.nn": 7}
     assert record["processes"]["torch.nn"] == [7, 7, 100]
+
+
+def test_time_and_memory_of_checkpoints(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint, "RESULTS", tmp_path)
+    monkeypatch.setattr(checkpoint, "QUICK_BUDGET", 0.05)
+    monkeypatch.setattr(
+        memory, "_child", lambda side, *_: {"bytes": len(side) << 20, "method": "a stand-in"}
+    )
+    assert checkpoint.main("--rows A --threads 1 --quick --name tried".split()) == 0
+    results = json.loads((tmp_path / "tried" / "checkpoint.json").read_text())
+    assert [curve["cell"] for curve in results["curves"]] == ["lstm", "gru"]
+    for curve in results["curves"]:
+        assert list(curve["sides"]) == [
+            f"{peer}{k}" for k in ("", " checkpoint=4", " checkpoint=7")
+            for peer in ("fusedrnn", "torch.nn")
+        ]  # fmt: skip
+        assert curve["sides"]["fusedrnn"]["ratio"]["median"] == 1
+    text = (tmp_path / "tried" / "checkpoint.md").read_text()
+    assert "| A | LSTM | none |" in text and "| A | GRU | 7 = T |" in text
+    assert (tmp_path / "tried" / "checkpoint.png").stat().st_size > 5_000
 
 
 class InOrder(ThreadPoolExecutor):

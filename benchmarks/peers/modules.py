@@ -1,6 +1,6 @@
 """A peer that is a set of modules with `torch.nn`'s contract: `torch.nn` itself, and fusedrnn.
 
-Both sides run through this one file, so that a difference in time is a difference of modules.
+All sides run through this one file, so that a difference in time is a difference of modules.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ CLASS_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 
 
 class ModulePeer(Peer):
-    """The LSTM, GRU and RNN of the Python module `namespace`, versioned as `package`."""
+    """The LSTM, GRU and RNN of the Python module `namespace`, versioned as `package`.
 
-    def __init__(self, name: str, *, namespace: str, package: str) -> None:
+    `options` go to their constructors, beside what the row says.
+    """
+
+    def __init__(self, name: str, *, namespace: str, package: str, **options: object) -> None:
         self.name = name
+        self._options = options
         self._namespace = namespace
         self._package = package
 
@@ -43,7 +47,7 @@ class ModulePeer(Peer):
         return None
 
     def build(self, case: Case, data: Data) -> Step:
-        module = self._class_of(case)(**module_arguments(case.row))
+        module = self._class_of(case)(**module_arguments(case.row), **self._options)
         module.to(case.row.device, tensor_dtype(case)).load_state_dict(data.weights)
         side = {"forward": Inference, "train": TrainingStep, REPLAY: Replay}[case.mode]
         return side(module, data)

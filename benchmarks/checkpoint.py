@@ -1,0 +1,209 @@
+"""`python -m benchmarks.checkpoint`: what `checkpoint=k` costs in time and saves in memory.
+
+    benchmarks/results/<name>/checkpoint.json   every figure
+                              checkpoint.md     made from it, to read
+                              checkpoint.png    made from it, to look at
+
+For rows J and D a training step (forward, backward) of LSTM and GRU without checkpoints and with k
+from 4 to T; beside it `torch.nn` without, and with `torch.utils.checkpoint` around chunks of k
+steps. All sides take turns, as everywhere (timing.py); peak memory is that of memory.py. With one
+thread the clock is that thread's own time, which neighbours do not lengthen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine, memory, runner, timing
+from benchmarks.peers import OURS, TORCH_NN, Peer, checkpointed, checkpointed_torch
+from benchmarks.peers.peer import make_data
+from benchmarks.report import NAMES, RESULTS
+from benchmarks.workloads import Case, rows_named
+
+ROWS = ("J", "D")
+CELLS = ("lstm", "gru")
+STEPS = (4, 8, 16, 32, 64)  # and T
+BUDGET, QUICK_BUDGET = 60.0, 15.0  # seconds for all sides of a row and a cell
+
+Results = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints the table and writes it; 1 if something failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.checkpoint", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--rows", type=lambda text: text.split(","), default=list(ROWS), help="names: J,D")
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--quick", action="store_true", help="fewer rounds, one process for each memory figure")
+    add("--name", help="folder under benchmarks/results, cpu-<date> if not given")
+    given = parser.parse_args(arguments)
+    try:
+        rows = rows_named(given.rows)
+    except ValueError as error:
+        parser.error(str(error))
+    folder = RESULTS / (given.name or f"cpu-{datetime.date.today().isoformat()}")
+    versions = {peer.name: peer.version() for peer in (OURS, TORCH_NN)}
+    results: Results = {
+        "machine": machine.describe([given.threads], versions), "threads": given.threads,
+        "quick": given.quick, "curves": [],
+    }  # fmt: skip
+    for row in rows:
+        for cell in CELLS:
+            case = Case(row=row, cell=cell, mode="train", threads=given.threads)
+            results["curves"].append(curve(case, quick=given.quick))
+            write(folder, results)
+    print(table(results))
+    print(f"wrote {folder}")
+    return 1 if any("error" in curve for curve in results["curves"]) else 0
+
+
+def curve(case: Case, *, quick: bool) -> Results:
+    """Time and memory of every side of a case."""
+    row = case.row
+    sides: dict[str, Peer] = {OURS.name: OURS, TORCH_NN.name: TORCH_NN}
+    for k in (*(k for k in STEPS if k < row.T), row.T):
+        for peer in (checkpointed(k), checkpointed_torch(k)):
+            sides[peer.name] = peer
+    torch.set_num_threads(case.threads)
+    data = make_data(case)
+    steps = {name: peer.build(case, data) for name, peer in sides.items()}
+    expected = steps[OURS.name].results()
+    for name, step in steps.items():
+        runner.check_parity(step.results(), expected, dtype=case.dtype, peer=name)
+    seconds = timing.measure(
+        {name: step.repeat for name, step in steps.items()},
+        budget=QUICK_BUDGET if quick else BUDGET,
+        clock=time.thread_time if case.threads == 1 else time.perf_counter,
+    )
+    without = seconds[OURS.name]
+    processes = 1 if quick else memory.PROCESSES
+    peaks = memory.measure_sides([*sides], row.name, case.cell, case.threads, processes=processes)
+    found: Results = {"row": row.name, "sizes": row.sizes, "cell": case.cell, "sides": {}}
+    if "error" in peaks:
+        return found | {"error": peaks["error"]}
+    for name, samples in seconds.items():
+        found["sides"][name] = {
+            "seconds": timing.spread(samples).as_dict(),
+            "ratio": timing.ratio(without, samples).as_dict(),
+            "bytes": peaks["peak_bytes"][name],
+        }
+    return found | {"rounds": len(without), "T": row.T}
+
+
+def write(folder: Path, results: Results) -> None:
+    """All three files, of what was measured so far."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoint.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "checkpoint.md").write_text(markdown(results))
+    plot(results, folder / "checkpoint.png")
+
+
+def table(results: Results) -> str:
+    """A line for each row, cell and k."""
+    lines = [
+        "| row | cell | k | ms | time | MB | memory | torch.nn ms | time | MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for found in results["curves"]:
+        name = f"| {found['row']} | {NAMES[found['cell']]} "
+        if "error" in found:
+            lines.append(f"{name}| {found['error']} | | | | | | | |")
+            continue
+        base = found["sides"][OURS.name]["bytes"]
+        for k, ours, theirs in _pairs(found):
+            lines.append(
+                f"{name}| {k} | {ours['seconds']['median'] * 1e3:.3g} "
+                f"| {ours['ratio']['median']:.2f} | {ours['bytes'] / 2**20:.1f} "
+                f"| {ours['bytes'] / base:.2f} | {theirs['seconds']['median'] * 1e3:.3g} "
+                f"| {theirs['ratio']['median']:.2f} | {theirs['bytes'] / 2**20:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def markdown(results: Results) -> str:
+    """The whole report."""
+    m, threads = results["machine"], results["threads"]
+    rounds = [str(found["rounds"]) for found in results["curves"] if "rounds" in found]
+    clock = "time of the thread" if threads == 1 else "wall time"
+    lines = [
+        "# Training with `checkpoint=k`: time for memory",
+        "",
+        f"- {m['cpu']}, {m['cores']} cores, {threads} thread{'s' if threads != 1 else ''}, "
+        f"{clock}; load average before: {m['load_average_before']}",
+        f"- torch {m['versions'][TORCH_NN.name]}, fusedrnn {m['versions'][OURS.name]}, commit "
+        f"{m['commit']}, {m['date']}",
+        f"- {', '.join(rounds)} rounds; memory: {'one process' if results['quick'] else 'median'}",
+        *(f"- row {f['row']}: {f['sizes']}" for f in results["curves"] if f["cell"] == CELLS[0]),
+        "",
+        "A training step (forward, backward) in float32. `time` and `memory` are relative to "
+        "fusedrnn without checkpoints; MB is what the process grew by over three steps. The last "
+        "columns: `torch.nn`, with `torch.utils.checkpoint` around chunks of k steps.",
+        "",
+        table(results),
+        "",
+        "![time over memory](checkpoint.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: Results, path: Path) -> None:
+    """A panel for each row and cell: time over memory, a point for each k."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves = [found for found in results["curves"] if "error" not in found]
+    if not curves:
+        return
+    columns = min(2, len(curves))
+    lines = -(-len(curves) // columns)
+    figure, panels = pyplot.subplots(
+        lines, columns, figsize=(5.5 * columns, 4 * lines), squeeze=False, layout="constrained"
+    )
+    for panel, found in zip(panels.flat, curves, strict=False):
+        pairs = _pairs(found)
+        for side, label, marker in ((1, "fusedrnn", "o"), (2, "torch.nn", "s")):
+            at = [pair[side]["bytes"] / 2**20 for pair in pairs]
+            times = [pair[side]["seconds"]["median"] * 1e3 for pair in pairs]
+            (line,) = panel.plot(at[1:], times[1:], marker, ls="-", label=f"{label}, k")
+            panel.plot(at[:1], times[:1], marker, mfc="white", color=line.get_color(), ms=9,
+                       label=f"{label}, none")  # fmt: skip
+            for (k, *_), x, y in zip(pairs[1:], at[1:], times[1:], strict=True):
+                panel.annotate(str(k), (x, y), (4, 4), textcoords="offset points", fontsize=8)
+        panel.set_title(f"{found['row']} {found['sizes']}, {NAMES[found['cell']]}")
+        panel.set_xlabel("peak memory of a training step, MB")
+        panel.set_ylabel("ms")
+        panel.set_ylim(bottom=0)
+        panel.set_xlim(left=0)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _pairs(found: Results) -> list[tuple[str, Results, Results]]:
+    """(k, ours, torch.nn's), the sides without checkpoints first."""
+    sides = found["sides"]
+    ks = [name.partition("=")[2] for name in sides if name.startswith(f"{OURS.name} ")]
+    pairs = [("none", sides[OURS.name], sides[TORCH_NN.name])]
+    for k in ks:
+        ours, theirs = (sides[f"{peer} checkpoint={k}"] for peer in (OURS.name, TORCH_NN.name))
+        pairs.append((f"{k} = T" if k == str(found["T"]) else k, ours, theirs))
+    return pairs
+
+
+if __name__ == "__main__":
+    sys.exit(main())
