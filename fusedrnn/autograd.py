@@ -374,7 +374,7 @@ def _check_not_mapped(in_dim: int | None) -> None:
 
 def _keep_of_forward_op(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     ctx.save = inputs[8]
-    _keep_of_checkpointed_forward_op(ctx, (*inputs[:8], 0, inputs[9]), output)
+    _keep_of_checkpointed_forward_op(ctx, (*inputs[:8], 0, *inputs[9:10]), output)
 
 
 def _keep_of_checkpointed_forward_op(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
