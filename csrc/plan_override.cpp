@@ -15,7 +15,7 @@ struct Key {
 constexpr Key kKeys[] = {
     {"backward_steps", "count"}, {"direction_teams", "count"},    {"forward_steps", "count"},
     {"fuse_input", "flag"},      {"split", "|none|batch|units|"}, {"team", "|stepwise|"},
-    {"threads", "count"},        {"units_per_thread", "count"},
+    {"threads", "count"},        {"units_per_thread", "count"},   {"weights_in_place", "flag"},
 };
 
 bool is_count(const std::string& value) {
@@ -80,8 +80,8 @@ void PlanOverride::flag(const char* key, bool& value) const {
   if (found != values_.end()) value = found->second == "1";
 }
 
-const PlanOverride& plan_override() {
-  static const PlanOverride override(std::getenv(kVariable));
+PlanOverride& plan_override() {
+  static PlanOverride override(std::getenv(kVariable));
   return override;
 }
 

@@ -1,6 +1,7 @@
-// What the environment asks of plans, for measuring: FUSEDRNN_PLAN="key=value,key=value", read once
-// when the library is loaded. Keys are the fields that `fusedrnn.plan` shows and that may be chosen
-// freely; a key that a backend does not have is nothing to it.
+// What is asked of plans, for measuring: "key=value,key=value", from FUSEDRNN_PLAN in the
+// environment when the library is loaded, or from whoever measures. Keys are the fields that
+// `fusedrnn.plan` shows and that may be chosen freely; a key that a backend does not have is
+// nothing to it.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +46,7 @@ class PlanOverride {
   std::string error_;
 };
 
-// The environment's. Whoever makes a plan asks for its error first.
-const PlanOverride& plan_override();
+// The one in force, the environment's at first. Whoever makes a plan asks for its error first.
+PlanOverride& plan_override();
 
 }  // namespace fusedrnn

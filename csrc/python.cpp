@@ -1,4 +1,5 @@
-// Introspection for Python: what was built, what this processor runs, how a call would be run, the processor's peak. No torch in here; the ops are in a library of their own.
+// Introspection for Python: what was built, what this processor runs, how a call would be run, the
+// processor's peak. No torch in here; the ops are in a library of their own.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -85,6 +86,12 @@ py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, 
   return device == "cpu" ? cpu_plan(shape, threads) : cuda_plan(shape);
 }
 
+void override_plan(const std::string& text) {
+  const fusedrnn::PlanOverride wanted(text.c_str());
+  if (!wanted.error().empty()) throw std::invalid_argument(wanted.error());
+  fusedrnn::plan_override() = wanted;
+}
+
 py::dict build_info() {
   py::dict d;
   d["version"] = FUSEDRNN_VERSION;
@@ -110,9 +117,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("version", [] { return FUSEDRNN_VERSION; });
   m.def("build_info", &build_info);
   m.def("cpu_capability", [] { return fusedrnn::name_of(fusedrnn::cpu_capability()); });
-  m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("time"), py::arg("batch"), py::arg("input_size"),
-        py::arg("hidden_size"), py::arg("proj_size"), py::arg("directions"), py::arg("dtype"),
-        py::arg("threads"), py::arg("training"));
+  m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("time"), py::arg("batch"),
+        py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("directions"),
+        py::arg("dtype"), py::arg("threads"), py::arg("training"));
+  m.def("override_plan", &override_plan, py::arg("text"),
+        "Puts `text` in the place of FUSEDRNN_PLAN. Not while another thread makes a call.");
   m.def(
       "fma_peak",
       [](int threads, double seconds) {

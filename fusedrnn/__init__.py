@@ -111,7 +111,8 @@ def plan(
     The environment variable FUSEDRNN_PLAN, read when fusedrnn is loaded, overrides what the sizes
     would choose, for measuring: "key=value,key=value" with the names of a plan's fields. `threads`,
     `direction_teams`, `forward_steps`, `backward_steps` and `units_per_thread` take a number, which
-    is lowered to what the call can use, `fuse_input` 0 or 1, `split` and `team` one of their names.
+    is lowered to what the call can use, `fuse_input` and `weights_in_place` 0 or 1, `split` and
+    `team` one of their names.
     No result depends on them beyond rounding.
 
     Args:

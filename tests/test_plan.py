@@ -159,5 +159,23 @@ def test_results_under_any_override() -> None:
         "split=units,threads=2,fuse_input=1,backward_steps=3",
         "split=batch,threads=2,direction_teams=1,forward_steps=4,fuse_input=0",
         "direction_teams=2,split=none",
+        "weights_in_place=1",
+        "weights_in_place=1,threads=2,split=units",
+        "weights_in_place=0,threads=2,split=batch",
     ):
         assert planned(override, code) == "same\n", override
+
+
+def test_an_override_by_whoever_measures() -> None:
+    sizes = dict(time=50, batch=64, input_size=100, hidden_size=128, threads=4)
+    before = fusedrnn.plan("lstm", **sizes)
+    try:
+        fusedrnn._C.override_plan("forward_steps=3,weights_in_place=1")
+        changed = fusedrnn.plan("lstm", **sizes)
+        assert (changed.forward_steps, changed.weights_in_place) == (3, True)
+        with pytest.raises(ValueError, match="threads: expected a positive number"):
+            fusedrnn._C.override_plan("threads=0")
+        assert fusedrnn.plan("lstm", **sizes) == changed
+    finally:
+        fusedrnn._C.override_plan("")
+    assert fusedrnn.plan("lstm", **sizes) == before

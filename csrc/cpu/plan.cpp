@@ -80,6 +80,7 @@ Plan choose(const Shape& s, int threads) {
 void override_with(const PlanOverride& wanted, const Shape& s, int threads, Plan& plan) {
   wanted.limit("forward_steps", plan.forward_steps, s.T);
   wanted.limit("backward_steps", plan.backward_steps, s.T);
+  if (!s.P && !s.prepacked) wanted.flag("weights_in_place", plan.in_place);
   wanted.flag("fuse_input", plan.fuse_input);
   if (plan.in_place) plan.fuse_input = false;
   wanted.choose("split", plan.split, {"none", "batch", "units"});
