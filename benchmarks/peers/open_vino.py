@@ -1,4 +1,4 @@
-"""OpenVINO on the case's ONNX model: one request at a time, in float32 even where bf16 is faster."""
+"""OpenVINO on the case's ONNX model: one request at a time, in float32 even where bf16 is fast."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 // over.
 #include "peak.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -191,26 +192,26 @@ double barrier_seconds(int threads, double seconds) {
   if (threads == 1) return 0;
   Barrier barrier;
   std::atomic<bool> over{false};
-  double each = 0;
+  double least = seconds;
   std::vector<std::thread> pool;
   for (int i = 0; i < threads; ++i)
     pool.emplace_back([&, i] {
       barrier.wait(threads);
       const auto start = Clock::now();
-      std::int64_t meetings = 0;
+      double before = 0;
       while (!over.load()) {
         for (int k = 0; k < kMeetings; ++k) barrier.wait(threads);
-        meetings += kMeetings;
-        const double elapsed = since(start);
         if (i == 0) {
-          each = elapsed / static_cast<double>(meetings);
-          over.store(elapsed >= seconds);
+          const double now = since(start);
+          least = std::min(least, (now - before) / kMeetings);
+          over.store(now >= seconds);
+          before = since(start);
         }
         barrier.wait(threads);  // all see the same answer
       }
     });
   for (std::thread& t : pool) t.join();
-  return each;
+  return least;
 }
 
 }  // namespace fusedrnn

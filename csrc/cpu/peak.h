@@ -16,7 +16,9 @@ double int8_peak(int threads, double seconds);
 // Bytes per second that `threads` threads read together, each its own `bytes` again and again.
 double read_bandwidth(std::int64_t bytes, int threads, double seconds);
 
-// Seconds that `threads` threads take for one meeting at the barrier of team.h; 0 for one thread.
+// Seconds that `threads` threads take for one meeting at the barrier of team.h, as the least of
+// many batches of meetings within `seconds`: one thread's lost time slice is not the barrier's. 0
+// for one thread.
 double barrier_seconds(int threads, double seconds);
 
 }  // namespace fusedrnn
