@@ -52,7 +52,7 @@ def measure(threads: int, fma_peak: float | None) -> Limits | None:
     peaks = {"float32": fma_peak}
     for dtype, name in PEAKS.items():
         peaks[dtype] = _best(lambda name=name: machine.introspect(name, threads, SECONDS))
-    levels = [(name, size) for name, size in cache_sizes(threads)]
+    levels = cache_sizes(threads)
     last = levels[-1][1] if levels else 2**25
     reads = [(name, size, size // 2) for name, size in levels]
     reads.append(("memory", 0, min(MOST, BEYOND_CACHES * last)))
@@ -65,7 +65,7 @@ def measure(threads: int, fma_peak: float | None) -> Limits | None:
                     "read_bandwidth", max(1, total // threads), threads, SECONDS))}
             for name, size, total in reads
         ],
-        "barrier": -_best(lambda: -machine.introspect("barrier_seconds", threads, SECONDS)),
+        "barrier": machine.introspect("barrier_seconds", threads, TRIES * SECONDS),
         "call": {"forward": _call(train=False), "train": _call(train=True)},
     }  # fmt: skip
 
