@@ -3,6 +3,7 @@
 python -m benchmarks                                  everything, about half an hour
 python -m benchmarks --quick                          the same, less certain, in ten minutes
 python -m benchmarks --rows D,J --cells lstm --passes forward --threads all --dry
+python -m benchmarks --peers all                      beside torch.nn, what else is installed
 python -m benchmarks --report benchmarks/results/cpu  makes Markdown and plot again
 python -m benchmarks --readme                         puts the newest whole run into the README
 python -m benchmarks.gpu OUT                          the rows of a GPU, see gpu.py
@@ -13,15 +14,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks import machine, memory, report, runner
-from benchmarks.peers import OURS, PEERS
+from benchmarks import machine, memory, report, roofline, runner, tables
+from benchmarks.peers import OTHERS, OURS, PEERS, TORCH_NN, Peer, peers_named
 from benchmarks.workloads import CELLS, DTYPES, PASSES, ROWS, Case, cases, rows_named
 
 BUDGET, QUICK_BUDGET = 2.0, 0.5  # seconds a case
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         rows = rows_named(given.rows)
+        peers = peers_named(given.peers)
         counts = _thread_counts(given.threads)
     except ValueError as error:
         parser.error(str(error))
@@ -51,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not given.dry:
         date = datetime.date.today().isoformat()
         folder = report.RESULTS / (given.name or f"cpu-{date}")
-    results = _run(chosen, counts, folder, budget=budget, with_memory=given.memory)
+    processes = (1 if given.quick else memory.PROCESSES) if given.memory else 0
+    results = _run(chosen, counts, folder, budget=budget, peers=peers, processes=processes)
     _show(results)
     if folder:
         results["whole"] = _is_whole(chosen, given.memory)
@@ -72,10 +75,11 @@ def _run(
     folder: Path | None,
     *,
     budget: float,
-    with_memory: bool,
+    peers: Sequence[Peer],
+    processes: int,
 ) -> dict[str, Any]:
-    """Measures, and keeps each figure in `folder` as it comes."""
-    versions = {peer.name: peer.version() for peer in (OURS, *PEERS) if peer.available()}
+    """Measures, and keeps each figure in `folder` as it comes; memory with `processes` a side."""
+    versions = {peer.name: peer.version() for peer in (OURS, *peers) if peer.available()}
     results: dict[str, Any] = {
         "machine": machine.describe(counts, versions), "cases": [], "memory": [], "skipped": {},
     }  # fmt: skip
@@ -83,22 +87,33 @@ def _run(
     if load is not None and load > BUSY:
         print(f"This machine is busy (load average {load:.1f}): expect uncertain figures.")
     peaks = results["machine"]["fma_peak"]
+    limits = {threads: roofline.measure(int(threads), peak) for threads, peak in peaks.items()}
+    results["machine"]["limits"] = limits
+    for peer in peers:
+        if not peer.available():
+            print(f"{peer.name} is left out: it is not installed.")
     bar = tqdm(chosen, unit="case", disable=None)
     for case in bar:
         bar.set_description(case.label)
         if why := runner.skipped(case):
             results["skipped"][case.label] = why
             continue
-        record = runner.run(case, budget=budget, peak=peaks[str(case.threads)])
+        record = runner.run(case, budget=budget, peak=peaks[str(case.threads)], peers=peers)
+        if best := limits[str(case.threads)]:
+            record["floor"] = roofline.floor(case, best)
         results["cases"].append(record)
         if folder:
             report.keep(folder, results)
         if "error" in record:
             tqdm.write(f"failed: {case.label}: {record['error']}")
-    if with_memory:
-        pairs = dict.fromkeys((c.row.name, c.cell) for c in chosen if runner.skipped(c) is None)
+    if processes:
+        pairs = dict.fromkeys(
+            (c.row.name, c.cell)
+            for c in chosen
+            if c.dtype == "float32" and runner.skipped(c) is None
+        )
         for row, cell in tqdm(pairs, desc="peak memory", unit="row", disable=None):
-            results["memory"].append(memory.measure(row, cell, max(counts)))
+            results["memory"].append(memory.measure(row, cell, max(counts), processes=processes))
             if folder:
                 report.keep(folder, results)
     return results
@@ -108,22 +123,28 @@ def _show(results: dict[str, Any]) -> None:
     for case in results["cases"]:
         if "error" in case:
             continue
-        ours, theirs = (case["sides"][side]["median"] for side in (OURS.name, report.PEER))
-        ratio, peak = case["ratios"][report.PEER], case["sides"][OURS.name]["peak_fraction"]
+        ours, theirs = (case["sides"][side]["median"] for side in (case["lead"], TORCH_NN.name))
+        ratio, peak = case["ratios"][TORCH_NN.name], case["sides"][case["lead"]]["peak_fraction"]
+        kept, other = case.get("kept"), tables.best_other(case["ratios"])
         print(
             f"{case['row']:7} {case['cell']:5} {case['mode']:8} {case['threads']}t "
             f"{case['dtype']:9} {ours * 1e3:9.3f} ms, torch.nn {theirs * 1e3:9.3f} ms: "
             f"{ratio['median']:6.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
             + (f", {100 * peak:.0f} % of peak" if peak else "")
+            + (f", {ours / case['floor']['total']:.2f} x floor" if "floor" in case else "")
+            + (f", weights kept {kept[TORCH_NN.name]['median']:.2f}x" if kept else "")
+            + (f"; {other[0]} {other[1]:.2f}x" if other else "")
         )
     for record in results["memory"]:
         if "error" not in record:
-            ours, theirs = (record["peak_bytes"][side] / 2**20 for side in (OURS.name, report.PEER))
+            ours, theirs = (
+                record["peak_bytes"][side] / 2**20 for side in (OURS.name, TORCH_NN.name)
+            )
             print(f"{record['row']:7} {record['cell']:5} peak memory {ours:8.1f} MB, "
                   f"torch.nn {theirs:8.1f} MB")  # fmt: skip
     for label, why in results["skipped"].items():
         print(f"skipped {label}: {why}")
-    print("slower than torch.nn: " + ("; ".join(report.slower(results)) or "none"))
+    print("slower than a peer: " + ("; ".join(tables.slower(results)) or "none"))
 
 
 def _thread_counts(words: list[str]) -> list[int]:
@@ -158,10 +179,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows", type=lambda t: t.split(","), default=["*"], help="names or patterns: A,B*")
     add("--cells", type=several(CELLS), default=list(CELLS), help="some of lstm,gru,rnn")
     add("--passes", type=several(PASSES), default=list(PASSES), help="some of forward,train")
-    add("--dtypes", type=several(DTYPES), default=list(DTYPES), help="some of float32,bfloat16")
+    add("--dtypes", type=several(DTYPES), default=list(DTYPES), help="some of " + ",".join(DTYPES))
+    names = ", ".join(peer.name for peer in (*PEERS, *OTHERS))
+    add(
+        "--peers",
+        type=lambda t: t.split(","),
+        default=[TORCH_NN.name],
+        help=f"`all` that are installed, or some of {names}; torch.nn always",
+    )
     add("--threads", type=lambda t: t.split(","), default=["all", "1"], help="all,1")
     add("--budget", type=float, default=None, help=f"seconds a case, {BUDGET} if not given")
-    add("--quick", action="store_true", help=f"{QUICK_BUDGET} seconds a case")
+    add(
+        "--quick",
+        action="store_true",
+        help=f"{QUICK_BUDGET} seconds a case, one process for memory",
+    )
     add("--memory", action=argparse.BooleanOptionalAction, default=True, help="peak memory too")
     add("--name", help="folder under benchmarks/results, cpu-<date> if not given")
     add("--dry", action="store_true", help="print only, write nothing")

@@ -25,7 +25,8 @@ import torch
 from benchmarks import machine, memory, runner, timing
 from benchmarks.peers import OURS, TORCH_NN, Peer, checkpointed, checkpointed_torch
 from benchmarks.peers.peer import make_data
-from benchmarks.report import NAMES, RESULTS
+from benchmarks.report import RESULTS
+from benchmarks.tables import NAMES
 from benchmarks.workloads import Case, rows_named
 
 ROWS = ("J", "D")

@@ -34,7 +34,7 @@ def describe(thread_counts: Iterable[int], versions: dict[str, str]) -> dict[str
         "versions": versions,
         "capability": {
             "torch": torch.backends.cpu.get_cpu_capability(),
-            "fusedrnn": _introspect("cpu_capability"),
+            "fusedrnn": introspect("cpu_capability"),
         },
         "environment": {
             name: value
@@ -49,12 +49,12 @@ def describe(thread_counts: Iterable[int], versions: dict[str, str]) -> dict[str
 
 def fma_peak(threads: int) -> float | None:
     """The most FLOP/s (float32) that `threads` threads reached in a few tries, or None."""
-    rates = [_introspect("fma_peak", threads, PEAK_SECONDS) for _ in range(PEAK_TRIES)]
+    rates = [introspect("fma_peak", threads, PEAK_SECONDS) for _ in range(PEAK_TRIES)]
     measured = [rate for rate in rates if rate]
     return max(measured) if measured else None
 
 
-def _introspect(function: str, *arguments: object) -> Any:
+def introspect(function: str, *arguments: object) -> Any:
     """`fusedrnn._C.function(*arguments)`, or None where the build has no such function."""
     try:
         native = importlib.import_module("fusedrnn._C")

@@ -32,8 +32,8 @@ TIMEOUT = 300.0
 MEANINGLESS = 2**20  # bytes
 
 
-def measure(row: str, cell: str, threads: int) -> dict[str, Any]:
-    """Peak bytes of a float32 training step of ours and of every peer, and what JSON keeps."""
+def measure(row: str, cell: str, threads: int, *, processes: int = PROCESSES) -> dict[str, Any]:
+    """Peak bytes of a float32 training step of ours and of torch.nn, and what JSON keeps."""
     from benchmarks.peers import OURS, PEERS
     from benchmarks.workloads import Case, rows_named
 
@@ -41,7 +41,7 @@ def measure(row: str, cell: str, threads: int) -> dict[str, Any]:
     names = [
         peer.name for peer in (OURS, *PEERS) if peer.available() and peer.missing(case) is None
     ]
-    return measure_sides(names, row, cell, threads)
+    return measure_sides(names, row, cell, threads, processes=processes)
 
 
 def measure_sides(

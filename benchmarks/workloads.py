@@ -2,7 +2,8 @@
 
 A `Row` is one problem size, named by a letter; a variant of a row (`B-h150`, `F-1x1`) keeps the
 letter. Rows of a GPU are named g1 to g21. A `Case` is one thing to time: row x cell x pass x
-threads x dtype, where "tf32" are float32 tensors whose products may round to tf32. The number of
+threads x dtype, where "tf32" are float32 tensors whose products may round to tf32, and "int8"
+float32 tensors on weights that were rounded to int8, inference alone. The number of
 floating point operations of a case is counted here as well, since it follows from the sizes alone:
 
     forward, per layer and direction     2 N G H (I + R)  [ + 2 N H P with a projection ]
@@ -24,9 +25,10 @@ from typing import Any
 CELLS = ("lstm", "gru", "rnn")
 PASSES = ("forward", "train")
 REPLAY = "replay"  # forward, captured in a CUDA graph and replayed
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "int8")
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 BOTH = ("float32", "bfloat16")
+KEPT = ("float32", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,11 @@ class Row:
         return self.name.split("-")[0]
 
     @property
+    def streamed(self) -> bool:
+        """Whether it is also run by `fusedrnn.Streaming`, whose weights are prepared once."""
+        return "int8" in self.dtypes
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """The length of each sequence: T, or when packed fixed draws, uniform in 1..T."""
         if not self.packed:
@@ -81,21 +88,24 @@ class Row:
 
 
 ROWS: tuple[Row, ...] = (
-    Row(name="A", source="stock: seven days of prices", T=7, I=5, H=10, B=32),
+    Row(name="A", source="stock: seven days of prices", T=7, I=5, H=10, B=32, dtypes=KEPT),
     Row(name="B", source="digits: rows of an image", T=28, I=28, H=128, B=150, dtypes=BOTH),
     Row(name="B-h150", source="digits, H = 150", T=28, I=28, H=150, B=150),
     Row(name="B-l3", source="digits, three layers", T=28, I=28, H=128, B=150, layers=3),
     Row(name="C", source="synthetic series", T=20, I=1, H=100, B=50),
-    Row(name="D", source="sentiment: embedded words", T=256, I=100, H=128, B=32, dtypes=BOTH),
+    Row(name="D", source="sentiment: embedded words", T=256, I=100, H=128, B=32,
+        dtypes=DTYPES),
     Row(name="E", source="word LM (AWD-LSTM)", T=70, I=400, H=1150, B=20),
     Row(name="F", source="speech: filter banks", T=200, I=80, H=512, B=16, layers=2, directions=2,
         dtypes=BOTH),
     Row(name="F-1x1", source="speech, one layer and direction", T=200, I=80, H=512, B=16),
-    Row(name="G", source="DeepBench inference", T=50, I=1536, H=1536, B=1),
-    Row(name="H", source="streaming: one audio frame", T=1, I=256, H=256, B=1, given_state=True),
+    Row(name="G", source="DeepBench inference", T=50, I=1536, H=1536, B=1, dtypes=KEPT),
+    Row(name="H", source="streaming: one audio frame", T=1, I=256, H=256, B=1, given_state=True,
+        dtypes=KEPT),
     Row(name="I", source="big batch: sensors", T=50, I=256, H=256, B=256, dtypes=BOTH),
     Row(name="J", source="char LM", T=100, I=512, H=512, B=64, dtypes=BOTH),
-    Row(name="K", source="long sequence, small state", T=1000, I=64, H=64, B=8),
+    Row(name="K", source="long sequence, small state", T=1000, I=64, H=64, B=8,
+        dtypes=KEPT),
     Row(name="P", source="D, lengths uniform in 1..256", T=256, I=100, H=128, B=32, directions=2,
         packed=True),
     Row(name="Q", source="projected LSTM", T=100, I=256, H=512, B=32, proj_size=128,
@@ -103,6 +113,24 @@ ROWS: tuple[Row, ...] = (
     Row(name="R", source="recurrent policy with resets", T=128, I=256, H=256, B=64, resets=0.01),
 )  # fmt: skip
 
+# How many times as fast as torch.nn a row is meant to be, float32 on TARGET_THREADS threads, in the
+# order of CELLS and then PASSES. Row H's forward is meant with weights kept from call to call.
+TARGET_THREADS = 2
+_TARGETS: dict[str, tuple[float, ...]] = {
+    "A": (4, 4, 8, 10, 4, 5),
+    "B": (1.35, 1.9, 5, 4.5, 6, 4.5),
+    "C": (2, 2.4, 5, 8, 5, 5),
+    "D": (1.35, 2.5, 5, 5.5, 6, 5),
+    "E": (1.6, 1.5, 3, 2.5, 2, 2),
+    "F": (1.2, 1.8, 4.5, 4, 4.5, 4),
+    "G": (2.5, 1.5, 3.5, 2.5, 1.5, 2),
+    "H": (7, 4, 3, 3, 2, 2.5),
+    "I": (1.28, 1.7, 3, 2.5, 3.5, 2.8),
+    "J": (1.25, 1.5, 2.6, 2.5, 3, 2.7),
+    "K": (2.3, 2.5, 12, 15, 12, 15),
+    "P": (4, 4, 4, 4, 4, 4),
+    "Q": (2.5, 2.5),
+}
 
 TF32 = ("bfloat16", "tf32")
 
@@ -209,5 +237,12 @@ def cases(
         for cell in cells
         if cell in row.cells
         for mode in modes
-        if mode in row.modes
+        if mode in row.modes and (dtype != "int8" or mode == "forward")
     ]
+
+
+def target(row: str, cell: str, mode: str) -> float | None:
+    """The ratio to torch.nn that the named row is meant to reach, None where none is set."""
+    found = _TARGETS.get(row, ())
+    column = CELLS.index(cell) * len(PASSES) + PASSES.index(mode)
+    return found[column] if column < len(found) else None

@@ -1,5 +1,5 @@
 // Introspection for Python: what was built, what this processor runs, how a call would be run, the
-// processor's peak. No torch in here; the ops are in a library of their own.
+// processor's limits. No torch in here; the ops are in a library of their own.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -110,6 +110,22 @@ py::dict build_info() {
   return d;
 }
 
+void check_limit(int threads, double seconds) {
+  if (threads <= 0 || !(seconds > 0))
+    throw std::invalid_argument("threads, seconds: expected positive numbers");
+}
+
+void def_limit(py::module_& m, const char* name, double (*limit)(int, double), const char* doc) {
+  m.def(
+      name,
+      [limit](int threads, double seconds) {
+        check_limit(threads, seconds);
+        py::gil_scoped_release release;
+        return limit(threads, seconds);
+      },
+      py::arg("threads"), py::arg("seconds"), doc);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -122,14 +138,22 @@ PYBIND11_MODULE(_C, m) {
         py::arg("dtype"), py::arg("threads"), py::arg("training"));
   m.def("override_plan", &override_plan, py::arg("text"),
         "Puts `text` in the place of FUSEDRNN_PLAN. Not while another thread makes a call.");
+  def_limit(m, "fma_peak", &fusedrnn::fma_peak,
+            "Measured fp32 multiply-add peak in FLOP/s of `threads` threads together.");
+  def_limit(m, "bf16_peak", &fusedrnn::bf16_peak,
+            "The same of dot products of bf16; 0 where this processor has none.");
+  def_limit(m, "int8_peak", &fusedrnn::int8_peak,
+            "The same of dot products of int8, in operations per second.");
+  def_limit(m, "barrier_seconds", &fusedrnn::barrier_seconds,
+            "Measured seconds of one barrier of `threads` threads.");
   m.def(
-      "fma_peak",
-      [](int threads, double seconds) {
-        if (threads <= 0 || !(seconds > 0))
-          throw std::invalid_argument("threads, seconds: expected positive numbers");
+      "read_bandwidth",
+      [](int64_t bytes, int threads, double seconds) {
+        positive("bytes", bytes);
+        check_limit(threads, seconds);
         py::gil_scoped_release release;
-        return fusedrnn::fma_peak(threads, seconds);
+        return fusedrnn::read_bandwidth(bytes, threads, seconds);
       },
-      py::arg("threads"), py::arg("seconds"),
-      "Measured fp32 multiply-add peak in FLOP/s of `threads` threads together.");
+      py::arg("bytes"), py::arg("threads"), py::arg("seconds"),
+      "Measured bytes per second that `threads` threads read, each its own `bytes` repeatedly.");
 }

@@ -9,9 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+import fusedrnn
 from benchmarks import __main__ as command
-from benchmarks import checkpoint, memory, report, runner, timing
-from benchmarks.workloads import ROWS, Case, Row, cases, flops, rows_named
+from benchmarks import checkpoint, memory, report, roofline, runner, tables, timing
+from benchmarks.peers import TORCH_NN, peers_named
+from benchmarks.peers.peer import OptionalPeer
+from benchmarks.workloads import CELLS, ROWS, Case, Row, cases, flops, rows_named, target
+from fusedrnn import _C
 
 
 def test_flops_are_counted_by_hand() -> None:
@@ -44,6 +48,19 @@ def test_cases_of_a_selection() -> None:
         }
         | {("Q", "lstm", "float32")}
     )
+
+
+def test_int8_is_inference_of_the_rows_that_stream() -> None:
+    found = cases(ROWS, threads=[1], dtypes=["int8"])
+    assert {(c.row.name, c.cell, c.mode) for c in found} == {
+        (row, cell, "forward") for row in "ADGHK" for cell in CELLS
+    }
+
+
+def test_targets() -> None:
+    assert target("D", "gru", "train") == 5.5 and target("H", "lstm", "forward") == 7
+    assert target("Q", "lstm", "train") == 2.5 and target("Q", "gru", "forward") is None
+    assert target("B-l3", "lstm", "forward") is None and target("R", "lstm", "forward") is None
 
 
 def test_statistics() -> None:
@@ -80,6 +97,227 @@ def test_parity_is_checked_before_timing() -> None:
                   {"output": torch.full((3,), float("nan"))}):  # fmt: skip
         with pytest.raises(runner.ParityError):
             runner.check_parity(wrong, right, dtype="float32", peer="torch.nn")
+
+
+class Stand(OptionalPeer):
+    """A peer that is torch.nn, with results changed by `change`."""
+
+    packages = ("torch",)
+
+    def __init__(self, name, change=lambda tensor: tensor):
+        self.name, self._change = name, change
+
+    def missing(self, case):
+        return "has no rnn" if case.cell == "rnn" else None
+
+    def build(self, case, data):
+        step = TORCH_NN.build(case, data)
+        results = {name: self._change(tensor) for name, tensor in step.results().items()}
+        step.results = lambda: results
+        return step
+
+
+def refuse(tensor):
+    raise ValueError("it would not")
+
+
+def test_peers_that_cannot_or_fail_are_left_out_and_the_rest_is_timed() -> None:
+    absent = Stand("absent")
+    absent.packages = ("a_package_that_is_not_there",)
+    peers = [
+        TORCH_NN, Stand("good"), Stand("wrong", lambda t: t + 1), Stand("broken", refuse), absent,
+    ]  # fmt: skip
+    case = Case(row=rows_named(["C"])[0], cell="gru", mode="forward", threads=1)
+    record = runner.run(case, budget=0.01, peak=None, peers=peers)
+    assert record["ratios"].keys() == {"torch.nn", "good"}
+    assert record["left_out"].keys() == {"wrong", "broken", "absent"}
+    assert "ParityError: output" in record["left_out"]["wrong"]
+    assert record["left_out"]["broken"] == "failed: ValueError: it would not"
+    assert record["left_out"]["absent"] == "is not installed"
+    assert tables.best_other(record["ratios"])[0] == "good"
+    other = runner.run(
+        Case(row=case.row, cell="rnn", mode="train", threads=1), budget=0.01, peak=None, peers=peers
+    )
+    assert other["left_out"]["good"] == "has no rnn" and other["ratios"].keys() == {"torch.nn"}
+
+
+def test_peers_are_chosen_by_name() -> None:
+    assert [peer.name for peer in peers_named(["onnxruntime"])] == ["torch.nn", "onnxruntime"]
+    every = peers_named(["all"])
+    assert every[0] is TORCH_NN and all(peer.available() for peer in every)
+    with pytest.raises(ValueError, match="peers.*cuDNN"):
+        peers_named(["torch.nn", "cuDNN"])
+
+
+class Stream:
+    """Stands for `fusedrnn.Streaming`; int8 is off by a little, as it is."""
+
+    def __init__(self, module, batch_size, weights):
+        self._module, self._off = module.eval(), 1e-3 if weights == "int8" else 0.0
+        self.state = None
+
+    def reset(self):
+        self.state = None
+
+    def __call__(self, chunk):
+        with torch.no_grad():
+            output, self.state = self._module(chunk, self.state)
+        return output + self._off
+
+
+@pytest.fixture
+def streaming(monkeypatch):
+    monkeypatch.setattr(fusedrnn, "Streaming", Stream, raising=False)
+
+
+def test_streams_are_measured_beside_the_module(streaming) -> None:
+    row = rows_named(["H"])[0]
+    case = Case(row=row, cell="lstm", mode="forward", threads=1)
+    record = runner.run(case, budget=0.01, peak=None)
+    assert record["kept"].keys() == {"torch.nn", "fusedrnn"} and record["lead"] == "fusedrnn"
+    assert "fusedrnn Streaming" in record["ratios"] and tables.best_other(record["ratios"]) is None
+    rounded = Case(row=row, cell="lstm", mode="forward", threads=1, dtype="int8")
+    assert runner.skipped(rounded) is None
+    record = runner.run(rounded, budget=0.01, peak=None)
+    assert record["lead"] == "fusedrnn Streaming int8" and "kept" not in record
+    assert record["accuracy"]["fusedrnn Streaming int8"]["max"] == pytest.approx(1e-3, rel=1e-2)
+    train = Case(row=row, cell="lstm", mode="train", threads=1)
+    assert "kept" not in runner.run(train, budget=0.01, peak=None)
+
+
+def test_without_streaming_int8_is_skipped(monkeypatch) -> None:
+    monkeypatch.delattr(fusedrnn, "Streaming", raising=False)
+    case = Case(row=rows_named(["H"])[0], cell="lstm", mode="forward", threads=1, dtype="int8")
+    assert "no fusedrnn.Streaming" in (runner.skipped(case) or "")
+
+
+LIMITS = {
+    "peak": {"float32": 1e9, "bfloat16": 2e9, "int8": 0.0},
+    "levels": [
+        {"name": "L1", "bytes": 1000, "bandwidth": 1e9},
+        {"name": "memory", "bytes": 0, "bandwidth": 1e8},
+    ],
+    "barrier": 1e-6,
+    "call": {"forward": 1e-5, "train": 1e-4},
+}
+
+
+def test_the_floor_is_counted_by_hand() -> None:
+    row = Row(name="X", source="", T=2, I=3, H=5, B=7)
+    case = Case(row=row, cell="lstm", mode="forward", threads=2)
+    recurrent, once = 4 * 20 * 5, 4 * (20 * 3 + 2 * 20) + 4 * 14 * 3 + 4 * 14 * 5
+    assert roofline.traffic(case, 0) == (recurrent, once)
+    found = roofline.floor(case, LIMITS)
+    assert found["compute"] == pytest.approx(case.flops / 1e9)
+    beyond = (recurrent + once - 1000) / 1e8  # what does not fit L1
+    assert found["memory"] == pytest.approx(2 * recurrent / 1e9 + 600 / 1e9 + beyond)
+    assert found["barriers"] == 0 and found["call"] == 1e-5
+    parts = max(found["compute"], found["memory"]) + found["call"]
+    assert found["total"] == pytest.approx(parts)
+
+
+def test_the_floor_of_training_bf16_and_of_few_sequences() -> None:
+    row = Row(name="X", source="", T=4, I=3, H=5, B=1, layers=2)
+    case = Case(row=row, cell="gru", mode="train", threads=2, dtype="bfloat16")
+    recurrent, once = roofline.traffic(case, 1)
+    from_input, passing, reserve = 2 * (15 * 5 + 30), 2 * (4 * 5 + 4 * 5), 2 * 4 * 4 * 5
+    assert recurrent == 2 * 15 * 5
+    assert once == 2 * (from_input + passing + reserve) + from_input + recurrent + passing
+    found = roofline.floor(case, LIMITS)
+    assert found["compute"] == pytest.approx(case.flops / 2e9)
+    assert found["barriers"] == pytest.approx(2 * 4 * 2 * 1e-6)
+    assert found["call"] == pytest.approx(2e-4)
+    int8 = Case(row=row, cell="gru", mode="forward", threads=1, dtype="int8")
+    assert roofline.floor(int8, LIMITS)["compute"] == pytest.approx(int8.flops / 1e9)
+    assert roofline.traffic(int8, 1)[0] == 15 * 5
+
+
+def test_cache_sizes_of_a_team(tmp_path) -> None:
+    levels = [("Data", 1, "48K", "0"), ("Instruction", 1, "32K", "0"), ("Unified", 2, "1M", "0,4"),
+              ("Unified", 3, "32M", "0-7")]  # fmt: skip
+    for i, (kind, level, size, shared) in enumerate(levels):
+        index = tmp_path / f"index{i}"
+        index.mkdir()
+        named = {"type": kind, "level": level, "size": size, "shared_cpu_list": shared}
+        for name, value in named.items():
+            (index / name).write_text(f"{value}\n")
+    found = roofline.cache_sizes(3, tmp_path)
+    assert found == [("L1", 3 * 48 * 2**10), ("L2", 2 * 2**20), ("L3", 32 * 2**20)]
+    assert roofline.cache_sizes(3, tmp_path / "nothing") == []
+
+
+def test_limits_are_measured(monkeypatch) -> None:
+    monkeypatch.setattr(roofline, "SECONDS", 0.002)
+    limits = roofline.measure(1, 1e9)
+    assert limits is not None and limits["barrier"] == 0
+    assert all(level["bandwidth"] > 0 for level in limits["levels"])
+    assert limits["call"]["forward"] > 0 and limits["call"]["train"] > 0
+    assert limits["levels"][-1]["name"] == "memory" and limits["peak"]["float32"] == 1e9
+    assert 0 < _C.barrier_seconds(2, 0.002) < float("inf")
+    assert roofline.measure(1, None) is None
+    for call in (
+        lambda: _C.fma_peak(0, 0.1),
+        lambda: _C.barrier_seconds(1, 0.0),
+        lambda: _C.read_bandwidth(0, 1, 0.1),
+    ):
+        with pytest.raises(ValueError, match="positive"):
+            call()
+
+
+def record_of(row: str, ratios: dict[str, float], **more) -> dict:
+    spread = {name: {"median": r, "low": r, "high": r} for name, r in ratios.items()}
+    sides = {name: {"median": r * 1e-3, "peak_fraction": None} for name, r in ratios.items()}
+    sides["fusedrnn"] = {"median": 1e-3, "peak_fraction": None}
+    case = {"row": row, "cell": "lstm", "mode": "forward", "threads": 2, "dtype": "float32"}
+    return case | {"sides": sides, "ratios": spread, "lead": "fusedrnn"} | more
+
+
+def results_of(*records: dict) -> dict:
+    machine = dict.fromkeys(("cpu", "cores", "memory_gib", "system", "python", "date", "commit"))
+    machine |= {"fma_peak": {}, "versions": {}, "capability": {"fusedrnn": "", "torch": ""}}
+    return {"machine": machine, "cases": list(records), "memory": [], "skipped": {}}
+
+
+def test_the_report_judges_targets_and_names_the_best_peer() -> None:
+    floor = {"total": 0.5e-3}
+    left_out = {"JAX scan": "is not installed"}
+    text = tables.markdown(
+        results_of(
+            record_of("A", {"torch.nn": 4.5, "OpenVINO": 3, "onnxruntime": 2}, floor=floor),
+            record_of("D", {"torch.nn": 1.2, "onnxruntime": 0.9}, left_out=left_out),
+            record_of("E", {"torch.nn": 2.0}, left_out=left_out),
+        )
+    )
+    assert "Targets met (float32, 2 threads): 2 of 3." in text
+    assert (
+        "- D LSTM forward: 1.20 of 1.35" in text and "| 4 met | onnxruntime 2.00 | 2.00 |" in text
+    )
+    assert "- JAX scan is not installed: D lstm forward, 2 threads, float32 and 1 more" in text
+    bare = tables.markdown(results_of(record_of("F-1x1", {"torch.nn": 2.0})))
+    for column in ("| target |", "| best other peer |", "| x floor |"):
+        assert column in text and column not in bare
+    assert "Targets met" not in bare
+
+
+def test_row_h_is_judged_with_weights_kept() -> None:
+    kept = {name: {"median": r, "low": r, "high": r} for name, r in
+            {"torch.nn": 8.0, "fusedrnn": 2.0}.items()}  # fmt: skip
+    sides = {"torch.nn": 4.0, "fusedrnn Streaming": 0.5}
+    record = record_of("H", sides, kept=kept)
+    assert tables.against_target(record) == (8.0, 7)
+    assert tables.against_target(record_of("H", sides)) == (4.0, 7)
+    assert tables.against_target(record | {"threads": 1}) is None
+    text = tables.markdown(results_of(record))
+    assert "### fusedrnn Streaming: weights and state kept" in text
+    assert "| H | T1 I256 H256 B1 | LSTM | 0.5 | 8.00 | 2.00 |" in text
+    assert "which was not measured" not in text
+
+
+def test_slower_names_the_peer() -> None:
+    record = record_of("D", {"torch.nn": 1.2, "onnxruntime": 0.9, "fusedrnn Streaming": 0.5})
+    assert tables.slower(results_of(record)) == [
+        "D lstm forward, 2 threads, float32: 0.90 of onnxruntime"
+    ]
 
 
 def test_a_row_that_needs_resets_says_so() -> None:
@@ -146,7 +384,7 @@ def test_a_run_and_its_report(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
     (tmp_path / "README.md").write_text(f"a\n{report.BEGIN}\nold\n{report.END}\nb\n")
-    words = "--rows A,R --threads 1 --budget 0.05 --no-memory --name tried".split()
+    words = "--rows A,R --threads 1 --dtypes float32 --budget 0.05 --no-memory --name tried".split()
     assert command.main(words) == 0
     assert "takes no `reset`" in capsys.readouterr().out
     results = json.loads((tmp_path / "tried" / "results.json").read_text())
@@ -163,5 +401,6 @@ def test_a_run_and_its_report(tmp_path, monkeypatch, capsys) -> None:
     assert command.main(["--readme"]) == 0
     readme = (tmp_path / "README.md").read_text()
     assert "old" not in readme and "geometric mean" in readme and readme.endswith("\nb\n")
-    with pytest.raises(SystemExit):
-        command.main(["--rows", "nothing"])
+    for wrong in (["--rows", "nothing"], ["--peers", "nobody"], ["--dtypes", "int4"]):
+        with pytest.raises(SystemExit):
+            command.main(wrong)

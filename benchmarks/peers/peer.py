@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from benchmarks.workloads import Case, Row
+from benchmarks.workloads import CELLS, Case, Row
 
 WEIGHTS_OF = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
 SEED = 20240229
@@ -65,6 +68,120 @@ class Peer(ABC):
         """The case, ready to run on `data`."""
 
 
+class OptionalPeer(Peer):
+    """A library that is timed where its `packages` are installed; it is imported when built."""
+
+    packages: tuple[str, ...]
+
+    def available(self) -> bool:
+        return all(importlib.util.find_spec(package) is not None for package in self.packages)
+
+    def version(self) -> str:
+        distribution = importlib.metadata.packages_distributions()[self.packages[-1]][0]
+        return importlib.metadata.version(distribution)
+
+
+class CallStep:
+    """A step made of `call`, and of `named`, which makes named NumPy arrays of its result."""
+
+    def __init__(self, call: Callable[[], Any], named: Callable[[Any], Mapping[str, Any]]) -> None:
+        self._call = call
+        self._named = named
+
+    def repeat(self, calls: int) -> None:
+        call = self._call
+        for _ in range(calls):
+            call()
+
+    def results(self) -> dict[str, Tensor]:
+        named = self._named(self._call())
+        return {name: torch.tensor(value) for name, value in named.items()}
+
+
+class ThreadsOnce:
+    """The threads of a library that takes their number once in a process."""
+
+    def __init__(self, library: str) -> None:
+        self._library = library
+        self._threads: int | None = None
+
+    def missing(self, threads: int) -> str | None:
+        """Why the library cannot run with `threads` threads any more, or None."""
+        if self._threads in (None, threads):
+            return None
+        return f"{self._library} sets its threads once in a process: {self._threads} in this one"
+
+    def claim(self, threads: int) -> bool:
+        """Whether this is the first call, after which `threads` cannot change."""
+        first, self._threads = self._threads is None, threads
+        return first
+
+
+def beyond(
+    case: Case,
+    *,
+    dtype: str = "float32",
+    cells: Sequence[str] = CELLS,
+    modes: Sequence[str] = ("forward",),
+    packed: bool = False,
+    projected: bool = False,
+) -> str | None:
+    """What a case asks for beyond what a library can do (the keywords), or None."""
+    row = case.row
+    if row.device != "cpu":
+        return "runs on CPUs here"
+    if case.dtype != dtype:
+        return f"runs in {dtype} here"
+    if case.cell not in cells:
+        return f"has no {case.cell} in {dtype}, only {', '.join(cells)}"
+    if case.mode not in modes:
+        return "has no training"
+    if row.resets:
+        return "has no resets"
+    if row.packed and not packed:
+        return "has no packed sequences"
+    if row.proj_size and not projected:
+        return "has no projection"
+    return None
+
+
+def stacked(row: Row, data: Data, name: str) -> list[list[Tensor]]:
+    """The weights called `name` (`weight_ih`, ...) by layer, then by direction."""
+    return [
+        [data.weights[f"{name}_l{layer}{suffix}"] for suffix in ("", "_reverse")[: row.directions]]
+        for layer in range(row.layers)
+    ]
+
+
+def with_gates(weight: Tensor, order: Sequence[int]) -> Tensor:
+    """A weight whose gates (torch's, along the first dimension) come in another order."""
+    gates = weight.chunk(len(order))
+    return torch.cat([gates[gate] for gate in order])
+
+
+def states(data: Data) -> tuple[Tensor, ...]:
+    """The given initial states: (h, c), (h,), or none."""
+    if data.hx is None:
+        return ()
+    return data.hx if isinstance(data.hx, tuple) else (data.hx,)
+
+
+def padded(data: Data) -> tuple[Tensor, Tensor | None]:
+    """The input as [T, B, I], and the lengths of its sequences if it was packed."""
+    if data.batch_sizes is None:
+        return data.input, None
+    return pad_packed_sequence(
+        PackedSequence(data.input, data.batch_sizes, data.sorted_indices, data.unsorted_indices)
+    )
+
+
+def packed_again(output: Tensor, lengths: Tensor | None) -> Tensor:
+    """An output [T, B, F] as `padded`'s input was."""
+    if lengths is None:
+        return output
+    return pack_padded_sequence(output, lengths, enforce_sorted=False).data
+
+
 def module_arguments(row: Row) -> dict[str, int | bool]:
     """The constructor arguments of a row's module, without the ones left at their default."""
     arguments: dict[str, int | bool] = {"input_size": row.I, "hidden_size": row.H}
@@ -79,7 +196,7 @@ def module_arguments(row: Row) -> dict[str, int | bool]:
 
 def tensor_dtype(case: Case) -> torch.dtype:
     """The dtype of a case's tensors."""
-    dtype = getattr(torch, "float32" if case.dtype == "tf32" else case.dtype)
+    dtype = getattr(torch, "float32" if case.dtype in ("tf32", "int8") else case.dtype)
     assert isinstance(dtype, torch.dtype)
     return dtype
 
