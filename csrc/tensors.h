@@ -1,0 +1,139 @@
+// Tensors as the op layer handles them, through torch's stable ABI: what an op checks of an
+// argument and how it makes a result.
+//
+// Part of the op layer, like ops.cpp: nothing else knows torch.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/memory.h"
+#include "problem.h"
+
+// Since torch 2.11: a tensor over memory of ours with a deleter of ours. Weak, so that the library
+// loads in 2.10 too, where the reserve is an ordinary tensor.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
+    int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* ret, int32_t layout,
+    const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
+    void (*deleter)(void* data, void* ctx), void* deleter_ctx);
+
+namespace fusedrnn {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+
+inline std::string to_string(const Sizes& sizes) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + "]";
+}
+
+inline Sizes sizes_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return Sizes(sizes.begin(), sizes.end());
+}
+
+inline void check_sizes(const char* name, const Tensor& t, const Sizes& expected) {
+  STD_TORCH_CHECK(sizes_of(t) == expected, name, ": expected shape ", to_string(expected), ", got ",
+                  to_string(sizes_of(t)));
+}
+
+inline std::string device_of(const Tensor& t) {
+  if (t.is_cpu()) return "cpu";
+  return (t.is_cuda() ? "cuda:" : "another device, index ") + std::to_string(t.get_device_index());
+}
+
+inline void check_like(const char* name, const Tensor& t, const Tensor& input) {
+  const bool together =
+      input.is_cpu() ? t.is_cpu() : t.is_cuda() && t.get_device_index() == input.get_device_index();
+  STD_TORCH_CHECK(together, name, ": expected a tensor on input's device, ", device_of(input),
+                  ", got one on ", device_of(t));
+  STD_TORCH_CHECK(t.scalar_type() == input.scalar_type(), name, ": expected input's dtype ",
+                  toString(input.scalar_type()), ", got ", toString(t.scalar_type()));
+}
+
+inline Dtype dtype_of(const Tensor& input) {
+  switch (input.scalar_type()) {
+    case ScalarType::Double: return Dtype::f64;
+    case ScalarType::Float: return Dtype::f32;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Half: return Dtype::f16;
+    default:
+      STD_TORCH_CHECK(false, "input: expected float64, float32, bfloat16 or float16, got ",
+                      toString(input.scalar_type()));
+  }
+  return Dtype::f32;
+}
+
+// What a new tensor takes over from an existing one.
+struct Options {
+  int32_t dtype = 0, device_type = 0, device_index = 0;
+  explicit Options(const Tensor& like) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  }
+};
+
+inline Sizes contiguous_strides(const Sizes& sizes) {
+  Sizes strides(sizes.size(), 1);
+  for (std::size_t i = sizes.size(); i > 1; --i)
+    strides[i - 2] = strides[i - 1] * (sizes[i - 1] ? sizes[i - 1] : 1);
+  return strides;
+}
+
+// Past the dispatcher: a small layer's call takes not much longer than a few trips through it.
+inline Tensor new_tensor(const Sizes& sizes, const Tensor& like) {
+  const Options options(like);
+  const Sizes strides = contiguous_strides(sizes);
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError error =
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               options.dtype, options.device_type, options.device_index, &handle);
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "out of memory: a tensor of shape ",
+                  to_string(sizes), " could not be allocated; use a smaller batch or fewer steps");
+  return Tensor(handle);
+}
+
+inline Tensor dense(const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  Tensor copy = new_tensor(sizes_of(t), t);
+  return torch::stable::copy_(copy, t);
+}
+
+inline Tensor zeros(const Sizes& sizes, const Tensor& like) {
+  Tensor t = new_tensor(sizes, like);
+  if (t.numel()) t = torch::stable::zero_(t);
+  return t;
+}
+
+// The large tensors of a call (output, reserve, grad_input). On the CPU memory of the pool that
+// returns there when the last owner lets the tensor go; on CUDA torch's allocator is such a pool.
+inline Tensor new_pooled(const char* name, const Sizes& sizes, const Tensor& like) {
+  constexpr std::size_t kPooledBytes = 64 * 1024;  // below, malloc does not ask the system
+  int64_t numel = 1;
+  for (const int64_t n : sizes) numel *= n;
+  const std::size_t bytes = static_cast<std::size_t>(numel) * like.element_size();
+  if (!torch_from_blob || bytes < kPooledBytes || !like.is_cpu()) return new_tensor(sizes, like);
+  void* const data = pool_take(bytes, Use::tensor);
+  STD_TORCH_CHECK(data, "out of memory: ", name, " of shape ", to_string(sizes),
+                  " could not be allocated; use a smaller batch or fewer steps");
+  const Options options(like);
+  const Sizes strides = contiguous_strides(sizes);
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_from_blob(
+      data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, options.dtype,
+      options.device_type, options.device_index, &handle, aoti_torch_layout_strided(), nullptr, 0,
+      [](void* buffer, void*) { pool_give(buffer); }, nullptr));
+  return Tensor(handle);
+}
+
+}  // namespace fusedrnn
