@@ -20,19 +20,10 @@
 #include "cpu/backend.h"
 #include "plan_override.h"
 #include "tensors.h"
+#include "threads.h"
 
 namespace fusedrnn {
 namespace {
-
-void parallel_for(int64_t n, void (*body)(int64_t, int64_t, void*), void* context) {
-  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, 1, body, context));
-}
-
-int thread_count() {
-  uint32_t threads = 1;
-  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
-  return static_cast<int>(threads);
-}
 
 // Backends by device type: the CPU's is here, CUDA's installs itself.
 constexpr int kDeviceTypes = 2;

@@ -11,6 +11,15 @@ D directions; R the width of h (P when projected, else H); N = T*B rows, or the 
 sizes; S values per unit that backward needs; Hp is H rounded up to a multiple of `RESERVE_UNITS`.
 `allow_tf32` lets CUDA round the operands of float32 products to tf32, see `allow_tf32` below.
 
+Inference with int8 weights, float32 on the CPU, one direction (csrc/quantized.h says how):
+
+    fusedrnn::quantize_weights          w_ih, w_hh, the biases, w_hr -> packed [bytes], uint8
+    fusedrnn::quantized_layer_forward   a layer with them; states of [1, B, R] and [1, B, H]
+
+`packed` is the same on every processor and a value like any other: it may be saved and copied. A
+NaN or an infinity in a row of input or h makes all NaN that is computed of it. `cn` has the shape
+[1, B, 0] where the cell has none.
+
 The schemas and the checks that keep a call within its memory are in csrc/ops.cpp. Here are the
 fake kernels, by which compilers learn the shapes of the results, and the answer to a device that
 has no kernel. Autograd is in autograd.py. Autocast is not a matter of the ops, which compute in the
@@ -68,6 +77,8 @@ if torch.version.cuda is not None and CUDA_LIBRARY.exists():
     use_backend("cuda", _cuda_backend())
 layer_forward = torch.ops.fusedrnn.layer_forward.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default
+quantize_weights = torch.ops.fusedrnn.quantize_weights.default
+quantized_layer_forward = torch.ops.fusedrnn.quantized_layer_forward.default
 
 
 def allow_tf32(input: Tensor) -> bool:
@@ -136,8 +147,35 @@ def _layer_backward_fake(
     return grads[0], grads[1], grads[2], grads[3:]
 
 
+def _quantize_weights_fake(weights: Sequence[Tensor], cell: int, has_biases: bool) -> Tensor:
+    # How long it is, the layout says, and that is csrc/quantized.h's alone.
+    size = torch.library.get_ctx().new_dynamic_size()
+    return weights[0].new_empty(size, dtype=torch.uint8)
+
+
+def _quantized_layer_forward_fake(
+    input: Tensor, hx: Tensor | None, cx: Tensor | None, packed: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    # Widths are in the header, a value and no shape, unless the states tell.
+    def width(state: Tensor | None) -> int | torch.SymInt:
+        size: int | torch.SymInt
+        size = torch.library.get_ctx().new_dynamic_size() if state is None else state.size(2)
+        return size
+
+    steps, batch = input.size(0), input.size(1)
+    R = width(hx)
+    H = 0 if hx is not None and cx is None else width(cx)
+    return (
+        input.new_empty(steps, batch, R),
+        input.new_empty(1, batch, R),
+        input.new_empty(1, batch, H),
+    )
+
+
 torch.library.register_fake("fusedrnn::layer_forward", _layer_forward_fake)
 torch.library.register_fake("fusedrnn::layer_backward", _layer_backward_fake)
+torch.library.register_fake("fusedrnn::quantize_weights", _quantize_weights_fake)
+torch.library.register_fake("fusedrnn::quantized_layer_forward", _quantized_layer_forward_fake)
 
 
 def _no_kernel(*arguments: object) -> NoReturn:
@@ -154,3 +192,5 @@ def _no_kernel(*arguments: object) -> NoReturn:
 _library = torch.library.Library("fusedrnn", "IMPL")
 _library.impl("layer_forward", _no_kernel, "CompositeExplicitAutograd")
 _library.impl("layer_backward", _no_kernel, "CompositeExplicitAutograd")
+_library.impl("quantize_weights", _no_kernel, "CompositeExplicitAutograd")
+_library.impl("quantized_layer_forward", _no_kernel, "CompositeExplicitAutograd")

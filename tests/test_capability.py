@@ -12,7 +12,7 @@ from cases import Case, check
 
 import fusedrnn
 
-LEVELS = ["portable", "avx2", "avx512", "avx512_bf16"]
+LEVELS = ["portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16"]
 CASES = [
     Case(cell=cell, T=7, B=11, I=9, H=37, bidirectional=True, packed="unsorted", P=P)
     for cell, P in (("lstm", 0), ("lstm", 9), ("gru", 0), ("rnn_tanh", 0), ("rnn_relu", 0))

@@ -31,6 +31,7 @@ Kernel<Problem> forward_kernel(Dtype dtype) {
   switch (cpu_capability()) {
 #if defined(FUSEDRNN_X86)
     case Capability::avx512_bf16: return FUSEDRNN_KERNEL(avx512, avx512_bf16, forward, Problem);
+    case Capability::avx512_vnni:
     case Capability::avx512: return FUSEDRNN_KERNEL(avx512, avx512, forward, Problem);
     case Capability::avx2: return FUSEDRNN_KERNEL(avx2, avx2, forward, Problem);
 #endif
@@ -43,6 +44,7 @@ Kernel<BackwardProblem> backward_kernel(Dtype dtype) {
 #if defined(FUSEDRNN_X86)
     case Capability::avx512_bf16:
       return FUSEDRNN_KERNEL(avx512, avx512_bf16, backward, BackwardProblem);
+    case Capability::avx512_vnni:
     case Capability::avx512: return FUSEDRNN_KERNEL(avx512, avx512, backward, BackwardProblem);
     case Capability::avx2: return FUSEDRNN_KERNEL(avx2, avx2, backward, BackwardProblem);
 #endif

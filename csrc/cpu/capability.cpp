@@ -16,7 +16,9 @@ Capability supported() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) return Capability::avx512_bf16;
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (vnni && __builtin_cpu_supports("avx512bf16")) return Capability::avx512_bf16;
+  if (vnni) return Capability::avx512_vnni;
   return avx512 ? Capability::avx512 : avx2 ? Capability::avx2 : Capability::portable;
 #else
   return Capability::portable;
@@ -26,7 +28,8 @@ Capability supported() {
 Capability chosen() {
   const Capability best = supported();
   if (const char* wanted = std::getenv("FUSEDRNN_CPU_CAPABILITY"))
-    for (const Capability c : {Capability::portable, Capability::avx2, Capability::avx512})
+    for (const Capability c :
+         {Capability::portable, Capability::avx2, Capability::avx512, Capability::avx512_vnni})
       if (std::strcmp(wanted, name_of(c)) == 0 && c < best) return c;
   return best;
 }
@@ -41,6 +44,7 @@ Capability cpu_capability() {
 const char* name_of(Capability capability) {
   switch (capability) {
     case Capability::avx512_bf16: return "avx512_bf16";
+    case Capability::avx512_vnni: return "avx512_vnni";
     case Capability::avx512: return "avx512";
     case Capability::avx2: return "avx2";
     case Capability::portable: break;

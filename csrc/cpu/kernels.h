@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../problem.h"
+#include "../quantized.h"
 #include "plan.h"
 #include "team.h"
 
@@ -16,4 +17,11 @@
   int64_t backward_double(const BackwardProblem&, const Plan&, ParallelFor, void* scratch); \
   int64_t backward_half(const BackwardProblem&, const Plan&, ParallelFor, void* scratch);   \
   }                                                                                         \
+  }
+
+#define FUSEDRNN_DECLARE_QUANTIZED_KERNELS(isa)                                                \
+  namespace fusedrnn {                                                                         \
+  namespace isa {                                                                              \
+  int64_t forward_quantized(const QuantizedProblem&, const Plan&, ParallelFor, void* scratch); \
+  }                                                                                            \
   }
