@@ -12,7 +12,7 @@ from cases import Case, check
 
 import fusedrnn
 
-LEVELS = ["portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16"]
+LEVELS = ["portable", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16"]
 CASES = [
     Case(cell=cell, T=7, B=11, I=9, H=37, bidirectional=True, packed="unsorted", P=P)
     for cell, P in (("lstm", 0), ("lstm", 9), ("gru", 0), ("rnn_tanh", 0), ("rnn_relu", 0))
@@ -37,4 +37,6 @@ def test_level(level: str) -> None:
         env=os.environ | {"FUSEDRNN_CPU_CAPABILITY": level},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+    if level == "avx2_vnni" and done.returncode == 0 and done.stdout != f"{level}\n":
+        pytest.skip("this processor has AVX-512 without it")
     assert done.stdout == f"{level}\n", done.stderr[-2000:]

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from test_capability import LEVELS
 from torch import Tensor
 from torch.library import opcheck
 
@@ -181,9 +182,6 @@ def check_all() -> None:
     print(fusedrnn._C.cpu_capability())
 
 
-LEVELS = ["portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16"]
-
-
 @pytest.mark.parametrize("level", LEVELS[:-1])
 def test_level(level: str) -> None:
     """Every instruction set that this processor has computes the same layer."""
@@ -197,6 +195,8 @@ def test_level(level: str) -> None:
         env=os.environ | {"FUSEDRNN_CPU_CAPABILITY": level, "PYTHONPATH": paths},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+    if level == "avx2_vnni" and done.returncode == 0 and done.stdout != f"{level}\n":
+        pytest.skip("this processor has AVX-512 without it")
     assert done.stdout == f"{level}\n", done.stderr[-2000:]
 
 

@@ -33,6 +33,7 @@ Kernel<Problem> forward_kernel(Dtype dtype) {
     case Capability::avx512_bf16: return FUSEDRNN_KERNEL(avx512, avx512_bf16, forward, Problem);
     case Capability::avx512_vnni:
     case Capability::avx512: return FUSEDRNN_KERNEL(avx512, avx512, forward, Problem);
+    case Capability::avx2_vnni:
     case Capability::avx2: return FUSEDRNN_KERNEL(avx2, avx2, forward, Problem);
 #endif
     default: return FUSEDRNN_KERNEL(portable, portable, forward, Problem);
@@ -46,6 +47,7 @@ Kernel<BackwardProblem> backward_kernel(Dtype dtype) {
       return FUSEDRNN_KERNEL(avx512, avx512_bf16, backward, BackwardProblem);
     case Capability::avx512_vnni:
     case Capability::avx512: return FUSEDRNN_KERNEL(avx512, avx512, backward, BackwardProblem);
+    case Capability::avx2_vnni:
     case Capability::avx2: return FUSEDRNN_KERNEL(avx2, avx2, backward, BackwardProblem);
 #endif
     default: return FUSEDRNN_KERNEL(portable, portable, backward, BackwardProblem);

@@ -23,22 +23,31 @@ FUSEDRNN_INLINE Sums load_sums(const int32_t* p) {
   return *reinterpret_cast<const VectorType<int32_t>::unaligned*>(p);
 }
 
-#if defined(__AVX512VNNI__)
+FUSEDRNN_INLINE Sums splat_quad(const uint8_t* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, sizeof(four));
+  return four - Sums{};
+}
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 
 struct QuadsOfUnits {  // four weights of each unit of a vector
-  __m512i w;
-  FUSEDRNN_INLINE explicit QuadsOfUnits(const int8_t* p) : w(_mm512_loadu_si512(p)) {}
+  Sums w;
+  FUSEDRNN_INLINE explicit QuadsOfUnits(const int8_t* p)
+      : w(load_sums(reinterpret_cast<const int32_t*>(p))) {}
 };
 struct QuadOfRow {  // four activations, for all lanes
-  __m512i x;
-  FUSEDRNN_INLINE explicit QuadOfRow(const uint8_t* p) {
-    int32_t four;
-    __builtin_memcpy(&four, p, sizeof(four));
-    x = _mm512_set1_epi32(four);
-  }
+  Sums x;
+  FUSEDRNN_INLINE explicit QuadOfRow(const uint8_t* p) : x(splat_quad(p)) {}
 };
 FUSEDRNN_INLINE Sums add_products(Sums sums, const QuadOfRow& x, const QuadsOfUnits& w) {
-  return bit_cast<Sums>(_mm512_dpbusd_epi32(bit_cast<__m512i>(sums), x.x, w.w));
+#if defined(__AVX512VNNI__)
+  return bit_cast<Sums>(
+      _mm512_dpbusd_epi32(bit_cast<__m512i>(sums), bit_cast<__m512i>(x.x), bit_cast<__m512i>(w.w)));
+#else
+  return bit_cast<Sums>(_mm256_dpbusd_avx_epi32(bit_cast<__m256i>(sums), bit_cast<__m256i>(x.x),
+                                                bit_cast<__m256i>(w.w)));
+#endif
 }
 
 #else
@@ -74,9 +83,7 @@ struct QuadsOfUnits {
 struct QuadOfRow {
   Words even, odd;
   FUSEDRNN_INLINE explicit QuadOfRow(const uint8_t* p) {
-    int32_t four;
-    __builtin_memcpy(&four, p, sizeof(four));
-    const Sums bytes = four - Sums{};
+    const Sums bytes = splat_quad(p);
     even = bit_cast<Words>(bytes & 0x00ff00ff);
     odd = bit_cast<Words>(bytes >> 8 & 0x00ff00ff);
   }

@@ -43,7 +43,7 @@ struct Burst {
 Burst burst() {
 #if defined(FUSEDRNN_X86)
   if (cpu_capability() >= Capability::avx512) return {burst_avx512, 16};
-  if (cpu_capability() == Capability::avx2) return {burst_avx2, 8};
+  if (cpu_capability() >= Capability::avx2) return {burst_avx2, 8};
 #endif
   return {burst_portable, 4};
 }

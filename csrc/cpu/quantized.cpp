@@ -13,6 +13,7 @@
 #if defined(FUSEDRNN_X86)
 FUSEDRNN_DECLARE_QUANTIZED_KERNELS(avx512_vnni)
 FUSEDRNN_DECLARE_QUANTIZED_KERNELS(avx512)
+FUSEDRNN_DECLARE_QUANTIZED_KERNELS(avx2_vnni)
 FUSEDRNN_DECLARE_QUANTIZED_KERNELS(avx2)
 #endif
 FUSEDRNN_DECLARE_QUANTIZED_KERNELS(portable)
@@ -57,6 +58,7 @@ Kernel kernel() {
     case Capability::avx512_bf16:
     case Capability::avx512_vnni: return avx512_vnni::forward_quantized;
     case Capability::avx512: return avx512::forward_quantized;
+    case Capability::avx2_vnni: return avx2_vnni::forward_quantized;
     case Capability::avx2: return avx2::forward_quantized;
 #endif
     default: return portable::forward_quantized;
