@@ -25,7 +25,7 @@ import fusedrnn
 from benchmarks.accuracy import int8_errors
 from benchmarks.workloads import rows_named
 from fusedrnn import ops, reference
-from fusedrnn.reference import CELLS, GATES, GRU, LSTM, RNN_TANH
+from fusedrnn.reference import CELLS, GATES, GRU, LSTM, RNN_RELU, RNN_TANH
 
 State = tuple[Tensor, Tensor | None]
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,7 +176,29 @@ def test_kernel_is_the_oracle(layer: Layer) -> None:
     check(layer)
 
 
+def check_exact() -> None:
+    """Whole numbers whose scales are 1: the output is the sums, also of the largest products."""
+    generator = torch.Generator().manual_seed(0)
+    for rows, K in ((1, 1030), (7, 1030), (3, 6), (1, 1)):
+        for most in (127, 126):  # all at an end of the range, or random, with one to set the scale
+            x = torch.randint(-most, most + 1, (1, rows, K), generator=generator).float()
+            w = torch.randint(-most, most + 1, (37, K), generator=generator).float()
+            if most == 127:
+                x, w = x.sign() * 127, w.sign() * 127
+                w[5] = 127
+                x[0, 0] = 127
+            x[..., 0], w[:, 0] = 127, 127
+            packed = ops.quantize_weights([w, torch.zeros(37, 37)], RNN_RELU, False)
+            output = ops.quantized_layer_forward(x, None, None, packed)[0]
+            assert torch.equal(output.double(), (x.double() @ w.double().T).relu()), (rows, K, most)
+
+
+def test_sums_are_exact() -> None:
+    check_exact()
+
+
 def check_all() -> None:
+    check_exact()
     for layer in LAYERS:
         check(layer)
     print(fusedrnn._C.cpu_capability())
@@ -266,7 +288,7 @@ def test_magnitudes(size: float) -> None:
     """Tiny and huge rows are quantised like any other, or as nothing."""
     x = torch.tensor([[[size, -size / 2, size / 127, 0.0]]])
     weights = [torch.tensor([[1.0, 0.0, 1.0, 5.0]]), torch.zeros(1, 1)]
-    packed = ops.quantize_weights(weights, 1, False)  # relu
+    packed = ops.quantize_weights(weights, RNN_RELU, False)
     output, _, _ = ops.quantized_layer_forward(x, None, None, packed)
     q, scale = quantize(x[0])
     w, w_scale = quantize(weights[0])

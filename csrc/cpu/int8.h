@@ -3,8 +3,8 @@
 // An activation is kept as the unsigned byte q + 128, which VNNI's vpdpbusd multiplies by four
 // signed weights at once; what is too much, 128 times the sum of the weights, is where the sum
 // starts (`starts`, see ../quantized.h). Without VNNI bytes are widened to int16, of which pmaddwd
-// adds two products in 32 bits: nothing saturates anywhere, and sums wrap at most on their way, so
-// every instruction set has the same sums.
+// adds two products in 32 bits. Nothing saturates and nothing wraps, so every instruction set has
+// the same sums.
 #pragma once
 
 #include "../quantized.h"
