@@ -3,7 +3,6 @@
 #pragma once
 
 #include "../problem.h"
-#include "../quantized.h"
 #include "plan.h"
 #include "team.h"
 
@@ -18,6 +17,10 @@
   int64_t backward_half(const BackwardProblem&, const Plan&, ParallelFor, void* scratch);   \
   }                                                                                         \
   }
+
+namespace fusedrnn {
+struct QuantizedProblem;
+}
 
 #define FUSEDRNN_DECLARE_QUANTIZED_KERNELS(isa)                                                \
   namespace fusedrnn {                                                                         \

@@ -65,19 +65,20 @@ Kernel kernel() {
   }
 }
 
-// Under this much work (multiply-adds) a second thread costs more than it brings; a batch is split
-// while each thread's second cache level holds the weights or has rows enough to hide their
-// reading; a chunk's gates stay in that cache, and use each panel many times.
+// Under this much work (multiply-adds) a second thread costs more than it brings. A batch is split
+// while each thread's second cache level holds the weights, or each has rows enough to hide their
+// reading. A chunk's gates stay in that cache, and there are enough of them to use a panel often.
 constexpr int64_t kSerialWork = 1'000'000, kWeightsInCache = 700 * 1024;
 constexpr int64_t kRowsPerThread = 4, kRowsHideWeights = 48;
-constexpr int64_t kChunkBytes = 256 * 1024, kChunkRows = 48, kMostChunkRows = 768;
+constexpr int64_t kChunkBytes = 256 * 1024, kChunkRows = 64, kMostChunkRows = 768;
 
 Plan plan_quantized(const Shape& s, int threads) {
   Plan plan;
   const int64_t gates = gates_of(s.cell) * s.Hp();
   const int64_t rows =
       std::clamp(kChunkBytes / (gates * int64_t{sizeof(float)}), kChunkRows, kMostChunkRows);
-  plan.forward_steps = std::clamp<int64_t>(rows / s.B, 1, s.T);
+  const int64_t chunks = div_up(s.T, std::max<int64_t>(rows / s.B, 1));
+  plan.forward_steps = div_up(s.T, chunks);  // as even as can be
   const int64_t weights = gates_of(s.cell) * s.H * (s.I + s.R()) + s.H * s.P;
   if (threads <= 1 || weights * s.rows < kSerialWork) return plan;
   const int64_t rows_each = s.B / threads, blocks = s.Hp() / kHiddenPadding;

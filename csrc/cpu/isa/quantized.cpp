@@ -1,8 +1,7 @@
 // Forward with int8 weights.
-#include "../quantized.h"
-
 #include "../dispatch.h"
 #include "../kernels.h"
+#include "../quantized.h"
 
 FUSEDRNN_DECLARE_QUANTIZED_KERNELS(FUSEDRNN_ISA)
 
