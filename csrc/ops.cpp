@@ -8,6 +8,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <cstdint>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <string>
@@ -18,6 +20,7 @@
 
 #include "backend.h"
 #include "cpu/backend.h"
+#include "packed.h"
 #include "plan_override.h"
 #include "tensors.h"
 #include "threads.h"
@@ -261,13 +264,183 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
   return call;
 }
 
+// ---- weights packed ahead -----------------------------------------------------------------------
+
+// What the header of a layer's packed weights says, or would say.
+PackedHeader header_of(const Problem& p, bool has_biases, const Backend& backend) {
+  STD_TORCH_CHECK(backend.pack, "packed: this device packs no weights ahead; call without it");
+  PackedHeader header;
+  header.magic = PackedHeader::kMagic;
+  header.bytes = static_cast<int64_t>(sizeof(header)) + round_up(backend.pack(p, nullptr), 64);
+  header.I = p.I, header.H = p.H, header.P = p.P;
+  header.cell = static_cast<int32_t>(p.cell);
+  header.dtype = static_cast<int32_t>(p.dtype);
+  header.directions = p.directions;
+  header.has_biases = has_biases;
+  header.layout = backend.packed_layout();
+  return header;
+}
+
+Tensor pack_weights(std::vector<Tensor> weights, int64_t cell, bool has_biases,
+                    bool bidirectional) {
+  STD_TORCH_CHECK(!weights.empty() && weights[0].dim() == 2,
+                  "weights: expected w_ih of shape [gates * hidden_size, input_size] first");
+  // The checks are those of a call on no sequences.
+  const Tensor nothing = new_tensor({1, 0, weights[0].size(1)}, weights[0]);
+  const Call call = check(nothing, {}, {}, {}, weights, cell, has_biases, bidirectional);
+  const Backend& backend = backend_of(nothing);
+  const PackedHeader header = header_of(call.problem, has_biases, backend);
+  Tensor packed = new_bytes(header.bytes, nothing);
+  char* const to = static_cast<char*>(packed.mutable_data_ptr());
+  std::memset(to, 0, static_cast<std::size_t>(header.bytes));
+  std::memcpy(to, &header, sizeof(header));
+  backend.pack(call.problem, to + sizeof(header));
+  return packed;
+}
+
+std::string describe(const PackedHeader& header) {
+  static constexpr const char* cells[] = {"rnn_tanh", "rnn_relu", "lstm", "gru"};
+  static constexpr const char* dtypes[] = {"float64", "float32", "bfloat16", "float16"};
+  const bool known = header.cell >= 0 && header.cell < 4 && header.dtype >= 0 && header.dtype < 4;
+  if (header.magic != PackedHeader::kMagic || !known) return "no packed weights";
+  return std::string(cells[header.cell]) + "(I=" + std::to_string(header.I) +
+         ", H=" + std::to_string(header.H) + ", P=" + std::to_string(header.P) + ") in " +
+         dtypes[header.dtype] + (header.has_biases ? " with biases, " : " without biases, ") +
+         std::to_string(header.directions) + " direction(s), " + std::to_string(header.bytes) +
+         " bytes in layout " + std::to_string(header.layout);
+}
+
+void check_packed(const Tensor& packed, const Tensor& input) {
+  STD_TORCH_CHECK(
+      packed.is_cpu() && input.is_cpu() && packed.scalar_type() == ScalarType::Byte &&
+          packed.dim() == 1 && packed.is_contiguous() &&
+          reinterpret_cast<std::uintptr_t>(packed.data_ptr()) % 64 == 0,
+      "packed: expected contiguous, 64-byte aligned uint8 of shape [bytes] on the CPU, and input "
+      "there, got ",
+      toString(packed.scalar_type()), " of shape ", to_string(sizes_of(packed)), " on ",
+      device_of(packed), " and input on ", device_of(input));
+}
+
+// The header of the layer that begins `at` bytes into packed weights; zeros if there is none.
+PackedHeader read_header(const Tensor& packed, int64_t at) {
+  PackedHeader header;
+  if (packed.numel() - at >= static_cast<int64_t>(sizeof(header)))
+    std::memcpy(&header, static_cast<const char*>(packed.data_ptr()) + at, sizeof(header));
+  return header;
+}
+
+// Has the layer use the packed weights that begin at `at`, unless they are another's or not whole.
+void use_packed(const Tensor& packed, int64_t at, bool has_biases, const Backend& backend,
+                Problem& p) {
+  const PackedHeader found = read_header(packed, at), needed = header_of(p, has_biases, backend);
+  STD_TORCH_CHECK(
+      std::memcmp(&found, &needed, sizeof(found)) == 0 && found.bytes <= packed.numel() - at,
+      "packed: expected weights of ", describe(needed), ", got those of ", describe(found), ", ",
+      packed.numel() - at, " bytes there");
+  p.prepacked = true;
+  p.panels = static_cast<const char*>(packed.data_ptr()) + at + sizeof(found);
+}
+
+// What the header of a layer in a stack of layers says, as the sizes of a call. The sizes are bound
+// by the bytes that there are, so that no product of them overflows.
+bool read_layer(const Tensor& packed, int64_t at, Problem& p, bool& has_biases) {
+  const PackedHeader header = read_header(packed, at);
+  const int64_t most = packed.numel(), width = header.P ? header.P : header.H;
+  if (header.magic != PackedHeader::kMagic || header.cell < 0 || header.cell > 3 ||
+      header.directions != 1 || header.I <= 0 || header.H <= 0 || header.P < 0 || header.I > most ||
+      header.P > most || header.H > most / (header.I + width))
+    return false;
+  p.cell = static_cast<Cell>(header.cell);
+  p.I = header.I, p.H = header.H, p.P = header.P;
+  has_biases = header.has_biases != 0;
+  return true;
+}
+
+// Layers on each other, all packed, over a chunk of steps. States become the final ones.
+Tensor packed_forward(const Tensor& input, const Tensor& packed, Tensor h, std::optional<Tensor> c,
+                      bool backwards) {
+  check_packed(packed, input);
+  const Backend& backend = backend_of(input);
+  const int64_t dims = input.dim();
+  STD_TORCH_CHECK(dims >= 1 && dims <= 3, "input: expected 1 to 3 dimensions, got ", dims);
+  Problem p;
+  p.dtype = dtype_of(input);
+  p.T = dims == 3 ? input.size(0) : 1;
+  p.B = dims == 1 ? 1 : input.size(dims - 2);
+  p.rows = p.T * p.B;
+  p.backwards = backwards;
+  STD_TORCH_CHECK(p.T > 0, "input: expected at least one step, got shape ",
+                  to_string(sizes_of(input)));
+
+  // All is checked before anything is computed: a failed call leaves the states as they were.
+  int64_t layers = 0, width = input.size(dims - 1), hidden = 0;
+  for (int64_t at = 0; at < packed.numel() || layers == 0; ++layers) {
+    bool has_biases = false;
+    const int64_t expected = layers ? width : input.size(dims - 1);
+    STD_TORCH_CHECK(read_layer(packed, at, p, has_biases),
+                    "packed: expected what fusedrnn::pack_weights returned for one direction, got ",
+                    describe(read_header(packed, at)), " at byte ", at, " of ", packed.numel());
+    STD_TORCH_CHECK(layers || p.I == expected, "input: expected ", p.I, " features, got shape ",
+                    to_string(sizes_of(input)));
+    STD_TORCH_CHECK(p.I == expected && (!layers || (p.R() == width && p.H == hidden)),
+                    "packed: expected layers that fit each other, got an input of ", p.I,
+                    " features on an output of ", expected);
+    use_packed(packed, at, has_biases, backend, p);
+    width = p.R(), hidden = p.H;
+    at += read_header(packed, at).bytes;
+  }
+  const bool lstm = p.cell == Cell::lstm;
+  STD_TORCH_CHECK(lstm == c.has_value(), "c: expected ",
+                  lstm ? "an LSTM's cell state" : "none, since only an LSTM has a cell state");
+  const auto state = [&](const char* name, const Tensor& t, int64_t features) {
+    check_like(name, t, input);
+    check_sizes(name, t, {layers, p.B, features});
+    STD_TORCH_CHECK(t.is_contiguous(), name, ": expected contiguous memory");
+    return static_cast<char*>(t.data_ptr());
+  };
+  char* const h_data = state("h", h, width);
+  char* const c_data = lstm ? state("c", *c, hidden) : nullptr;
+
+  Sizes sizes = sizes_of(input);
+  sizes.back() = width;
+  Tensor output = new_pooled("output", sizes, input);
+  if (p.rows == 0) return output;
+  const Tensor x = input.size(dims - 1) == 1 || input.stride(dims - 1) == 1 ? input : dense(input);
+  const int64_t element = size_of(p.dtype), bytes = p.rows * width * element;
+  const Scratch between(static_cast<std::size_t>(layers > 1 ? 2 * bytes : 0));
+  STD_TORCH_CHECK(layers == 1 || between.data(), "out of memory: outputs between layers");
+  p.input = x.data_ptr();
+  p.input_row = dims == 1 ? 0 : x.stride(dims - 2);
+  p.input_step = dims == 3 ? x.stride(0) : 0;
+  for (int64_t layer = 0, at = 0; layer < layers; ++layer) {
+    bool has_biases = false;
+    read_layer(packed, at, p, has_biases);
+    use_packed(packed, at, has_biases, backend, p);
+    p.output = layer + 1 == layers
+                   ? output.mutable_data_ptr()
+                   : static_cast<void*>(static_cast<char*>(between.data()) + layer % 2 * bytes);
+    p.hx = p.hn = h_data + layer * p.B * width * element;
+    p.cx = p.cn = lstm ? c_data + layer * p.B * hidden * element : nullptr;
+    run<Problem>(&Backend::forward, p, input, false);
+    p.input = p.output, p.input_row = width, p.input_step = p.B * width;
+    at += read_header(packed, at).bytes;
+  }
+  return output;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
     const Tensor& input, std::optional<Tensor> batch_sizes, std::optional<Tensor> hx,
     std::optional<Tensor> cx, std::vector<Tensor> weights, int64_t cell, bool has_biases,
-    bool bidirectional, bool save, bool allow_tf32) {
+    bool bidirectional, bool save, bool allow_tf32, std::optional<Tensor> packed) {
   Call call = check(input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional);
   BackwardProblem& p = call.problem;
   p.training = save;
+  if (packed) {
+    check_packed(*packed, input);
+    use_packed(*packed, 0, has_biases, backend_of(input), p);
+    STD_TORCH_CHECK(read_header(*packed, 0).bytes == packed->numel(),
+                    "packed: expected the weights of one layer, got more after them");
+  }
   const bool lstm = p.cell == Cell::lstm;
   Tensor output = new_pooled("output", call.output_sizes(), input);
   Tensor hn = new_tensor(call.hidden_sizes(), input);
@@ -359,7 +532,7 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
   m.def(
       "layer_forward(Tensor input, Tensor? batch_sizes, Tensor? hx, Tensor? cx, Tensor[] weights, "
       "int cell, bool has_biases, bool bidirectional, bool save, "
-      "bool allow_tf32=False) "
+      "bool allow_tf32=False, Tensor? packed=None) "
       "-> (Tensor output, Tensor hn, Tensor cn, Tensor reserve)");
   m.def(
       "layer_backward(Tensor? grad_output, Tensor? grad_hn, Tensor? grad_cn, Tensor input, "
@@ -367,6 +540,10 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
       "Tensor reserve, int cell, bool has_biases, bool bidirectional, int needs, "
       "bool allow_tf32=False) "
       "-> (Tensor grad_input, Tensor grad_hx, Tensor grad_cx, Tensor[] grad_weights)");
+  m.def("pack_weights(Tensor[] weights, int cell, bool has_biases, bool bidirectional) -> Tensor");
+  m.def(
+      "packed_forward(Tensor input, Tensor packed, Tensor(a!) h, Tensor(b!)? c, "
+      "bool backwards=False) -> Tensor");
 }
 
 extern "C" __attribute__((visibility("default"))) const fusedrnn::Backend* fusedrnn_use_backend(
@@ -383,4 +560,6 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
   m.impl("layer_forward", TORCH_BOX(&fusedrnn::layer_forward));
   m.impl("layer_backward", TORCH_BOX(&fusedrnn::layer_backward));
+  m.impl("pack_weights", TORCH_BOX(&fusedrnn::pack_weights));
+  m.impl("packed_forward", TORCH_BOX(&fusedrnn::packed_forward));
 }

@@ -39,7 +39,8 @@ struct Shape {
   int64_t T = 0, B = 0, I = 0, H = 0, P = 0;  // P = 0: not projected
   int64_t rows = 0;                           // alive (t, b) pairs, T*B unless packed
   int directions = 1;
-  bool training = false;  // forward keeps the reserve
+  bool training = false;   // forward keeps the reserve
+  bool prepacked = false;  // the weights come packed, see packed.h
 
   int64_t R() const { return P ? P : H; }
   int64_t Hp() const { return round_up(H, kHiddenPadding); }
@@ -70,6 +71,8 @@ struct Problem : Shape {
   const void* hx = nullptr;  // null: zeros
   const void* cx = nullptr;
   Weights weights[kMaxDirections];
+  const void* panels = nullptr;  // the same as the backend packs them, if prepacked
+  bool backwards = false;        // the first step visits units from the last to the first
 
   void* output = nullptr;   // backward reads what forward wrote
   void* reserve = nullptr;  // null: not kept

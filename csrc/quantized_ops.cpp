@@ -87,14 +87,7 @@ Tensor quantize_weights(std::vector<Tensor> weights, int64_t cell, bool has_bias
   }
 
   const QuantizedHeader header = header_of(s);
-  AtenTensorHandle handle = nullptr;
-  const int64_t stride = 1;
-  const AOTITorchError error =
-      aoti_torch_empty_strided(1, &header.bytes, &stride, aoti_torch_dtype_uint8(),
-                               aoti_torch_device_type_cpu(), 0, &handle);
-  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "out of memory: ", header.bytes,
-                  " bytes of quantised weights could not be allocated");
-  Tensor packed(handle);
+  Tensor packed = new_bytes(header.bytes, w_ih);
   char* const to = static_cast<char*>(packed.data_ptr());
   std::memset(to, 0, static_cast<std::size_t>(header.bytes));  // the gaps of alignment, too
   std::memcpy(to, &header, sizeof(header));

@@ -2,6 +2,7 @@
 
     fusedrnn.LSTM(10, 20)        what torch.nn.LSTM(10, 20) is: same arguments, same parameters
     fusedrnn.replace(model)      puts these modules in the place of torch.nn's in a model
+    fusedrnn.Streaming(module)   inference step by step, with the state kept between calls
     fusedrnn.functional          the same without a module
     fusedrnn.plan(...)           how a call would be run: threads, steps at once, team
     fusedrnn.build_info()        what this build was made with and for
@@ -21,6 +22,7 @@ from fusedrnn._C import build_info
 from fusedrnn.convert import Replacement, replace
 from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fusedrnn.reference import CELLS
+from fusedrnn.streaming import Streaming
 
 __version__ = "0.1.0"
 
@@ -34,6 +36,7 @@ __all__ = [
     "Plan",
     "RNNCell",
     "Replacement",
+    "Streaming",
     "build_info",
     "functional",
     "plan",

@@ -356,7 +356,7 @@ def _check_not_mapped(in_dim: int | None) -> None:
 
 
 def _keep_of_forward_op(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    input, batch_sizes, hx, cx, weights, *settings, ctx.save, allow_tf32 = inputs
+    input, batch_sizes, hx, cx, weights, *settings, ctx.save, allow_tf32 = inputs[:10]
     operands = (input, hx, cx, *weights)
     _keep_for_backward(ctx, (*settings, allow_tf32), batch_sizes, operands, output)
 

@@ -33,7 +33,12 @@ def check_input(
             raise RuntimeError(f"input must have 2 dimensions, got {dims}")
     elif dims != 3 and dims != 2:
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dims}D instead")
-    w_ih = weights[0]
+    check_features(input, weights[0])
+    return dims
+
+
+def check_features(input: Tensor, w_ih: Tensor) -> None:
+    """Checks dtype, device and last dimension of what `w_ih` projects."""
     if input.dtype != w_ih.dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({w_ih.dtype}). Convert "
@@ -49,7 +54,6 @@ def check_input(
             "Input and parameter tensors are not at the same device, found input tensor at "
             f"{input.device} and parameter tensor at {w_ih.device}"
         )
-    return dims
 
 
 def check_steps(steps: int) -> None:

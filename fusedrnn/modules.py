@@ -26,36 +26,37 @@ from fusedrnn.reference import RNN_RELU, RNN_TANH
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
-_CELL_OF_MODE = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "LSTM": LSTM_CELL, "GRU": GRU_CELL}
+CELL_OF_MODE = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "LSTM": LSTM_CELL, "GRU": GRU_CELL}
 _NAME_OF_CELL = ("RNN", "RNN", "LSTM", "GRU")
+
+
+def weights_of(module: RNNBase) -> list[Tensor]:
+    """The weights of all layers as they are now, whoever put them there.
+
+    Usually they are parameters. `torch.nn.utils.parametrize`, pruning, weight_norm, DataParallel
+    and others put attributes in their place.
+    """
+    parameters, names = module._parameters, module._flat_weights_names
+    try:
+        return [parameters[name] for name in names]  # type: ignore[misc]
+    except KeyError:
+        return [getattr(module, name) for name in names]
 
 
 class _Layers(RNNBase):
     """What RNN, LSTM and GRU share: from the module's arguments to `functional.run_layers`."""
 
-    def _weights(self) -> list[Tensor]:
-        """The weights as they are now, whoever put them there.
-
-        Usually they are parameters. `torch.nn.utils.parametrize`, pruning, weight_norm,
-        DataParallel and others put attributes in their place.
-        """
-        parameters = self._parameters
-        try:
-            return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]
-        except KeyError:
-            return [getattr(self, name) for name in self._flat_weights_names]
-
     def _run(
         self, input: Tensor, hx: Tensor | None, cx: Tensor | None, batch_sizes: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        cell = _CELL_OF_MODE[self.mode]
+        cell = CELL_OF_MODE[self.mode]
         return functional.run_layers(
             cell,
             _NAME_OF_CELL[cell],
             input,
             hx,
             cx,
-            self._weights(),
+            weights_of(self),
             self.num_layers,
             self.bias,
             self.dropout if self.training else 0.0,
@@ -70,8 +71,8 @@ class _Layers(RNNBase):
         """States come and go in the order of the sequences that the user packed."""
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
-            cell, parts = _CELL_OF_MODE[self.mode], self.num_layers * (1 + self.bidirectional)
-            check_states(cell, hx, cx, parts, len(sorted_indices), data, self._weights())
+            cell, parts = CELL_OF_MODE[self.mode], self.num_layers * (1 + self.bidirectional)
+            check_states(cell, hx, cx, parts, len(sorted_indices), data, weights_of(self))
             hx = hx.index_select(1, sorted_indices)
             cx = None if cx is None else cx.index_select(1, sorted_indices)
         output, hn, cn = self._run(data, hx, cx, batch_sizes)
@@ -285,7 +286,7 @@ class _Cell(RNNCellBase):
         parameters = self._parameters
         try:
             weights: list[Tensor] = [parameters[name] for name in names]  # type: ignore[misc]
-        except KeyError:  # parametrized, pruned and the like: see `_Layers._weights`
+        except KeyError:  # parametrized, pruned and the like: see `weights_of`
             weights = [getattr(self, name) for name in names]
         return functional.run_cell(
             cell, type(self).__name__, input, hx, cx, weights, len(weights) == 4

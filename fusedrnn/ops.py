@@ -2,6 +2,8 @@
 
     fusedrnn::layer_forward    one layer, one or both directions
     fusedrnn::layer_backward   its gradients, those that are asked for
+    fusedrnn::pack_weights     one layer's weights as the CPU's kernels read them: uint8 [bytes]
+    fusedrnn::packed_forward   layers on each other, weights packed, states updated in place
 
     input      [T, B, I], or [N, I] when packed        output   [T, B, D*R] or [N, D*R]
     hx, hn     [D, B, R]                               reserve  [D, N, S, Hp]
@@ -10,6 +12,17 @@
 D directions; R the width of h (P when projected, else H); N = T*B rows, or the sum of the batch
 sizes; S values per unit that backward needs; Hp is H rounded up to a multiple of `RESERVE_UNITS`.
 `allow_tf32` lets CUDA round the operands of float32 products to tf32, see `allow_tf32` below.
+
+Packed weights serve `layer_forward`, beside the weights that they were packed from (`packed`), or
+`packed_forward` alone, which takes those of several layers one after the other, [bytes of all]:
+
+    input   [T, B, I], [B, I] for one step or [I] for one step of one sequence
+    h, c    [layers, B, R], [layers, B, H]: the states before, and after the call those after
+    output  laid out as input, R features
+
+`backwards` begins with the weights that were read last when it was not set: who takes turns finds
+more of them in the cache. They hold for the processor's kernels that packed them; another layer's,
+dtype's or processor's are refused.
 
 Inference with int8 weights, float32 on the CPU, one direction (csrc/quantized.h says how):
 
@@ -77,6 +90,8 @@ if torch.version.cuda is not None and CUDA_LIBRARY.exists():
     use_backend("cuda", _cuda_backend())
 layer_forward = torch.ops.fusedrnn.layer_forward.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default
+pack_weights = torch.ops.fusedrnn.pack_weights.default
+packed_forward = torch.ops.fusedrnn.packed_forward.default
 quantize_weights = torch.ops.fusedrnn.quantize_weights.default
 quantized_layer_forward = torch.ops.fusedrnn.quantized_layer_forward.default
 
@@ -100,6 +115,7 @@ def _layer_forward_fake(
     bidirectional: bool,
     save: bool,
     allow_tf32: bool = False,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch: int | torch.SymInt
     directions = 2 if bidirectional else 1
@@ -153,6 +169,14 @@ def _quantize_weights_fake(weights: Sequence[Tensor], cell: int, has_biases: boo
     return weights[0].new_empty(size, dtype=torch.uint8)
 
 
+def _pack_weights_fake(
+    weights: Sequence[Tensor], cell: int, has_biases: bool, bidirectional: bool
+) -> Tensor:
+    # How much room panels take is the kernels' own business.
+    size = torch.library.get_ctx().new_dynamic_size()
+    return weights[0].new_empty(size, dtype=torch.uint8)
+
+
 def _quantized_layer_forward_fake(
     input: Tensor, hx: Tensor | None, cx: Tensor | None, packed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,8 +196,22 @@ def _quantized_layer_forward_fake(
     )
 
 
+def _packed_forward_fake(
+    input: Tensor, packed: Tensor, h: Tensor, c: Tensor | None, backwards: bool = False
+) -> Tensor:
+    # A tensor of the meta device among others brings a real call here.
+    for name, tensor in (("packed", packed), ("h", h), ("c", h if c is None else c)):
+        if tensor.device != input.device:
+            raise RuntimeError(
+                f"{name}: expected the device of the input, {input.device}, got {tensor.device}"
+            )
+    return input.new_empty(*input.shape[:-1], h.size(2))
+
+
 torch.library.register_fake("fusedrnn::layer_forward", _layer_forward_fake)
 torch.library.register_fake("fusedrnn::layer_backward", _layer_backward_fake)
+torch.library.register_fake("fusedrnn::pack_weights", _pack_weights_fake)
+torch.library.register_fake("fusedrnn::packed_forward", _packed_forward_fake)
 torch.library.register_fake("fusedrnn::quantize_weights", _quantize_weights_fake)
 torch.library.register_fake("fusedrnn::quantized_layer_forward", _quantized_layer_forward_fake)
 
@@ -192,5 +230,12 @@ def _no_kernel(*arguments: object) -> NoReturn:
 _library = torch.library.Library("fusedrnn", "IMPL")
 _library.impl("layer_forward", _no_kernel, "CompositeExplicitAutograd")
 _library.impl("layer_backward", _no_kernel, "CompositeExplicitAutograd")
+_library.impl("pack_weights", _no_kernel, "CompositeExplicitAutograd")
+_library.impl("packed_forward", _no_kernel, "CompositeExplicitAutograd")
 _library.impl("quantize_weights", _no_kernel, "CompositeExplicitAutograd")
 _library.impl("quantized_layer_forward", _no_kernel, "CompositeExplicitAutograd")
+# Weights packed ahead are for inference: what they compute has no history.
+_library.impl("pack_weights", torch.library.fallthrough_kernel, "Autograd")
+_library.impl("packed_forward", torch.library.fallthrough_kernel, "Autograd")
+_library.impl("quantize_weights", torch.library.fallthrough_kernel, "Autograd")
+_library.impl("quantized_layer_forward", torch.library.fallthrough_kernel, "Autograd")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -149,7 +150,7 @@ def sensitivity(
             for to, parameter in zip(other.parameters(), module.parameters(), strict=True):
                 to.copy_(moved(parameter, ulp, generator))
         nearby = {n: moved(v, ulp, generator) for n, v in inputs.items()}
-        for name, value in case.run(other, nearby).items():
+        for name, value in case.run(other, nearby, "grad of input" in oracle).items():
             reach[name] = torch.maximum(reach[name], largest(value - oracle[name]))
     return reach
 
@@ -158,11 +159,20 @@ def largest(tensor: Tensor) -> Tensor:
     return tensor.abs().max().double() if tensor.numel() else torch.zeros((), dtype=torch.float64)
 
 
-def check(case: Case, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-    """Runs a case with ours and torch.nn and holds the numbers to the rule."""
-    inputs = case.inputs()
-    ours = case.run(case.module(fusedrnn, dtype).to(device), inputs)
-    theirs = case.run(case.module(nn, dtype).to(device), inputs)
+def check(
+    case: Case,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    inference: Callable[[nn.Module], nn.Module] | None = None,
+) -> None:
+    """Runs a case with ours and torch.nn and holds the numbers to the rule.
+
+    `inference` wraps our module in something that is called like it but has no gradients.
+    """
+    inputs, grads = case.inputs(), inference is None
+    module = case.module(fusedrnn, dtype).to(device)
+    ours = case.run(inference(module) if inference else module, inputs, grads)
+    theirs = case.run(case.module(nn, dtype).to(device), inputs, grads)
     assert list(ours) == list(theirs), case
     for name, value in ours.items():
         assert value.shape == theirs[name].shape, (str(case), name)
@@ -174,7 +184,7 @@ def check(case: Case, dtype: torch.dtype, device: torch.device | str = "cpu") ->
         return
     # The oracle computes with the parameters as rounded to dtype.
     module = case.module(nn, dtype).double()
-    oracle = case.run(module, inputs)
+    oracle = case.run(module, inputs, grads)
     ulp = torch.finfo(dtype).eps
     reach = sensitivity(case, module, inputs, oracle, ulp)
     for name, value in ours.items():

@@ -54,6 +54,24 @@ Kernel<BackwardProblem> backward_kernel(Dtype dtype) {
   }
 }
 
+using Pack = int64_t (*)(const Problem&, void* panels);
+
+Pack pack_kernel(Dtype dtype) {
+#define FUSEDRNN_PACK(isa, half_isa)        \
+  (dtype == Dtype::f64   ? isa::pack_double \
+   : dtype == Dtype::f32 ? isa::pack_single \
+                         : half_isa::pack_half)
+  switch (cpu_capability()) {
+#if defined(FUSEDRNN_X86)
+    case Capability::avx512_bf16: return FUSEDRNN_PACK(avx512, avx512_bf16);
+    case Capability::avx512: return FUSEDRNN_PACK(avx512, avx512);
+    case Capability::avx2: return FUSEDRNN_PACK(avx2, avx2);
+#endif
+    default: return FUSEDRNN_PACK(portable, portable);
+  }
+#undef FUSEDRNN_PACK
+}
+
 template <class P>
 const char* run(Kernel<P> (*kernel_of)(Dtype), const P& problem, const Context& context) {
   const Plan plan = plan_layer(problem, context.threads);
@@ -75,10 +93,16 @@ const char* backward(const BackwardProblem& problem, const Context& context) {
   return run(backward_kernel, problem, context);
 }
 
+int64_t pack(const Problem& problem, void* panels) {
+  return pack_kernel(problem.dtype)(problem, panels);
+}
+
+int packed_layout() { return static_cast<int>(cpu_capability()); }
+
 }  // namespace
 
 const Backend& cpu_backend() {
-  static constexpr Backend backend = {forward, backward, false};
+  static constexpr Backend backend = {forward, backward, false, pack, packed_layout};
   return backend;
 }
 

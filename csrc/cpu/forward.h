@@ -1,6 +1,6 @@
 // Forward of one layer: each direction is a walk over the steps by a team of threads.
 //
-//   prepare   pack the weights into panels, set the initial state                      (shared out)
+//   prepare   pack the weights into panels, unless they come so; the initial state     (shared out)
 //   chunk     gates of the chunk's rows = bias + x W_ih^T, as one product        (own rows, units)
 //     step    acc = gates + h W_hh^T, and from the registers straight through the cell
 //
@@ -14,6 +14,7 @@
 #pragma once
 
 #include "../cell.h"
+#include "panels.h"
 #include "tile.h"
 #include "walk.h"
 
@@ -138,7 +139,7 @@ class ForwardWalk {
   static constexpr bool kConvert = !std::is_same_v<S, F>;  // storage is not what is computed
   static constexpr bool kConvertOperands = !std::is_same_v<S, E>;  // nor what is multiplied
   static constexpr int64_t L = kLanes<F>;
-  static constexpr int kVectors = C::products == 1 ? kGroup : 1;  // of units in a gate tile
+  static constexpr int kVectors = Panels<S, F, C>::kVectors;  // of units in a gate tile
   static constexpr int64_t kMaxRows = 8;
 
  public:
@@ -147,16 +148,17 @@ class ForwardWalk {
         plan_(plan),
         Hp_(p.Hp()),
         Rp_(round_up(p.R(), kHiddenPadding)),
-        groups_(make_groups(p.H, L, kVectors, plan)),
-        outputs_(make_groups(p.P, L, kGroup, plan)) {
-    const int64_t units = groups_.vectors * L, chunk_rows = plan.forward_steps * p.B;
-    if (!plan.in_place) {
-      w_ih_ = layout.take<E>(units * C::inputs * depth(p.I));
-      w_hh_ = layout.take<E>(units * C::products * depth(p.R()));
-      if (p.P) w_hr_ = layout.take<E>(outputs_.vectors * L * depth(p.H));
+        groups_(Panels<S, F, C>::units_of(p, p.prepacked ? Plan() : plan)),
+        outputs_(Panels<S, F, C>::outputs_of(p, p.prepacked ? Plan() : plan)) {
+    const int64_t chunk_rows = plan.forward_steps * p.B;
+    if (p.prepacked) {
+      // Layout takes memory to write to; in these panels nothing is written.
+      Layout given(const_cast<void*>(p.panels));
+      for (int d = 0; d < p.directions; ++d) panels_[d] = Panels<S, F, C>(p, Plan(), given);
+    } else {
+      panels_[0] = Panels<S, F, C>(p, plan, layout);
+      for (int d = 1; d < p.directions; ++d) panels_[d] = panels_[0];
     }
-    bias_ = layout.take<F>(C::inputs * Hp_);
-    hidden_bias_ = layout.take<F>(Hp_);
     for (E*& h : h_) h = layout.take<E>(p.B * Rp_);
     if (C::has_c) c_ = layout.take<F>(p.B * Hp_);
     if (p.P) hidden_ = layout.take<E>(p.B * Hp_);
@@ -189,8 +191,7 @@ class ForwardWalk {
   }
 
  private:
-  // Values of k in a panel.
-  static int64_t depth(int64_t K) { return round_up(K, kTogether<E>); }
+  static int64_t depth(int64_t K) { return Panels<S, F, C>::depth(K); }
   const S* weight(const void* w) const { return static_cast<const S*>(w); }
   S* output(int d, const Steps& steps, int64_t s, int64_t b) const {
     return static_cast<S*>(p_.output) + steps.row(s, b) * p_.directions * p_.R() + d * p_.R();
@@ -200,19 +201,7 @@ class ForwardWalk {
   }
 
   void prepare(int d, const Team& team) {
-    const Weights& w = p_.weights[d];
-    if (!plan_.in_place) {
-      const Range mine = share(groups_.count, team.rank, team.size);
-      pack_gate_panels(
-          weight(w.w_ih), p_.H, p_.I, C::inputs, [](int g) { return g; }, groups_, mine, w_ih_);
-      pack_gate_panels(weight(w.w_hh), p_.H, p_.R(), C::products, C::gate_of_product, groups_, mine,
-                       w_hh_);
-      if (p_.P)
-        pack_gate_panels(
-            weight(w.w_hr), p_.P, p_.H, 1, [](int g) { return g; }, outputs_,
-            share(outputs_.count, team.rank, team.size), w_hr_);
-    }
-    if (team.rank == 0) add_biases(w);
+    if (!p_.prepacked) panels_[d].pack(p_, plan_, p_.weights[d], team);
     const Range rows = share(p_.B, team.rank, team.size);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       for (E* h : h_) initial_row(p_.hx, d, b, p_.R(), Rp_, h);
@@ -221,26 +210,6 @@ class ForwardWalk {
     }
   }
 
-  // b_ih + b_hh for every gate, but for the GRU's candidate, whose b_hh the reset gate scales.
-  void add_biases(const Weights& w) {
-    fill(bias_, C::inputs * Hp_);
-    fill(hidden_bias_, Hp_);
-    if (!w.b_ih) return;
-    for (int g = 0; g < C::inputs; ++g) {
-      const bool apart = C::has_late_input && g == C::inputs - 1;
-      for (int64_t u = 0; u < p_.H; ++u) {
-        const F b_ih = to_compute(weight(w.b_ih)[g * p_.H + u]);
-        const F b_hh = to_compute(weight(w.b_hh)[g * p_.H + u]);
-        bias_[g * Hp_ + u] = apart ? b_ih : b_ih + b_hh;
-        if (apart) hidden_bias_[u] = b_hh;
-      }
-    }
-  }
-
-  template <class T>
-  static void fill(T* to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = T{};
-  }
   template <class T>
   void initial_row(const void* state, int d, int64_t b, int64_t n, int64_t padded, T* to) {
     T* const row = to + b * padded;
@@ -281,8 +250,8 @@ class ForwardWalk {
       const int64_t unit = groups_.begin(group) * L, nv = groups_.size(group);
       LinearTile<E, F> tile;
       tile.segments = {1, p_.I, 0};
-      tile.w = w_ih_ + unit * C::inputs * depth(p_.I);
-      tile.bias = bias_ + unit;
+      tile.w = panels_[d].w_ih + unit * C::inputs * depth(p_.I);
+      tile.bias = panels_[d].bias + unit;
       tile.column_stride = tile.bias_stride = C::inputs == 1 ? L : Hp_;
       tile.columns = L;
       const Tiles tiles(count, most_rows);
@@ -331,7 +300,7 @@ class ForwardWalk {
     for (int64_t r = 0; r < count; ++r)
       for (int g = 0; g < C::inputs; ++g) {
         F* const out = to[r] + g * Hp_ + units.begin;
-        convert(out, bias_ + g * Hp_ + units.begin, units.size());
+        convert(out, panels_[d].bias + g * Hp_ + units.begin, units.size());
         fill(out + units.size(), round_up(units.size(), L) - units.size());
         add_dots(weight(p_.weights[d].w_ih) + (g * p_.H + units.begin) * p_.I, p_.I, units.size(),
                  from[r], p_.I, out);
@@ -344,7 +313,7 @@ class ForwardWalk {
     for (int slot = 0; slot < C::products; ++slot) {
       const int input = C::input_of_product(slot);
       F* const out = (input < 0 ? apart : gates + input * Hp_) + units.begin;
-      if (input < 0) convert(out, hidden_bias_ + units.begin, round_up(units.size(), L));
+      if (input < 0) convert(out, panels_[d].hidden_bias + units.begin, round_up(units.size(), L));
       add_dots(
           weight(p_.weights[d].w_hh) + (C::gate_of_product(slot) * p_.H + units.begin) * p_.R(),
           p_.R(), units.size(), h, p_.R(), out);
@@ -373,20 +342,21 @@ class ForwardWalk {
     const Tiles tiles(rows.size(), tile_rows(accumulators<C>(project) * kVectors));
     const int64_t unit_weights = C::products * depth(p_.R());
     const bool far = groups.size() * kVectors * L * unit_weights * sizeof(E) > Ahead::kNear;
+    const bool last_first = (s % 2 != 0) != p_.backwards;
     for (int64_t i = 0; i < groups.size(); ++i) {
-      const int64_t group = s % 2 ? groups.end - 1 - i : groups.begin + i;
+      const int64_t group = last_first ? groups.end - 1 - i : groups.begin + i;
       const int64_t unit = groups_.begin(group) * L, nv = groups_.size(group);
-      tile.w = w_hh_ + unit * unit_weights;
+      tile.w = panels_[d].w_hh + unit * unit_weights;
       Ahead ahead;
       if (far && i + 1 < groups.size() && !plan_.in_place) {
-        const int64_t next = s % 2 ? group - 1 : group + 1;
-        ahead.set(w_hh_ + groups_.begin(next) * L * unit_weights,
+        const int64_t next = last_first ? group - 1 : group + 1;
+        ahead.set(panels_[d].w_hh + groups_.begin(next) * L * unit_weights,
                   groups_.size(next) * L * unit_weights, p_.R());
       }
       tile.units = least(p_.H - unit - (nv - 1) * L, L);
       if (project) {
-        tile.w_ih = w_ih_ + unit * C::inputs * depth(p_.I);
-        tile.gates = bias_ + unit;
+        tile.w_ih = panels_[d].w_ih + unit * C::inputs * depth(p_.I);
+        tile.gates = panels_[d].bias + unit;
       }
       tile.save_row = kConvert ? C::saved * nv * L : C::saved * Hp_;
       tile.save_slot = kConvert ? nv * L : Hp_;
@@ -398,7 +368,8 @@ class ForwardWalk {
           for (int64_t r = 0; r < R; ++r) tile.inputs[r] = x_row(steps, s, chunk_row, b + r);
         else
           tile.gates = gates + b * C::inputs * Hp_ + unit;
-        tile.hidden_bias = (tile.hidden_bias_row ? hidden_gates_ + b * Hp_ : hidden_bias_) + unit;
+        tile.hidden_bias =
+            (tile.hidden_bias_row ? hidden_gates_ + b * Hp_ : panels_[d].hidden_bias) + unit;
         tile.h_prev = h_read + b * Rp_ + unit;
         tile.c = c_ + b * Hp_ + unit;
         tile.h = h_write + b * write_row + unit;
@@ -472,7 +443,7 @@ class ForwardWalk {
     for (int64_t group = groups.begin; group < groups.end; ++group) {
       const int64_t column = outputs_.begin(group) * L, nv = outputs_.size(group);
       const int64_t valid = least(nv * L, p_.P - column);
-      tile.w = w_hr_ + column * depth(p_.H);
+      tile.w = panels_[d].w_hr + column * depth(p_.H);
       const Tiles tiles(rows.size(), tile_rows(static_cast<int>(nv)));
       for (int64_t i = 0, b = rows.begin; i < tiles.count; b += tiles.size(i++)) {
         for (int64_t r = 0; r < tiles.size(i); ++r)
@@ -512,9 +483,10 @@ class ForwardWalk {
   const Plan& plan_;
   const int64_t Hp_, Rp_;
   const Groups groups_, outputs_;  // of units; of projected values
-  E *w_ih_ = nullptr, *w_hh_ = nullptr, *w_hr_ = nullptr, *h_[2], *hidden_ = nullptr;
+  Panels<S, F, C> panels_[kMaxDirections];
+  E *h_[2], *hidden_ = nullptr;
   E* x_ = nullptr;
-  F *bias_, *hidden_bias_, *c_ = nullptr, *gates_ = nullptr, *hidden_gates_ = nullptr;
+  F *c_ = nullptr, *gates_ = nullptr, *hidden_gates_ = nullptr;
   const E** x_rows_;
   F** out_rows_;
 };

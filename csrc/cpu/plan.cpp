@@ -16,6 +16,8 @@ constexpr int64_t kInPlaceRows = 4;
 // Under this much work (multiply-adds) waking a second thread costs more than it brings.
 constexpr int64_t kSerialWork = 400'000;
 constexpr int64_t kSerialWeights = 450'000;  // in place: bound by reading them
+// Packed ahead, few rows: read at the speed of the L2 cache as long as they stay in it.
+constexpr int64_t kSerialBytes = 768 * 1024;
 
 // Splitting the batch, every thread reads all recurrent weights each step. That is free while they
 // stay in its L2 cache, and hidden behind arithmetic when each thread has many rows.
@@ -41,16 +43,19 @@ int64_t chunk_steps(const Shape& s, int64_t bytes, int64_t least_rows, int64_t m
 Plan choose(const Shape& s, int threads) {
   Plan plan;
   if (s.rows == 0 || s.B == 0) return plan;
-  plan.in_place = s.rows <= kInPlaceRows && !s.P;
+  plan.in_place = s.rows <= kInPlaceRows && !s.P && !s.prepacked;
   const int64_t element = s.dtype == Dtype::f64 ? 8 : 4;
   const int64_t gates = gates_of(s.cell) * s.H;
-  plan.fuse_input =
-      !plan.in_place && s.B >= kFuseRows && gates * (s.I + s.R()) * element <= kFuseWeights;
+  // In one step with packed weights each panel is read once in any order.
+  plan.fuse_input = (s.prepacked && s.T == 1) || (!plan.in_place && s.B >= kFuseRows &&
+                                                  gates * (s.I + s.R()) * element <= kFuseWeights);
   plan.forward_steps = chunk_steps(s, kForwardBytes, kForwardRows, kMostForwardRows);
   plan.backward_steps = chunk_steps(s, kBackwardBytes, kBackwardRows, kMostBackwardRows);
 
   const int64_t weights = gates * (s.I + s.R()) * s.directions;
-  const bool serial = plan.in_place ? weights < kSerialWeights : weights * s.rows < kSerialWork;
+  const bool serial = plan.in_place                           ? weights < kSerialWeights
+                      : s.prepacked && s.rows <= kInPlaceRows ? weights * element < kSerialBytes
+                                                              : weights * s.rows < kSerialWork;
   if (serial || threads <= 1) return plan;
 
   plan.direction_teams = std::min(s.directions, threads);

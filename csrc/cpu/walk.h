@@ -19,6 +19,11 @@ FUSEDRNN_INLINE T most(T a, T b) {
   return a < b ? b : a;
 }
 
+template <class T>
+FUSEDRNN_INLINE void fill(T* to, int64_t n) {  // with zeros
+  for (int64_t i = 0; i < n; ++i) to[i] = T{};
+}
+
 // Lays arrays out one after the other; with base null it only measures.
 class Layout {
  public:

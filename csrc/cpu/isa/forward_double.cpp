@@ -11,3 +11,8 @@ int64_t fusedrnn::FUSEDRNN_ISA::forward_double(const Problem& p, const Plan& pla
     return forward<double, double, decltype(cell)>(p, plan, parallel_for, scratch);
   });
 }
+
+int64_t fusedrnn::FUSEDRNN_ISA::pack_double(const Problem& p, void* panels) {
+  return with_cell(p.cell,
+                   [&](auto cell) { return pack<double, double, decltype(cell)>(p, panels); });
+}

@@ -13,3 +13,11 @@ int64_t fusedrnn::FUSEDRNN_ISA::forward_half(const Problem& p, const Plan& plan,
                                   : forward<Half, float, C>(p, plan, parallel_for, scratch);
   });
 }
+
+int64_t fusedrnn::FUSEDRNN_ISA::pack_half(const Problem& p, void* panels) {
+  return with_cell(p.cell, [&](auto cell) {
+    using C = decltype(cell);
+    return p.dtype == Dtype::bf16 ? pack<BFloat16, float, C>(p, panels)
+                                  : pack<Half, float, C>(p, panels);
+  });
+}

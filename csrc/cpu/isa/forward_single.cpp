@@ -11,3 +11,8 @@ int64_t fusedrnn::FUSEDRNN_ISA::forward_single(const Problem& p, const Plan& pla
     return forward<float, float, decltype(cell)>(p, plan, parallel_for, scratch);
   });
 }
+
+int64_t fusedrnn::FUSEDRNN_ISA::pack_single(const Problem& p, void* panels) {
+  return with_cell(p.cell,
+                   [&](auto cell) { return pack<float, float, decltype(cell)>(p, panels); });
+}

@@ -1,0 +1,98 @@
+// The weights of one direction as forward reads them, packed by the call that uses them or ahead,
+// by fusedrnn::pack_weights.
+//
+//   w_ih   [group of units][k][input slot][nv][lanes]      b         [input slot][Hp]
+//   w_hh   [group of units][k][product slot][nv][lanes]    hidden_b  [Hp]   GRU: starts n'
+//   w_hr   [group of outputs][k][nv][lanes]                projected LSTM
+//
+// b is b_ih + b_hh, but for the GRU's candidate, whose b_hh the reset gate scales. What is packed
+// ahead is in the groups of the default plan, so that it serves any number of threads.
+#pragma once
+
+#include "walk.h"
+
+namespace fusedrnn {
+namespace FUSEDRNN_ISA {
+
+template <class S, class F, class C>
+class Panels {
+  using E = typename OperandOf<S>::type;
+  static constexpr int64_t L = kLanes<F>;
+
+ public:
+  static constexpr int kVectors = C::products == 1 ? kGroup : 1;  // of units in a group
+
+  static Groups units_of(const Shape& s, const Plan& plan) {
+    return make_groups(s.H, L, kVectors, plan);
+  }
+  static Groups outputs_of(const Shape& s, const Plan& plan) {
+    return make_groups(s.P, L, kGroup, plan);
+  }
+  // Values of k in a panel.
+  static int64_t depth(int64_t K) { return round_up(K, kTogether<E>); }
+
+  E *w_ih = nullptr, *w_hh = nullptr, *w_hr = nullptr;
+  F *bias = nullptr, *hidden_bias = nullptr;
+
+  Panels() = default;
+  Panels(const Shape& s, const Plan& plan, Layout& layout) {
+    if (!plan.in_place) {
+      const int64_t units = units_of(s, plan).vectors * L;
+      w_ih = layout.take<E>(units * C::inputs * depth(s.I));
+      w_hh = layout.take<E>(units * C::products * depth(s.R()));
+      if (s.P) w_hr = layout.take<E>(outputs_of(s, plan).vectors * L * depth(s.H));
+    }
+    bias = layout.take<F>(C::inputs * s.Hp());
+    hidden_bias = layout.take<F>(s.Hp());
+  }
+
+  // The share of one thread.
+  void pack(const Shape& s, const Plan& plan, const Weights& w, const Team& team) const {
+    if (!plan.in_place) {
+      const Groups units = units_of(s, plan), outputs = outputs_of(s, plan);
+      const Range mine = share(units.count, team.rank, team.size);
+      const auto same = [](int g) { return g; };
+      pack_gate_panels(weight(w.w_ih), s.H, s.I, C::inputs, same, units, mine, w_ih);
+      pack_gate_panels(weight(w.w_hh), s.H, s.R(), C::products, C::gate_of_product, units, mine,
+                       w_hh);
+      if (s.P)
+        pack_gate_panels(weight(w.w_hr), s.P, s.H, 1, same, outputs,
+                         share(outputs.count, team.rank, team.size), w_hr);
+    }
+    if (team.rank == 0) add_biases(s, w);
+  }
+
+ private:
+  static const S* weight(const void* w) { return static_cast<const S*>(w); }
+
+  void add_biases(const Shape& s, const Weights& w) const {
+    const int64_t Hp = s.Hp();
+    fill(bias, C::inputs * Hp);
+    fill(hidden_bias, Hp);
+    if (!w.b_ih) return;
+    for (int g = 0; g < C::inputs; ++g) {
+      const bool apart = C::has_late_input && g == C::inputs - 1;
+      for (int64_t u = 0; u < s.H; ++u) {
+        const F b_ih = to_compute(weight(w.b_ih)[g * s.H + u]);
+        const F b_hh = to_compute(weight(w.b_hh)[g * s.H + u]);
+        bias[g * Hp + u] = apart ? b_ih : b_ih + b_hh;
+        if (apart) hidden_bias[u] = b_hh;
+      }
+    }
+  }
+};
+
+// Packs all directions ahead (panels null: only measures), and returns the bytes.
+template <class S, class F, class C>
+int64_t pack(const Problem& p, void* panels) {
+  const Plan plan;
+  Layout layout(panels);
+  for (int d = 0; d < p.directions; ++d) {
+    const Panels<S, F, C> mine(p, plan, layout);
+    if (panels) mine.pack(p, plan, p.weights[d], Team());
+  }
+  return layout.bytes();
+}
+
+}  // namespace FUSEDRNN_ISA
+}  // namespace fusedrnn

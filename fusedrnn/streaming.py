@@ -1,0 +1,286 @@
+"""Networks that keep their state and take what comes: one step, or a chunk of steps, at a time.
+
+    stream = Streaming(module)
+    stream(x)                  x -> layers -> y, and the state moves on
+
+A call of one step is over in the time that it takes to read the weights once, if nothing else is
+done. So the weights are packed when a stream is made, the states are updated where they lie, and a
+call that is in order is one op behind two comparisons. The op refuses what does not fit, and only
+then Python looks for what was wrong, to raise torch.nn's kind of exception.
+
+What computes is a `Layers`: `_PackedLayers` on the CPU, `_PlainLayers` where nothing is packed.
+They are made anew when a weight has changed, and know nothing of streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.modules.rnn import RNNBase
+
+from fusedrnn import ops
+from fusedrnn.checks import check_features, check_states, check_steps, split_state
+from fusedrnn.modules import CELL_OF_MODE, weights_of
+from fusedrnn.reference import GATES, LSTM
+
+__all__ = ["Streaming"]
+
+State = Tensor | tuple[Tensor, Tensor]
+WEIGHTS = ("same",)
+"""In what form a stream may keep its weights."""
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+_version_of: Callable[[Tensor], int] = attrgetter("_version")
+_address_of: Callable[[Tensor], int] = Tensor.data_ptr
+
+
+class Layers(Protocol):
+    """All layers of a network over some steps.
+
+    `input` is [T, B, I], or [B, I] or [I] for one step; the output is laid out so, R wide. `h`
+    [layers, B, R] and, of an LSTM, `c` [layers, B, H] are the states before, and after the call
+    those after it.
+    """
+
+    def __call__(self, input: Tensor, h: Tensor, c: Tensor | None) -> Tensor: ...
+
+
+class _PackedLayers:
+    """`Layers` on weights packed for the CPU's kernels, all of them one buffer."""
+
+    def __init__(self, cell: int, weights: list[list[Tensor]], has_biases: bool) -> None:
+        self._packed = torch.cat([ops.pack_weights(w, cell, has_biases, False) for w in weights])
+        self._backwards = False
+
+    def __call__(self, input: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
+        backwards = self._backwards
+        self._backwards = not backwards
+        output: Tensor = ops.packed_forward(input, self._packed, h, c, backwards)
+        return output
+
+
+class _PlainLayers:
+    """`Layers` on the weights as they are, a call of the op for each."""
+
+    def __init__(self, cell: int, weights: list[list[Tensor]], has_biases: bool) -> None:
+        self._cell, self._weights, self._has_biases = cell, weights, has_biases
+
+    def __call__(self, input: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
+        output = input
+        while output.dim() < 3:
+            output = output.unsqueeze(0)
+        for layer, weights in enumerate(self._weights):
+            part = slice(layer, layer + 1)
+            output, hn, cn, _ = ops.layer_forward(
+                output, None, h[part], None if c is None else c[part], weights, self._cell,
+                self._has_biases, False, False, ops.allow_tf32(input),
+            )  # fmt: skip
+            h[part] = hn
+            if c is not None:
+                c[part] = cn
+        return output.view(*input.shape[:-1], output.size(-1))
+
+
+class Streaming:
+    """Inference with a network that keeps its state between calls.
+
+    Each call goes on where the one before ended. The numbers are those of the module in eval mode
+    (without dropout), given the state of the call before. Nothing is recorded for autograd,
+    autocast is not applied, and the module itself is left as it is.
+
+    Args:
+        module: an `LSTM`, `GRU` or `RNN` of fusedrnn or torch.nn, of one direction; any number of
+            layers, projected or not, in float64, float32, bfloat16 or float16, on the CPU or CUDA.
+        batch_size: how many sequences are streamed at once, B.
+        weights: in what form they are kept: "same", the module's dtype.
+
+    Call it with `input`, of the module's dtype and device. One step, [B, I], or [I] if B is 1,
+    gives [B, R] or [R]; R is the projection's size if there is one, else H. A chunk of steps,
+    [T, B, I] ([B, T, I] if the module has `batch_first`), gives [T, B, R] (or [B, T, R]). A 2-D
+    input is always one step: the chunk of one sequence is [T, 1, I].
+
+    On the CPU the weights are packed when the stream is made, and again by the first call after one
+    was changed in place, replaced or moved. torch does not count changes through `weight.data`, nor
+    those of inference tensors: call `refresh` after them. A weight that is computed anew whenever
+    it is asked for, as a parametrized one is, is packed anew by every call.
+
+    Threads that share a stream must take turns. Any number of streams may share a module.
+
+        >>> stream = fusedrnn.Streaming(fusedrnn.LSTM(10, 20))
+        >>> stream(torch.randn(1, 10)).shape
+        torch.Size([1, 20])
+        >>> h, c = stream.state
+        >>> stream.reset()
+
+    Raises:
+        TypeError: `module` is not such a module, or `batch_size` no int.
+        ValueError: `module` is bidirectional, its weights are not of one such dtype and one device,
+            `batch_size` is negative, or `weights` unknown. Of a call: input of another dtype or
+            number of dimensions.
+        RuntimeError: of a call: input of a wrong size, or on another device.
+        AttributeError: of a call: input is not a tensor.
+    """
+
+    def __init__(self, module: RNNBase, batch_size: int = 1, *, weights: str = "same") -> None:
+        mode = getattr(module, "mode", None)
+        if not isinstance(module, RNNBase) or mode not in CELL_OF_MODE:
+            raise TypeError(
+                "module: expected an LSTM, GRU or RNN of fusedrnn or torch.nn, got "
+                f"{type(module).__name__}"
+            )
+        if module.bidirectional:
+            raise ValueError(
+                "module: expected one direction, got a bidirectional module, whose second "
+                "direction starts at the end of a sequence, which a stream does not have"
+            )
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+            raise TypeError(f"batch_size: expected an int, got {type(batch_size).__name__}")
+        if batch_size < 0:
+            raise ValueError(f"batch_size: expected at least 0, got {batch_size}")
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
+        self.module = module
+        self.batch_size = batch_size
+        self.weights = weights
+        self._cell = CELL_OF_MODE[mode]
+        self._h = torch.empty(0)
+        self._c: Tensor | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes the module's weights as they are now. The state moves to their dtype and device."""
+        module = self.module
+        weights = [weight.detach() for weight in weights_of(module)]
+        first = weights[0]
+        for weight in weights:
+            if weight.dtype not in DTYPES:
+                raise ValueError(
+                    f"module: expected weights in {', '.join(map(str, DTYPES))}, got {weight.dtype}"
+                )
+            if weight.dtype != first.dtype or weight.device != first.device:
+                raise ValueError(
+                    f"module: expected weights of one dtype and device, got {first.dtype} on "
+                    f"{first.device} and {weight.dtype} on {weight.device}"
+                )
+        each = len(weights) // module.num_layers
+        layers = [weights[i : i + each] for i in range(0, len(weights), each)]
+        kind = _PackedLayers if first.device.type == "cpu" else _PlainLayers
+        self._layers: Layers = kind(self._cell, layers, module.bias)
+        # Kept, so that no other weight can take their place in memory unnoticed.
+        self._kept = weights
+        self._addresses = [*map(_address_of, weights)]
+        self._counted = [weight for weight in weights if not weight.is_inference()]
+        self._versions = [*map(_version_of, self._counted)]
+        self._adopt_state()
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """The output of the next step or steps; see the class."""
+        if [*map(_version_of, self._counted)] != self._versions or [
+            *map(_address_of, weights_of(self.module))
+        ] != self._addresses:
+            self.refresh()
+        try:
+            if self.module.batch_first and input.dim() == 3:
+                output = self._layers(input.transpose(0, 1), self._h, self._c)
+                return output.transpose(0, 1)
+            return self._layers(input, self._h, self._c)
+        except Exception:
+            self._check(input)
+            raise
+
+    @property
+    def state(self) -> State:
+        """A copy of the state: h [num_layers, B, R]; of an LSTM (h, c), c [num_layers, B, H].
+
+        Set it to what the module takes as its first state, or to None for zeros.
+        """
+        return self._h.clone() if self._c is None else (self._h.clone(), self._c.clone())
+
+    @state.setter
+    def state(self, hx: State | None) -> None:
+        if hx is None:
+            self.reset()
+            return
+        h: Any
+        h, c = split_state(hx) if self._cell == LSTM else (hx, None)
+        layers, batch = self.module.num_layers, self.batch_size
+        check_states(self._cell, h, c, layers, batch, self._h, self._kept)
+        self._h = _own(h)
+        self._c = None if c is None else _own(c)
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        """Sets the state to zero, of all sequences or of those where `mask` (bool [B]) is true."""
+        if mask is None:
+            self._h, self._c = torch.empty(0), None
+            self._adopt_state()
+            return
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"mask: expected a torch.Tensor, got {type(mask).__name__}")
+        if mask.dtype != torch.bool or mask.shape != (self.batch_size,):
+            raise ValueError(
+                f"mask: expected torch.bool of shape ({self.batch_size},), got {mask.dtype} of "
+                f"shape {tuple(mask.shape)}"
+            )
+        column = mask.to(self._h.device).unsqueeze(1)
+        self._h = self._h.masked_fill(column, 0)
+        if self._c is not None:
+            self._c = self._c.masked_fill(column, 0)
+
+    def __repr__(self) -> str:
+        return f"Streaming({self.module!r}, batch_size={self.batch_size}, weights={self.weights!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of; packed weights hold for one processor's kernels only."""
+        return {
+            "module": self.module, "batch_size": self.batch_size, "weights": self.weights,
+            "state": self.state,
+        }  # fmt: skip
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        Streaming.__init__(self, values["module"], values["batch_size"], weights=values["weights"])
+        self.state = values["state"]
+
+    def _adopt_state(self) -> None:
+        """Gives the state the weights' dtype and device; makes zeros of what has another shape."""
+        w_hh = self._kept[1]
+        layers, batch = self.module.num_layers, self.batch_size
+
+        def adopt(state: Tensor | None, features: int) -> Tensor:
+            if state is None or state.shape != (layers, batch, features):
+                return w_hh.new_zeros(layers, batch, features)
+            return state.to(w_hh)
+
+        self._h = adopt(self._h, w_hh.size(1))
+        if self._cell == LSTM:
+            self._c = adopt(self._c, w_hh.size(0) // GATES[LSTM])
+
+    def _check(self, input: Any) -> None:
+        """Raises what is wrong with an input that was refused, if that can be said."""
+        name, batch = type(self.module).__name__, self.batch_size
+        if not isinstance(input, Tensor):
+            raise AttributeError(f"input: expected a torch.Tensor, got {type(input).__name__}")
+        if not 1 <= input.dim() <= 3 or (input.dim() == 1 and batch != 1):
+            step = "1D or 2D (one step)" if batch == 1 else "2D (one step)"
+            raise ValueError(
+                f"{name}: Expected input to be {step} or 3D (a chunk of steps), got {input.dim()}D "
+                "instead"
+            )
+        check_features(input, self._kept[0])
+        if input.dim() == 1:
+            return
+        by_batch = self.module.batch_first and input.dim() == 3
+        if input.size(0 if by_batch else -2) != batch:
+            raise RuntimeError(
+                f"input: expected {batch} sequences, the stream's batch_size, got "
+                f"{input.size(0 if by_batch else -2)} in shape {tuple(input.shape)}"
+            )
+        check_steps(1 if input.dim() == 2 else input.size(1 if by_batch else 0))
+
+
+def _own(state: Tensor) -> Tensor:
+    return state.detach().clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,482 @@
+"""A stream computes what its module computes, one piece after the other, and keeps up with it."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+import torch
+from cases import Case, check
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.library import opcheck
+from torch.nn.utils import prune
+
+import fusedrnn
+from fusedrnn import ops
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru"]
+
+
+class Streamed(nn.Module):
+    """A network that is called like its module, and streams the input piece by piece."""
+
+    def __init__(self, module: nn.Module, lengths: list[int]) -> None:
+        super().__init__()
+        self.module, self.lengths = module, lengths
+
+    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        module, lengths = self.module, iter(self.lengths)
+        time = 1 if module.batch_first else 0
+        stream = fusedrnn.Streaming(module, input.size(1 - time))
+        stream.state = hx
+        pieces, at = [], 0
+        while at < input.size(time):
+            length = next(lengths, 0)
+            if length:
+                piece = input.narrow(time, at, min(length, input.size(time) - at))
+                pieces.append(stream(piece))
+                at += piece.size(time)
+            else:  # one step, without its dimension
+                pieces.append(stream(input.select(time, at)).unsqueeze(time))
+                at += 1
+        return torch.cat(pieces, time), stream.state
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("B", [1, 3, 17])
+@pytest.mark.parametrize("cell", [*CELLS, "projected"])
+def test_step_by_step(cell: str, B: int, dtype: torch.dtype) -> None:
+    P = 5 if cell == "projected" else 0
+    case = Case(cell="lstm" if P else cell, T=6, B=B, I=9, H=37, P=P, layers=2)
+    check(case, dtype, inference=lambda module: Streamed(module, []))
+
+
+@settings(max_examples=60)
+@given(
+    st.builds(
+        Case,
+        cell=st.sampled_from(CELLS),
+        T=st.integers(1, 12),
+        B=st.integers(1, 19),
+        I=st.integers(1, 70),
+        H=st.integers(1, 90),
+        layers=st.integers(1, 3),
+        bias=st.booleans(),
+        batch_first=st.booleans(),
+        hx=st.booleans(),
+        strided=st.booleans(),
+        seed=st.integers(0, 9),
+    ),
+    st.integers(0, 8),
+    st.lists(st.integers(0, 5), max_size=6),
+    st.sampled_from(DTYPES),
+)
+def test_pieces(case: Case, P: int, lengths: list[int], dtype: torch.dtype) -> None:
+    if case.cell == "lstm" and P < case.H:
+        case = Case(**vars(case) | {"P": P})
+    check(case, dtype, inference=lambda module: Streamed(module, lengths))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_layers_that_are_not_packed(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on devices other than the CPU."""
+    monkeypatch.setattr(fusedrnn.streaming, "_PackedLayers", fusedrnn.streaming._PlainLayers)
+    case = Case(cell=cell, T=9, B=3, I=4, H=6, P=2 * (cell == "lstm"), layers=2)
+    check(case, torch.float32, inference=lambda module: Streamed(module, [3, 0, 0, 4]))
+    one = Case(cell=cell, T=1, B=1, I=4, H=6)
+    check(one, torch.float32, inference=lambda module: Streamed(module, []))
+    module = case.module(dtype=torch.float32)
+    x = torch.randn(4)
+    assert fusedrnn.Streaming(module)(x).shape == (2 if case.P else 6,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_bits_do_not_depend_on_threads(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = getattr(fusedrnn, name)(70, 300, dtype=dtype)
+    for B, T in ((1, 1), (1, 5), (3, 1), (20, 4)):
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            stream = fusedrnn.Streaming(module, B)
+            generator = torch.Generator().manual_seed(1)
+            for _ in range(3):
+                y = stream(torch.randn(T, B, 70, generator=generator).to(dtype))
+            results.append(y)
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2]), (B, T)
+
+
+def pair(name: str = "LSTM", **options: Any) -> tuple[nn.Module, fusedrnn.Streaming]:
+    torch.manual_seed(0)
+    module = getattr(fusedrnn, name)(6, 8, **options)
+    return module, fusedrnn.Streaming(module, 3)
+
+
+def test_modules_of_torch() -> None:
+    torch.manual_seed(0)
+    for module in (nn.LSTM(6, 8, num_layers=2, dropout=0.5), nn.GRU(6, 8), nn.RNN(6, 8)):
+        x = torch.randn(5, 3, 6)
+        expected, _ = module.eval()(x)
+        y = fusedrnn.Streaming(module.train(), 3)(x)  # dropout is off
+        torch.testing.assert_close(y, expected)
+        assert module.training and not y.requires_grad
+
+
+def test_the_example() -> None:
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(fusedrnn.Streaming, globs={"fusedrnn": fusedrnn, "torch": torch})
+    assert doctest.DocTestRunner().run(example) == doctest.TestResults(failed=0, attempted=4)
+
+
+def test_one_sequence_without_batch() -> None:
+    module, _ = pair("GRU")
+    stream, same = fusedrnn.Streaming(module), fusedrnn.Streaming(module)
+    for x in torch.randn(4, 6):
+        y = stream(x)
+        assert y.shape == (8,) and torch.equal(y, same(x[None])[0])
+
+
+def test_state_is_a_copy_and_can_be_set() -> None:
+    module, stream = pair(num_layers=2)
+    x = torch.randn(4, 3, 6)
+    first, before = stream(x), stream.state
+    assert [s.shape for s in before] == [(2, 3, 8)] * 2
+    kept = [s.clone() for s in before]
+    second = stream(x)
+    assert all(map(torch.equal, before, kept))  # the stream went on, the copy did not
+    stream.state = before
+    assert torch.equal(stream(x), second)
+    before[0].zero_()
+    stream.state = None
+    assert torch.equal(stream(x), first)
+    stream.state = [s.transpose(0, 1).contiguous().transpose(0, 1) for s in kept]
+    assert torch.equal(stream(x), second)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_reset(name: str) -> None:
+    _, stream = pair(name)
+    x = torch.randn(4, 3, 6)
+    fresh = stream(x)
+    going_on = stream(x)
+    stream.reset()
+    assert torch.equal(stream(x), fresh)
+    stream.reset(torch.tensor([True, False, True]))
+    y = stream(x)
+    assert torch.equal(y[:, 0::2], fresh[:, 0::2]) and torch.equal(y[:, 1], going_on[:, 1])
+    stream.state = tuple(s.fill_(float("nan")) for s in stream.state) if name == "LSTM" else (
+        stream.state.fill_(float("nan")))  # fmt: skip
+    stream.reset(torch.tensor([True] * 3))
+    assert torch.equal(stream(x), fresh)
+
+
+def changed_in_place(module: nn.Module) -> None:
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(0.5)
+
+
+def loaded(module: nn.Module) -> None:
+    module.load_state_dict({k: v * 0.5 for k, v in module.state_dict().items()})
+
+
+def optimised(module: nn.Module) -> None:
+    module(torch.randn(2, 3, 6))[0].sum().backward()
+    torch.optim.SGD(module.parameters(), 0.5).step()
+
+
+def replaced(module: nn.Module) -> None:
+    module.bias_ih_l0 = nn.Parameter(torch.ones_like(module.bias_ih_l0))
+
+
+def pruned(module: nn.Module) -> None:
+    prune.l1_unstructured(module, "weight_hh_l0", 0.5)
+
+
+@pytest.mark.parametrize("change", [changed_in_place, loaded, optimised, replaced, pruned])
+def test_weights_that_change_are_packed_again(change: Any) -> None:
+    module, stream = pair()
+    x = torch.randn(4, 3, 6)
+    before = stream(x)
+    stream.reset()
+    change(module)
+    y = stream(x)
+    torch.testing.assert_close(y, module(x)[0].detach())
+    assert not torch.allclose(y, before)
+
+
+def test_refresh_sees_what_torch_does_not_count() -> None:
+    module, stream = pair("RNN")
+    x = torch.randn(4, 3, 6)
+    module.weight_ih_l0.data.mul_(0.5)
+    stream.refresh()
+    torch.testing.assert_close(stream(x), module(x)[0].detach())
+
+
+def test_dtype_follows_the_module() -> None:
+    module, stream = pair()
+    x = torch.randn(4, 3, 6)
+    stream(x)
+    expected = module.double()(x.double(), tuple(s.double() for s in stream.state))[0]
+    y = stream(x.double())
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y, expected.detach())
+
+
+def test_streams_of_one_module_are_apart() -> None:
+    module, one = pair()
+    two = fusedrnn.Streaming(module, 3)
+    x = torch.randn(6, 3, 6)
+    expected = fusedrnn.Streaming(module, 3)(x)
+    for t in range(6):
+        assert torch.equal(one(x[t]), two(x[t]))
+    torch.testing.assert_close(one.state[0][0], expected[-1])
+
+
+def test_streams_in_threads() -> None:
+    module, _ = pair(num_layers=2)
+    x = torch.randn(50, 3, 6)
+    expected = torch.stack([*map(fusedrnn.Streaming(module, 3), x)])
+    results: list[Tensor] = []
+
+    def run() -> None:
+        results.append(torch.stack([*map(fusedrnn.Streaming(module, 3), x)]))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 and all(torch.equal(r, expected) for r in results)
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_copies_go_on_alone(copy_of: Any) -> None:
+    module, stream = pair("GRU")
+    x = torch.randn(4, 3, 6)
+    stream(x)
+    other = copy_of(stream)
+    assert torch.equal(other(x), stream(x))
+    with torch.no_grad():
+        module.weight_hh_l0.zero_()
+    assert not torch.equal(other(x), stream(x))
+
+
+def test_under_inference_mode_and_autocast() -> None:
+    module, stream = pair()
+    x = torch.randn(4, 3, 6)
+    expected = stream(x)
+    stream.reset()
+    with torch.inference_mode():
+        assert torch.equal(stream(x), expected)
+        stream.reset()
+        inside = fusedrnn.Streaming(module, 3)
+        inside(x[0])
+    y = stream(x.clone().requires_grad_())
+    assert torch.equal(y, expected) and not y.requires_grad
+    inside.reset(torch.tensor([True, True, True]))
+    assert torch.equal(inside(x), expected)
+    stream.reset()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(stream(x), expected)
+
+
+def test_no_sequences() -> None:
+    module, _ = pair()
+    stream = fusedrnn.Streaming(module, 0)
+    assert stream(torch.empty(0, 6)).shape == (0, 8)
+    assert stream(torch.empty(3, 0, 6)).shape == (3, 0, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ("x", AttributeError, "input: expected a torch.Tensor, got str"),
+        (torch.zeros(6), ValueError, "2D .*or 3D .*got 1D"),
+        (torch.zeros(2, 2, 3, 6), ValueError, "got 4D"),
+        (torch.zeros(3, 6, dtype=torch.float64), ValueError, "input dtype"),
+        (torch.zeros(3, 7), RuntimeError, "Expected 6, got 7"),
+        (torch.zeros(2, 6), RuntimeError, "expected 3 sequences"),
+        (torch.zeros(4, 2, 6), RuntimeError, "expected 3 sequences"),
+        (torch.zeros(0, 3, 6), RuntimeError, "sequence length"),
+        (torch.zeros(3, 6, device="meta"), RuntimeError, "device"),
+    ],
+)
+def test_refused_input_leaves_the_state(given: Any, error: type, says: str) -> None:
+    _, stream = pair()
+    stream(torch.randn(3, 6))
+    before = stream.state
+    with pytest.raises(error, match=says):
+        stream(given)
+    assert all(map(torch.equal, stream.state, before))
+
+
+def test_refused_arguments() -> None:
+    module, stream = pair()
+    with pytest.raises(TypeError, match="module: expected an LSTM.*got Linear"):
+        fusedrnn.Streaming(nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="module: expected one direction"):
+        fusedrnn.Streaming(fusedrnn.LSTM(2, 2, bidirectional=True))
+    with pytest.raises(ValueError, match="module: expected weights of one dtype"):
+        mixed = fusedrnn.GRU(2, 2)
+        mixed.weight_hh_l0 = nn.Parameter(mixed.weight_hh_l0.detach().double())
+        fusedrnn.Streaming(mixed)
+    with pytest.raises(ValueError, match="module: expected weights in .*complex64"):
+        fusedrnn.Streaming(fusedrnn.GRU(2, 2).to(torch.complex64))
+    for batch_size, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="batch_size: expected"):
+            fusedrnn.Streaming(module, batch_size)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weights: expected one of same.*got 'int3'"):
+        fusedrnn.Streaming(module, weights="int3")
+    with pytest.raises(TypeError, match="mask: expected a torch.Tensor"):
+        stream.reset([True])  # type: ignore[arg-type]
+    for mask in (torch.ones(3), torch.ones(2, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"mask: expected torch.bool of shape \(3,\)"):
+            stream.reset(mask)
+    with pytest.raises(RuntimeError, match=r"Expected hidden\[1\] size \(1, 3, 8\)"):
+        stream.state = (torch.zeros(1, 3, 8), torch.zeros(1, 2, 8))
+    with pytest.raises(AttributeError, match="hx: expected a pair"):
+        stream.state = "h"  # type: ignore[assignment]
+
+
+# ---- the ops ------------------------------------------------------------------------------------
+
+
+def weights(cell: int = 2, I: int = 5, H: int = 20, P: int = 0, bias: bool = True,  # noqa: E741
+            directions: int = 1, dtype: torch.dtype = torch.float32) -> list[Tensor]:  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    gates = (1, 1, 4, 3)[cell] * H
+    shapes: list[tuple[int, ...]] = [(gates, I), (gates, P or H)]
+    shapes += [(gates,), (gates,)] if bias else []
+    shapes += [(P, H)] if P else []
+    return [torch.randn(s, generator=generator).to(dtype) / 4 for s in shapes * directions]
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("cell", range(4))
+def test_packed_beside_the_weights(cell: int, directions: int) -> None:
+    """The walk on panels packed ahead is the walk on its own."""
+    given = weights(cell, directions=directions)
+    packed = ops.pack_weights(given, cell, True, directions == 2)
+    assert packed.dtype == torch.uint8 and packed.dim() == 1
+    for T, B in ((4, 7), (1, 9)):
+        x = torch.randn(T, B, 5)
+        plain = ops.layer_forward(x, None, None, None, given, cell, True, directions == 2, True)
+        ahead = ops.layer_forward(
+            x, None, None, None, given, cell, True, directions == 2, True, False, packed
+        )
+        for a, b in zip(plain, ahead, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_wrong_packed_weights_are_refused() -> None:
+    given, x = weights(), torch.randn(2, 3, 5)
+    packed = ops.pack_weights(given, 2, True, False)
+
+    def layer(packed: Tensor) -> None:
+        ops.layer_forward(x, None, None, None, given, 2, True, False, False, False, packed)
+
+    def stack(packed: Tensor) -> None:
+        ops.packed_forward(x, packed, torch.zeros(1, 3, 20), torch.zeros(1, 3, 20))
+
+    layer(packed), stack(packed)
+    others = {
+        "cell": ops.pack_weights(weights(3), 3, True, False),
+        "input size": ops.pack_weights(weights(I=6), 2, True, False),
+        "hidden size": ops.pack_weights(weights(H=21), 2, True, False),
+        "projected": ops.pack_weights(weights(P=3), 2, True, False),
+        "dtype": ops.pack_weights(weights(dtype=torch.float64), 2, True, False),
+        "directions": ops.pack_weights(weights(directions=2), 2, True, True),
+        "no biases": ops.pack_weights(weights(bias=False), 2, False, False),
+        "cut": packed[:-64].clone(),
+        "header only": packed[:64].clone(),
+        "less than a header": packed[:32].clone(),
+        "empty": packed[:0].clone(),
+        "two": torch.cat([packed, packed]),
+        "not aligned": torch.cat([packed[:1], packed])[1:],
+        "strided": torch.stack([packed, packed], 1)[:, 0],
+        "bytes": packed.to(torch.int8),
+        "noise": torch.randint(0, 256, packed.shape, dtype=torch.uint8),
+        "zeros": torch.zeros_like(packed),
+        "meta": packed.to("meta"),
+    }
+    for name, other in others.items():
+        if name != "meta":  # then it would be the fake kernel, as with any operand there
+            with pytest.raises(RuntimeError, match="packed"):
+                layer(other)
+        if name != "no biases":  # the header knows
+            with pytest.raises((RuntimeError, NotImplementedError), match="packed|input|h:"):
+                stack(other)
+    header = packed.clone()
+    for at in range(8, 64):  # any byte of the header but the mark
+        for value in (0, 1, 255):
+            broken = header.clone()
+            broken[at] = value
+            if not torch.equal(broken, header):
+                with pytest.raises(RuntimeError, match="packed"):
+                    layer(broken)
+                if at == 52 and value == 0:
+                    continue  # no biases: zeros are packed in their place, so nothing tells
+                with pytest.raises(RuntimeError, match="packed|input|h:|c:"):
+                    stack(broken)
+
+
+def test_wrong_states_are_refused() -> None:
+    packed = ops.pack_weights(weights(), 2, True, False)
+    x, h, c = torch.randn(3, 5), torch.ones(1, 3, 20), torch.ones(1, 3, 20)
+    for other_h, other_c in (
+        (h[:, :2], c), (h, None), (h.double(), c), (h.transpose(0, 1), c), (h, c[..., :4]),
+        (torch.ones(1, 20, 3).transpose(1, 2), c), (h.to("meta"), c),
+    ):  # fmt: skip
+        with pytest.raises((RuntimeError, NotImplementedError), match="h:|c:|h |c "):
+            ops.packed_forward(x, packed, other_h, other_c)
+    with pytest.raises(RuntimeError, match="c: expected none"):
+        gru = ops.pack_weights(weights(3), 3, True, False)
+        ops.packed_forward(x, gru, h, c)
+    assert torch.equal(h, torch.ones_like(h)) and torch.equal(c, torch.ones_like(c))
+
+
+def test_opcheck() -> None:
+    x, h, c = torch.randn(3, 5), torch.zeros(1, 3, 20), torch.zeros(1, 3, 20)
+    packed = ops.pack_weights(weights(), 2, True, False)
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    for op, arguments in (
+        (ops.packed_forward, (x, packed, h, c)),
+        (ops.layer_forward,
+         (x[None], None, h, c, weights(), 2, True, False, False, False, packed)),
+    ):  # fmt: skip
+        assert set(opcheck(op, arguments, test_utils=tests).values()) == {"SUCCESS"}
+    found = opcheck(ops.pack_weights, (weights(), 2, True, False), test_utils=tests[:1])
+    assert set(found.values()) == {"SUCCESS"}
+
+
+def check_capability() -> None:
+    for cell in CELLS:
+        for B, T in ((1, 5), (6, 3)):
+            case = Case(cell=cell, T=T, B=B, I=9, H=37, layers=2)
+            for dtype in DTYPES:
+                check(case, dtype, inference=lambda module: Streamed(module, [0, 2]))
+    print(fusedrnn._C.cpu_capability())
+
+
+@pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
+def test_every_instruction_set(level: str) -> None:
+    levels = ["portable", "avx2", "avx512", "avx512_bf16"]
+    if levels.index(level) > levels.index(fusedrnn._C.cpu_capability()):
+        pytest.skip(f"this processor has no {level}")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "import test_streaming as t; t.check_capability()"],
+        cwd=os.path.dirname(__file__), env=os.environ | {"FUSEDRNN_CPU_CAPABILITY": level},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout == f"{level}\n", done.stderr[-2000:]
