@@ -156,6 +156,13 @@ def _quantize_weights_fake(weights: Sequence[Tensor], cell: int, has_biases: boo
 def _quantized_layer_forward_fake(
     input: Tensor, hx: Tensor | None, cx: Tensor | None, packed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    # A tensor of the meta device among others brings a real call here.
+    for name, tensor in (("hx", hx), ("cx", cx), ("packed", packed)):
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"{name}: expected the device of the input, {input.device}, got {tensor.device}"
+            )
+
     # Widths are in the header, a value and no shape, unless the states tell.
     def width(state: Tensor | None) -> int | torch.SymInt:
         size: int | torch.SymInt
@@ -194,3 +201,6 @@ _library.impl("layer_forward", _no_kernel, "CompositeExplicitAutograd")
 _library.impl("layer_backward", _no_kernel, "CompositeExplicitAutograd")
 _library.impl("quantize_weights", _no_kernel, "CompositeExplicitAutograd")
 _library.impl("quantized_layer_forward", _no_kernel, "CompositeExplicitAutograd")
+# int8 weights are for inference: what they compute has no history.
+_library.impl("quantize_weights", torch.library.fallthrough_kernel, "Autograd")
+_library.impl("quantized_layer_forward", torch.library.fallthrough_kernel, "Autograd")
