@@ -163,6 +163,15 @@ def _layer_backward_fake(
     return grads[0], grads[1], grads[2], grads[3:]
 
 
+def _check_devices(input: Tensor, **others: Tensor | None) -> None:
+    # A tensor of the meta device among others brings a real call to a fake kernel.
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"{name}: expected the device of the input, {input.device}, got {tensor.device}"
+            )
+
+
 def _quantize_weights_fake(weights: Sequence[Tensor], cell: int, has_biases: bool) -> Tensor:
     # How long it is, the layout says, and that is csrc/quantized.h's alone.
     size = torch.library.get_ctx().new_dynamic_size()
@@ -180,6 +189,8 @@ def _pack_weights_fake(
 def _quantized_layer_forward_fake(
     input: Tensor, hx: Tensor | None, cx: Tensor | None, packed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(input, packed=packed, hx=hx, cx=cx)
+
     # Widths are in the header, a value and no shape, unless the states tell.
     def width(state: Tensor | None) -> int | torch.SymInt:
         size: int | torch.SymInt
@@ -199,12 +210,7 @@ def _quantized_layer_forward_fake(
 def _packed_forward_fake(
     input: Tensor, packed: Tensor, h: Tensor, c: Tensor | None, backwards: bool = False
 ) -> Tensor:
-    # A tensor of the meta device among others brings a real call here.
-    for name, tensor in (("packed", packed), ("h", h), ("c", h if c is None else c)):
-        if tensor.device != input.device:
-            raise RuntimeError(
-                f"{name}: expected the device of the input, {input.device}, got {tensor.device}"
-            )
+    _check_devices(input, packed=packed, h=h, c=c)
     return input.new_empty(*input.shape[:-1], h.size(2))
 
 

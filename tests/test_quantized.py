@@ -435,6 +435,33 @@ def test_a_header_that_was_changed_is_refused() -> None:
                 ops.quantized_layer_forward(x, h, c, other)
 
 
+def test_no_history() -> None:
+    """For inference alone: parameters may be given as they are, and nothing is kept of them."""
+    layer = Layer()
+    x, h, c = layer.inputs()
+    weights = [weight.requires_grad_() for weight in layer.weights()]
+    packed = ops.quantize_weights(weights, LSTM, True)
+    results = ops.quantized_layer_forward(x.requires_grad_(), h, c, packed)
+    assert not packed.requires_grad and not any(result.requires_grad for result in results)
+    assert torch.equal(results[0], layer.run()[0])
+
+
+def test_other_devices_are_refused() -> None:
+    layer = Layer()
+    x, h, c = layer.inputs()
+    packed = layer.packed()
+    for given in ((x.to_sparse(), h, c, packed), (x, h, c, packed.to_sparse())):
+        with pytest.raises(NotImplementedError, match="no kernels for these tensors"):
+            ops.quantized_layer_forward(*given)
+    for name, given in {
+        "packed": (x, h, c, packed.to("meta")),
+        "hx": (x, h.to("meta"), c, packed),
+        "cx": (x, h, c.to("meta"), packed),
+    }.items():  # a tensor of the meta device makes torch ask for shapes alone
+        with pytest.raises(RuntimeError, match=f"{name}: expected the device of the input, cpu"):
+            ops.quantized_layer_forward(*given)
+
+
 @pytest.mark.parametrize("layer", [Layer(), Layer("gru", hx=False), Layer(P=5)], ids=str)
 def test_opcheck(layer: Layer) -> None:
     results = opcheck(ops.quantize_weights, (layer.weights(), layer.number, layer.bias))
