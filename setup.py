@@ -53,9 +53,12 @@ AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mprefer-vector-
 INSTRUCTION_SETS = {"portable": []}
 if ON_X86:
     INSTRUCTION_SETS |= {"avx2": AVX2, "avx512": AVX512 + AVX2}
+    INSTRUCTION_SETS |= {"avx2_vnni": [*AVX2, "-mavxvnni"]}
+    INSTRUCTION_SETS |= {"avx512_vnni": [*AVX512, *AVX2, "-mavx512vnni"]}
     INSTRUCTION_SETS |= {"avx512_bf16": AVX512 + AVX2 + ["-mavx512bf16"]}
 # What an instruction set compiles of csrc/cpu/isa/, where it is not all of it.
-KERNELS = {"avx512_bf16": "*_half.cpp"}
+KERNELS = {"avx2_vnni": "quantized.cpp", "avx512_vnni": "quantized.cpp"}
+KERNELS |= {"avx512_bf16": "*_half.cpp"}
 
 # Plain C++ of csrc/ that the introspection module carries, too. The first is every library's.
 SHARED = "plan_override.cpp"
@@ -380,6 +383,7 @@ class NinjaBuild(build_ext):
             objects = {
                 OPS: [
                     compile(ROOT / "csrc/ops.cpp", stable),
+                    compile(ROOT / "csrc/quantized_ops.cpp", stable),
                     *shared.values(),
                     *cpu.values(),
                     *kernels,

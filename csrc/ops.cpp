@@ -22,20 +22,12 @@
 #include "cpu/backend.h"
 #include "packed.h"
 #include "plan_override.h"
+#include "stack.h"
 #include "tensors.h"
+#include "threads.h"
 
 namespace fusedrnn {
 namespace {
-
-void parallel_for(int64_t n, void (*body)(int64_t, int64_t, void*), void* context) {
-  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, 1, body, context));
-}
-
-int thread_count() {
-  uint32_t threads = 1;
-  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
-  return static_cast<int>(threads);
-}
 
 // Backends by device type: the CPU's is here, CUDA's installs itself.
 constexpr int kDeviceTypes = 2;
@@ -319,17 +311,6 @@ std::string describe(const PackedHeader& header) {
          " bytes in layout " + std::to_string(header.layout);
 }
 
-void check_packed(const Tensor& packed, const Tensor& input) {
-  STD_TORCH_CHECK(
-      packed.is_cpu() && input.is_cpu() && packed.scalar_type() == ScalarType::Byte &&
-          packed.dim() == 1 && packed.is_contiguous() &&
-          reinterpret_cast<std::uintptr_t>(packed.data_ptr()) % 64 == 0,
-      "packed: expected contiguous, 64-byte aligned uint8 of shape [bytes] on the CPU, and input "
-      "there, got ",
-      toString(packed.scalar_type()), " of shape ", to_string(sizes_of(packed)), " on ",
-      device_of(packed), " and input on ", device_of(input));
-}
-
 // The header of the layer that begins `at` bytes into packed weights; zeros if there is none.
 PackedHeader read_header(const Tensor& packed, int64_t at) {
   PackedHeader header;
@@ -352,89 +333,39 @@ void use_packed(const Tensor& packed, int64_t at, bool has_biases, const Backend
 
 // What the header of a layer in a stack of layers says, as the sizes of a call. The sizes are bound
 // by the bytes that there are, so that no product of them overflows.
-bool read_layer(const Tensor& packed, int64_t at, Problem& p, bool& has_biases) {
-  const PackedHeader header = read_header(packed, at);
-  const int64_t most = packed.numel(), width = header.P ? header.P : header.H;
+bool read_sizes(const PackedHeader& header, int64_t bytes, Shape& s) {
+  const int64_t width = header.P ? header.P : header.H;
   if (header.magic != PackedHeader::kMagic || header.cell < 0 || header.cell > 3 ||
-      header.directions != 1 || header.I <= 0 || header.H <= 0 || header.P < 0 || header.I > most ||
-      header.P > most || header.H > most / (header.I + width))
+      header.directions != 1 || header.I <= 0 || header.H <= 0 || header.P < 0 ||
+      header.I > bytes || header.P > bytes || header.H > bytes / (header.I + width))
     return false;
-  p.cell = static_cast<Cell>(header.cell);
-  p.I = header.I, p.H = header.H, p.P = header.P;
-  has_biases = header.has_biases != 0;
+  s.cell = static_cast<Cell>(header.cell);
+  s.I = header.I, s.H = header.H, s.P = header.P;
   return true;
 }
 
-// Layers on each other, all packed, over a chunk of steps. States become the final ones.
 Tensor packed_forward(const Tensor& input, const Tensor& packed, Tensor h, std::optional<Tensor> c,
                       bool backwards) {
   check_packed(packed, input);
   const Backend& backend = backend_of(input);
-  const int64_t dims = input.dim();
-  STD_TORCH_CHECK(dims >= 1 && dims <= 3, "input: expected 1 to 3 dimensions, got ", dims);
   Problem p;
-  p.dtype = dtype_of(input);
-  p.T = dims == 3 ? input.size(0) : 1;
-  p.B = dims == 1 ? 1 : input.size(dims - 2);
-  p.rows = p.T * p.B;
-  p.backwards = backwards;
-  STD_TORCH_CHECK(p.T > 0, "input: expected at least one step, got shape ",
-                  to_string(sizes_of(input)));
-
-  // All is checked before anything is computed: a failed call leaves the states as they were.
-  int64_t layers = 0, width = input.size(dims - 1), hidden = 0;
-  for (int64_t at = 0; at < packed.numel() || layers == 0; ++layers) {
-    bool has_biases = false;
-    const int64_t expected = layers ? width : input.size(dims - 1);
-    STD_TORCH_CHECK(read_layer(packed, at, p, has_biases),
+  const auto read = [&](int64_t at, Shape& s) {
+    const PackedHeader header = read_header(packed, at);
+    STD_TORCH_CHECK(read_sizes(header, packed.numel(), s),
                     "packed: expected what fusedrnn::pack_weights returned for one direction, got ",
-                    describe(read_header(packed, at)), " at byte ", at, " of ", packed.numel());
-    STD_TORCH_CHECK(layers || p.I == expected, "input: expected ", p.I, " features, got shape ",
-                    to_string(sizes_of(input)));
-    STD_TORCH_CHECK(p.I == expected && (!layers || (p.R() == width && p.H == hidden)),
-                    "packed: expected layers that fit each other, got an input of ", p.I,
-                    " features on an output of ", expected);
-    use_packed(packed, at, has_biases, backend, p);
-    width = p.R(), hidden = p.H;
-    at += read_header(packed, at).bytes;
-  }
-  const bool lstm = p.cell == Cell::lstm;
-  STD_TORCH_CHECK(lstm == c.has_value(), "c: expected ",
-                  lstm ? "an LSTM's cell state" : "none, since only an LSTM has a cell state");
-  const auto state = [&](const char* name, const Tensor& t, int64_t features) {
-    check_like(name, t, input);
-    check_sizes(name, t, {layers, p.B, features});
-    STD_TORCH_CHECK(t.is_contiguous(), name, ": expected contiguous memory");
-    return static_cast<char*>(t.data_ptr());
+                    describe(header), " at byte ", at, " of ", packed.numel());
+    static_cast<Shape&>(p) = s;
+    use_packed(packed, at, header.has_biases != 0, backend, p);
+    return header.bytes;
   };
-  char* const h_data = state("h", h, width);
-  char* const c_data = lstm ? state("c", *c, hidden) : nullptr;
-
-  Sizes sizes = sizes_of(input);
-  sizes.back() = width;
-  Tensor output = new_pooled("output", sizes, input);
-  if (p.rows == 0) return output;
-  const Tensor x = input.size(dims - 1) == 1 || input.stride(dims - 1) == 1 ? input : dense(input);
-  const int64_t element = size_of(p.dtype), bytes = p.rows * width * element;
-  const Scratch between(static_cast<std::size_t>(layers > 1 ? 2 * bytes : 0));
-  STD_TORCH_CHECK(layers == 1 || between.data(), "out of memory: outputs between layers");
-  p.input = x.data_ptr();
-  p.input_row = dims == 1 ? 0 : x.stride(dims - 2);
-  p.input_step = dims == 3 ? x.stride(0) : 0;
-  for (int64_t layer = 0, at = 0; layer < layers; ++layer) {
-    bool has_biases = false;
-    read_layer(packed, at, p, has_biases);
-    use_packed(packed, at, has_biases, backend, p);
-    p.output = layer + 1 == layers
-                   ? output.mutable_data_ptr()
-                   : static_cast<void*>(static_cast<char*>(between.data()) + layer % 2 * bytes);
-    p.hx = p.hn = h_data + layer * p.B * width * element;
-    p.cx = p.cn = lstm ? c_data + layer * p.B * hidden * element : nullptr;
+  p.backwards = backwards;
+  return forward_stack(input, packed, h, c, read, [&](const StackedLayer& layer) {
+    p.input = layer.input;
+    p.input_step = layer.input_step, p.input_row = layer.input_row;
+    p.output = layer.output;
+    p.hx = p.hn = layer.h, p.cx = p.cn = layer.c;
     run<Problem>(&Backend::forward, p, input, false);
-    p.input = p.output, p.input_row = width, p.input_step = p.B * width;
-    at += read_header(packed, at).bytes;
-  }
-  return output;
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(

@@ -50,8 +50,8 @@ class Plan:
 
     Attributes:
         backend: "cpu".
-        capability: the instruction set that the kernels use: "avx512_bf16", "avx512", "avx2" or
-            "portable".
+        capability: the instruction set that the kernels use: "avx512_bf16", "avx512_vnni",
+            "avx512", "avx2_vnni", "avx2" or "portable".
         team: the kind of team that walks the steps, "ThreadTeam" on the CPU.
         threads: the threads of one team.
         direction_teams: 2 if both directions walk at the same time.

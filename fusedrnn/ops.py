@@ -4,6 +4,7 @@
     fusedrnn::layer_backward   its gradients, those that are asked for
     fusedrnn::pack_weights     one layer's weights as the CPU's kernels read them: uint8 [bytes]
     fusedrnn::packed_forward   layers on each other, weights packed, states updated in place
+    fusedrnn::quantize_weights, quantized_forward   the same with weights rounded to int8
 
     input      [T, B, I], or [N, I] when packed        output   [T, B, D*R] or [N, D*R]
     hx, hn     [D, B, R]                               reserve  [D, N, S, Hp]
@@ -23,6 +24,10 @@ Packed weights serve `layer_forward`, beside the weights that they were packed f
 `backwards` begins with the weights that were read last when it was not set: who takes turns finds
 more of them in the cache. They hold for the processor's kernels that packed them; another layer's,
 dtype's or processor's are refused.
+
+Quantised weights (csrc/quantized.h says how) are for float32 on the CPU, and `quantized_forward`
+takes them as `packed_forward` does the others. They are the same bytes on every processor, values
+that may be saved. A NaN or an infinity in a row of input or h makes all NaN that is computed of it.
 
 The schemas and the checks that keep a call within its memory are in csrc/ops.cpp. Here are the
 fake kernels, by which compilers learn the shapes of the results, and the answer to a device that
@@ -83,6 +88,8 @@ layer_forward = torch.ops.fusedrnn.layer_forward.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default
 pack_weights = torch.ops.fusedrnn.pack_weights.default
 packed_forward = torch.ops.fusedrnn.packed_forward.default
+quantize_weights = torch.ops.fusedrnn.quantize_weights.default
+quantized_forward = torch.ops.fusedrnn.quantized_forward.default
 
 
 def allow_tf32(input: Tensor) -> bool:
@@ -152,10 +159,19 @@ def layer_backward_fake(
     return grads[0], grads[1], grads[2], grads[3:]
 
 
+def _check_devices(input: Tensor, **others: Tensor | None) -> None:
+    # A tensor of the meta device among others brings a real call to a fake kernel.
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"{name}: expected the device of the input, {input.device}, got {tensor.device}"
+            )
+
+
 def _pack_weights_fake(
-    weights: Sequence[Tensor], cell: int, has_biases: bool, bidirectional: bool
+    weights: Sequence[Tensor], cell: int, has_biases: bool, bidirectional: bool = False
 ) -> Tensor:
-    # How much room panels take is the kernels' own business.
+    # How much room they take is the kernels' own business.
     size = torch.library.get_ctx().new_dynamic_size()
     return weights[0].new_empty(size, dtype=torch.uint8)
 
@@ -163,12 +179,7 @@ def _pack_weights_fake(
 def _packed_forward_fake(
     input: Tensor, packed: Tensor, h: Tensor, c: Tensor | None, backwards: bool = False
 ) -> Tensor:
-    # A tensor of the meta device among others brings a real call here.
-    for name, tensor in (("packed", packed), ("h", h), ("c", h if c is None else c)):
-        if tensor.device != input.device:
-            raise RuntimeError(
-                f"{name}: expected the device of the input, {input.device}, got {tensor.device}"
-            )
+    _check_devices(input, packed=packed, h=h, c=c)
     return input.new_empty(*input.shape[:-1], h.size(2))
 
 
@@ -176,6 +187,8 @@ torch.library.register_fake("fusedrnn::layer_forward", layer_forward_fake)
 torch.library.register_fake("fusedrnn::layer_backward", layer_backward_fake)
 torch.library.register_fake("fusedrnn::pack_weights", _pack_weights_fake)
 torch.library.register_fake("fusedrnn::packed_forward", _packed_forward_fake)
+torch.library.register_fake("fusedrnn::quantize_weights", _pack_weights_fake)
+torch.library.register_fake("fusedrnn::quantized_forward", _packed_forward_fake)
 
 
 def _no_kernel(*arguments: object) -> NoReturn:
@@ -194,6 +207,10 @@ _library.impl("layer_forward", _no_kernel, "CompositeExplicitAutograd")
 _library.impl("layer_backward", _no_kernel, "CompositeExplicitAutograd")
 _library.impl("pack_weights", _no_kernel, "CompositeExplicitAutograd")
 _library.impl("packed_forward", _no_kernel, "CompositeExplicitAutograd")
+_library.impl("quantize_weights", _no_kernel, "CompositeExplicitAutograd")
+_library.impl("quantized_forward", _no_kernel, "CompositeExplicitAutograd")
 # Weights packed ahead are for inference: what they compute has no history.
 _library.impl("pack_weights", torch.library.fallthrough_kernel, "Autograd")
 _library.impl("packed_forward", torch.library.fallthrough_kernel, "Autograd")
+_library.impl("quantize_weights", torch.library.fallthrough_kernel, "Autograd")
+_library.impl("quantized_forward", torch.library.fallthrough_kernel, "Autograd")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
-import os
 import pickle
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -16,6 +13,7 @@ import torch
 from cases import Case, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_capability import LEVELS, check_at
 from torch import Tensor, nn
 from torch.library import opcheck
 from torch.nn.utils import prune
@@ -336,7 +334,7 @@ def test_refused_arguments() -> None:
     for batch_size, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
         with pytest.raises(error, match="batch_size: expected"):
             fusedrnn.Streaming(module, batch_size)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="weights: expected one of same.*got 'int3'"):
+    with pytest.raises(ValueError, match="weights: expected one of same, int8, got 'int3'"):
         fusedrnn.Streaming(module, weights="int3")
     with pytest.raises(TypeError, match="mask: expected a torch.Tensor"):
         stream.reset([True])  # type: ignore[arg-type]
@@ -460,23 +458,14 @@ def test_opcheck() -> None:
     assert set(found.values()) == {"SUCCESS"}
 
 
-def check_capability() -> None:
+def check_all() -> None:
     for cell in CELLS:
         for B, T in ((1, 5), (6, 3)):
             case = Case(cell=cell, T=T, B=B, I=9, H=37, layers=2)
             for dtype in DTYPES:
                 check(case, dtype, inference=lambda module: Streamed(module, [0, 2]))
-    print(fusedrnn._C.cpu_capability())
 
 
-@pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
-def test_every_instruction_set(level: str) -> None:
-    levels = ["portable", "avx2", "avx512", "avx512_bf16"]
-    if levels.index(level) > levels.index(fusedrnn._C.cpu_capability()):
-        pytest.skip(f"this processor has no {level}")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", "import test_streaming as t; t.check_capability()"],
-        cwd=os.path.dirname(__file__), env=os.environ | {"FUSEDRNN_CPU_CAPABILITY": level},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.stdout == f"{level}\n", done.stderr[-2000:]
+@pytest.mark.parametrize("level", LEVELS[:-1])
+def test_level(level: str) -> None:
+    check_at(level, "test_streaming.check_all")

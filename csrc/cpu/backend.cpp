@@ -31,7 +31,9 @@ Kernel<Problem> forward_kernel(Dtype dtype) {
   switch (cpu_capability()) {
 #if defined(FUSEDRNN_X86)
     case Capability::avx512_bf16: return FUSEDRNN_KERNEL(avx512, avx512_bf16, forward, Problem);
+    case Capability::avx512_vnni:
     case Capability::avx512: return FUSEDRNN_KERNEL(avx512, avx512, forward, Problem);
+    case Capability::avx2_vnni:
     case Capability::avx2: return FUSEDRNN_KERNEL(avx2, avx2, forward, Problem);
 #endif
     default: return FUSEDRNN_KERNEL(portable, portable, forward, Problem);
@@ -43,7 +45,9 @@ Kernel<BackwardProblem> backward_kernel(Dtype dtype) {
 #if defined(FUSEDRNN_X86)
     case Capability::avx512_bf16:
       return FUSEDRNN_KERNEL(avx512, avx512_bf16, backward, BackwardProblem);
+    case Capability::avx512_vnni:
     case Capability::avx512: return FUSEDRNN_KERNEL(avx512, avx512, backward, BackwardProblem);
+    case Capability::avx2_vnni:
     case Capability::avx2: return FUSEDRNN_KERNEL(avx2, avx2, backward, BackwardProblem);
 #endif
     default: return FUSEDRNN_KERNEL(portable, portable, backward, BackwardProblem);
@@ -60,7 +64,9 @@ Pack pack_kernel(Dtype dtype) {
   switch (cpu_capability()) {
 #if defined(FUSEDRNN_X86)
     case Capability::avx512_bf16: return FUSEDRNN_PACK(avx512, avx512_bf16);
+    case Capability::avx512_vnni:
     case Capability::avx512: return FUSEDRNN_PACK(avx512, avx512);
+    case Capability::avx2_vnni:
     case Capability::avx2: return FUSEDRNN_PACK(avx2, avx2);
 #endif
     default: return FUSEDRNN_PACK(portable, portable);

@@ -3,32 +3,45 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 
 namespace fusedrnn {
 namespace {
 
-Capability supported() {
+// From the best to the least.
+constexpr Capability kAll[] = {Capability::avx512_bf16, Capability::avx512_vnni,
+                               Capability::avx512,      Capability::avx2_vnni,
+                               Capability::avx2,        Capability::portable};
+
+bool supports(Capability capability) {
 #if defined(FUSEDRNN_X86)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) return Capability::avx512_bf16;
-  return avx512 ? Capability::avx512 : avx2 ? Capability::avx2 : Capability::portable;
-#else
-  return Capability::portable;
+  switch (capability) {
+    case Capability::avx512_bf16:
+      return supports(Capability::avx512_vnni) && __builtin_cpu_supports("avx512bf16");
+    case Capability::avx512_vnni:
+      return supports(Capability::avx512) && __builtin_cpu_supports("avx512vnni");
+    case Capability::avx512:
+      return supports(Capability::avx2) && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
+    case Capability::avx2_vnni:
+      return supports(Capability::avx2) && __builtin_cpu_supports("avxvnni");
+    case Capability::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+    case Capability::portable: break;
+  }
 #endif
+  return capability == Capability::portable;
 }
 
 Capability chosen() {
-  const Capability best = supported();
   if (const char* wanted = std::getenv("FUSEDRNN_CPU_CAPABILITY"))
-    for (const Capability c : {Capability::portable, Capability::avx2, Capability::avx512})
-      if (std::strcmp(wanted, name_of(c)) == 0 && c < best) return c;
-  return best;
+    for (const Capability c : kAll)
+      if (std::strcmp(wanted, name_of(c)) == 0 && supports(c)) return c;
+  for (const Capability c : kAll)
+    if (supports(c)) return c;
+  return Capability::portable;
 }
 
 }  // namespace
@@ -41,7 +54,9 @@ Capability cpu_capability() {
 const char* name_of(Capability capability) {
   switch (capability) {
     case Capability::avx512_bf16: return "avx512_bf16";
+    case Capability::avx512_vnni: return "avx512_vnni";
     case Capability::avx512: return "avx512";
+    case Capability::avx2_vnni: return "avx2_vnni";
     case Capability::avx2: return "avx2";
     case Capability::portable: break;
   }

@@ -20,3 +20,14 @@
   int64_t backward_half(const BackwardProblem&, const Plan&, ParallelFor, void* scratch);   \
   }                                                                                         \
   }
+
+namespace fusedrnn {
+struct QuantizedProblem;
+}
+
+#define FUSEDRNN_DECLARE_QUANTIZED_KERNELS(isa)                                                \
+  namespace fusedrnn {                                                                         \
+  namespace isa {                                                                              \
+  int64_t forward_quantized(const QuantizedProblem&, const Plan&, ParallelFor, void* scratch); \
+  }                                                                                            \
+  }

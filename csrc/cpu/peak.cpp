@@ -124,7 +124,7 @@ struct Widest {
 Widest widest() {
 #if defined(FUSEDRNN_X86)
   if (cpu_capability() >= Capability::avx512) return {fma_avx512, read_avx512, 16};
-  if (cpu_capability() == Capability::avx2) return {fma_avx2, read_avx2, 8};
+  if (cpu_capability() >= Capability::avx2) return {fma_avx2, read_avx2, 8};
 #endif
   return {fma_portable, read_portable, 4};
 }
@@ -158,8 +158,7 @@ double bf16_peak([[maybe_unused]] int threads, [[maybe_unused]] double seconds) 
 
 double int8_peak([[maybe_unused]] int threads, [[maybe_unused]] double seconds) {
 #if defined(FUSEDRNN_X86)
-  if (cpu_capability() >= Capability::avx512 && __builtin_cpu_supports("avx512vnni"))
-    return peak_of(dot_int8, 64, threads, seconds);
+  if (cpu_capability() >= Capability::avx512_vnni) return peak_of(dot_int8, 64, threads, seconds);
 #endif
   return 0;
 }

@@ -1,0 +1,152 @@
+// The ops of layers with int8 weights (quantized.h): schemas, argument checks and allocation, as
+// ops.cpp has them for the others. See fusedrnn/ops.py for what the arguments mean.
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "quantized.h"
+#include "stack.h"
+#include "tensors.h"
+#include "threads.h"
+
+namespace fusedrnn {
+namespace {
+
+QuantizedHeader header_of(const Shape& s) {
+  QuantizedHeader header;
+  header.magic = QuantizedHeader::kMagic;
+  header.bytes = QuantizedLayout(s).bytes;
+  header.I = s.I, header.H = s.H, header.P = s.P;
+  header.cell = static_cast<int64_t>(s.cell);
+  return header;
+}
+
+void check_float(const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float, name,
+                  ": expected float32 on the CPU, which int8 kernels are for, got ",
+                  toString(t.scalar_type()), " on ", device_of(t));
+}
+
+// All widths are bound, so that sums of products stay exact and no size overflows.
+void check_width(const char* name, int64_t width) {
+  STD_TORCH_CHECK(width > 0 && width <= kMostQuantized, name, ": expected 1 to ", kMostQuantized,
+                  ", beyond which int8 products are not summed, got ", width);
+}
+
+Tensor check_weight(const char* name, const Tensor& t, const Sizes& sizes) {
+  check_float(name, t);
+  check_sizes(name, t, sizes);
+  const Tensor values = dense(t);
+  const float* const value = static_cast<const float*>(values.data_ptr());
+  for (int64_t i = 0; i < values.numel(); ++i)
+    STD_TORCH_CHECK(std::isfinite(value[i]), name, ": expected finite weights, got ", value[i],
+                    " at position ", i);
+  return values;
+}
+
+Tensor quantize_weights(std::vector<Tensor> weights, int64_t cell, bool has_biases) {
+  STD_TORCH_CHECK(cell >= 0 && cell <= 3, "cell: expected 0 to 3, got ", cell);
+  Shape s;
+  s.cell = static_cast<Cell>(cell);
+  const std::size_t plain = has_biases ? 4 : 2;
+  const bool projected = weights.size() == plain + 1;
+  STD_TORCH_CHECK(weights.size() == plain || projected, "weights: expected ", plain,
+                  " tensors (and one more if projected), got ", weights.size());
+  STD_TORCH_CHECK(!projected || s.cell == Cell::lstm, "weights: only an LSTM can be projected");
+  const int64_t gates = gates_of(s.cell);
+  const Tensor &w_ih = weights[0], &w_hh = weights[1];
+  STD_TORCH_CHECK(w_ih.dim() == 2 && w_ih.size(0) % gates == 0, "w_ih: expected shape [", gates,
+                  " * hidden_size, input_size], got ", to_string(sizes_of(w_ih)));
+  STD_TORCH_CHECK(w_hh.dim() == 2, "w_hh: expected two dimensions, got shape ",
+                  to_string(sizes_of(w_hh)));
+  s.H = w_ih.size(0) / gates;
+  s.I = w_ih.size(1);
+  s.P = projected ? w_hh.size(1) : 0;
+  check_width("input_size", s.I);
+  check_width("hidden_size", s.H);
+  if (projected) check_width("proj_size", s.P);
+
+  std::vector<Tensor> dense_weights = {check_weight("w_ih", w_ih, {gates * s.H, s.I}),
+                                       check_weight("w_hh", w_hh, {gates * s.H, s.R()})};
+  Weights given;
+  given.w_ih = dense_weights[0].data_ptr(), given.w_hh = dense_weights[1].data_ptr();
+  if (has_biases) {
+    dense_weights.push_back(check_weight("b_ih", weights[2], {gates * s.H}));
+    dense_weights.push_back(check_weight("b_hh", weights[3], {gates * s.H}));
+    given.b_ih = dense_weights[2].data_ptr(), given.b_hh = dense_weights[3].data_ptr();
+  }
+  if (projected) {
+    dense_weights.push_back(check_weight("w_hr", weights[plain], {s.P, s.H}));
+    given.w_hr = dense_weights.back().data_ptr();
+  }
+
+  const QuantizedHeader header = header_of(s);
+  Tensor packed = new_bytes(header.bytes, w_ih);
+  char* const to = static_cast<char*>(packed.data_ptr());
+  std::memset(to, 0, static_cast<std::size_t>(header.bytes));  // the gaps of alignment, too
+  std::memcpy(to, &header, sizeof(header));
+  write_quantized(s, given, to);
+  return packed;
+}
+
+// The sizes of the layer that begins `at` bytes into quantised weights, and its bytes; all of its
+// header is checked.
+int64_t read_layer(const Tensor& packed, int64_t at, Shape& s) {
+  const int64_t there = packed.numel() - at;
+  QuantizedHeader found;
+  if (there >= static_cast<int64_t>(sizeof(found)))
+    std::memcpy(&found, static_cast<const char*>(packed.data_ptr()) + at, sizeof(found));
+  const auto width = [](int64_t n) { return n > 0 && n <= kMostQuantized; };
+  bool whole = found.magic == QuantizedHeader::kMagic && found.cell >= 0 && found.cell <= 3 &&
+               width(found.I) && width(found.H) && (found.P == 0 || width(found.P));
+  if (whole) {
+    s.cell = static_cast<Cell>(found.cell);
+    s.I = found.I, s.H = found.H, s.P = found.P;
+    const QuantizedHeader expected = header_of(s);
+    whole = std::memcmp(&found, &expected, sizeof(found)) == 0 && found.bytes <= there &&
+            (s.P == 0 || s.cell == Cell::lstm);
+  }
+  STD_TORCH_CHECK(whole,
+                  "packed: expected what fusedrnn::quantize_weights returned, got something else, ",
+                  there, " bytes long");
+  return found.bytes;
+}
+
+Tensor quantized_forward(const Tensor& input, const Tensor& packed, Tensor h,
+                         std::optional<Tensor> c) {
+  check_float("input", input);
+  check_packed(packed, input);
+  const auto read = [&](int64_t at, Shape& s) { return read_layer(packed, at, s); };
+  return forward_stack(input, packed, h, c, read, [&](const StackedLayer& layer) {
+    QuantizedProblem p;
+    static_cast<Shape&>(p) = layer.shape;
+    p.packed = static_cast<const char*>(packed.data_ptr()) + layer.at;
+    p.input = static_cast<const float*>(layer.input);
+    p.input_step = layer.input_step, p.input_row = layer.input_row;
+    p.output = static_cast<float*>(layer.output);
+    p.h = static_cast<float*>(layer.h), p.c = static_cast<float*>(layer.c);
+    Context context;
+    context.threads = thread_count();
+    context.parallel_for = parallel_for;
+    const char* const error = forward_quantized(p, context);
+    STD_TORCH_CHECK(!error, error);
+  });
+}
+
+}  // namespace
+}  // namespace fusedrnn
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fusedrnn, m) {
+  m.def("quantize_weights(Tensor[] weights, int cell, bool has_biases) -> Tensor");
+  m.def("quantized_forward(Tensor input, Tensor packed, Tensor(a!) h, Tensor(b!)? c) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
+  m.impl("quantize_weights", TORCH_BOX(&fusedrnn::quantize_weights));
+  m.impl("quantized_forward", TORCH_BOX(&fusedrnn::quantized_forward));
+}
