@@ -29,6 +29,7 @@ from benchmarks.peers import OURS, STREAMING, Peer
 from benchmarks.peers.peer import make_data
 from benchmarks.report import NAMES, RESULTS
 from benchmarks.workloads import Case, Row
+from fusedrnn import ops
 
 BUDGET, QUICK_BUDGET = 2.0, 0.5  # seconds for all ways of a size
 MULTIPLES = (0.25, 0.5, 2.0, 4.0)  # of a chunk's steps
@@ -145,11 +146,11 @@ def in_words(plan: fusedrnn.Plan) -> str:
 @contextmanager
 def overridden(text: str) -> Iterator[None]:
     """Plans made meanwhile are overridden, as by FUSEDRNN_PLAN."""
-    fusedrnn._C.override_plan(text)
+    ops.override_plan(text)
     try:
         yield
     finally:
-        fusedrnn._C.override_plan("")
+        ops.override_plan("")
 
 
 def answer(question: Question, case: Case, budget: float) -> Results:

@@ -86,3 +86,7 @@ PlanOverride& plan_override() {
 }
 
 }  // namespace fusedrnn
+
+extern "C" __attribute__((visibility("default"))) void fusedrnn_override_plan(const char* text) {
+  fusedrnn::plan_override() = fusedrnn::PlanOverride(text);
+}

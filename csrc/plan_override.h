@@ -50,3 +50,6 @@ class PlanOverride {
 PlanOverride& plan_override();
 
 }  // namespace fusedrnn
+
+// Puts `text` in the place of the environment's, in the library that it is called in.
+extern "C" void fusedrnn_override_plan(const char* text);

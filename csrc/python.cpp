@@ -89,7 +89,7 @@ py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, 
 void override_plan(const std::string& text) {
   const fusedrnn::PlanOverride wanted(text.c_str());
   if (!wanted.error().empty()) throw std::invalid_argument(wanted.error());
-  fusedrnn::plan_override() = wanted;
+  fusedrnn_override_plan(text.c_str());
 }
 
 py::dict build_info() {
@@ -137,7 +137,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("directions"),
         py::arg("dtype"), py::arg("threads"), py::arg("training"));
   m.def("override_plan", &override_plan, py::arg("text"),
-        "Puts `text` in the place of FUSEDRNN_PLAN. Not while another thread makes a call.");
+        "Puts `text` in the place of FUSEDRNN_PLAN for the plans that are shown.");
   def_limit(m, "fma_peak", &fusedrnn::fma_peak,
             "Measured fp32 multiply-add peak in FLOP/s of `threads` threads together.");
   def_limit(m, "bf16_peak", &fusedrnn::bf16_peak,

@@ -45,6 +45,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from fusedrnn import _C
 from fusedrnn.reference import GATES, LSTM
 
 LIBRARY = Path(__file__).parent / "lib" / "libfusedrnn.so"
@@ -78,10 +79,23 @@ def use_backend(device_type: str, backend: int | None) -> int | None:
     return before
 
 
+def override_plan(text: str) -> None:
+    """Puts `text` in the place of FUSEDRNN_PLAN, for measuring; no other thread may make a call.
+
+    Raises:
+        ValueError: it makes no sense.
+    """
+    _C.override_plan(text)
+    for library in _libraries:
+        library.fusedrnn_override_plan(text.encode())
+
+
 _native = _load(LIBRARY)
+_libraries = [_native]  # each makes plans of its own
 if torch.version.cuda is not None and CUDA_LIBRARY.exists():
     # Loading it touches no device and starts no driver.
-    _cuda_backend = _load(CUDA_LIBRARY).fusedrnn_cuda_backend
+    _libraries.append(_load(CUDA_LIBRARY))
+    _cuda_backend = _libraries[-1].fusedrnn_cuda_backend
     _cuda_backend.restype = ctypes.c_void_p
     use_backend("cuda", _cuda_backend())
 layer_forward = torch.ops.fusedrnn.layer_forward.default
