@@ -93,17 +93,18 @@ def questions(threads: int) -> list[Question]:
                       ((1, n, n, 1) for n in (96, 128, 192, 256, 384, 512))), STREAMING,
             ),
             Question(
-                "kWeightsInCache, kRowsPerThread, kRowsHideWeights",
+                "kWeightsInCache, kRowsPerThread, kRowsHideWeights, kRowsOfCall",
                 "Does a thread have sequences, or units and a barrier per step?",
                 {s: f"threads={threads},split={s}" for s in ("batch", "units")},
                 cases(("lstm", "gru"), "forward",
-                      ((20, h, h, b) for h in (128, 256, 512, 1024) for b in (4, 8, 32, 192))),
+                      [*((20, h, h, b) for h in (128, 256, 512, 1024) for b in (4, 8, 32, 192)),
+                       *((t, 128, 128, 16) for t in (1, 5, 100))]),
             ),
         ]  # fmt: skip
     chunked = [(28, 28, 128, 150), (256, 100, 128, 32), (70, 400, 1150, 20), (100, 512, 512, 64)]
     for mode, field, threshold in (
         ("forward", "forward_steps", "kForwardBytes, kForwardRows, kMostForwardRows"),
-        ("train", "backward_steps", "kBackwardBytes, kBackwardRows, kMostBackwardRows"),
+        ("train", "backward_steps", "kBackwardRows"),
     ):
         found += [
             Question(

@@ -1,5 +1,6 @@
-// The CPU plan. Nothing that decides a rounding depends on the number of threads (the steps of a
-// chunk decide where sums of weight gradients are cut): results are the same for any thread count.
+// The CPU plan. The measurements behind each number: `python -m benchmarks.plans`. Nothing that
+// decides a rounding depends on the number of threads (the steps of a chunk decide where sums of
+// weight gradients are cut): results are the same for any thread count.
 #include "plan.h"
 
 #include <algorithm>
@@ -11,11 +12,11 @@ namespace {
 
 // A packed panel costs two passes over the weights more than reading them where they are; with few
 // rows there is no reuse to pay for it.
-constexpr int64_t kInPlaceRows = 4;
+constexpr int64_t kInPlaceRows = 3;
 
 // Under this much work (multiply-adds) waking a second thread costs more than it brings.
 constexpr int64_t kSerialWork = 400'000;
-constexpr int64_t kSerialWeights = 450'000;  // in place: bound by reading them
+constexpr int64_t kSerialWeights = 200'000;  // in place: bound by reading them
 // Packed ahead, few rows: read at the speed of the L2 cache as long as they stay in it.
 constexpr int64_t kSerialBytes = 768 * 1024;
 
@@ -23,20 +24,23 @@ constexpr int64_t kSerialBytes = 768 * 1024;
 // stay in its L2 cache, and hidden behind arithmetic when each thread has many rows.
 constexpr int64_t kWeightsInCache = 700 * 1024;
 constexpr int64_t kRowsPerThread = 4, kRowsHideWeights = 96;
+// Half of the panels it reads another thread has packed, and they come from that one's cache: too
+// slow unless each is used for this many rows of a thread in a call.
+constexpr int64_t kRowsOfCall = 120;
 
 // Projecting the input tile by tile, inside the walk, keeps the gates in L1, but reads W_ih again
 // at each step: right while the weights stay in cache and there are rows enough to use each panel.
 constexpr int64_t kFuseRows = 4, kFuseWeights = 8 * 1024 * 1024;
 
-// Chunks: the gates of a chunk stay in cache between the large product and the walk, and there are
-// enough rows in it to use each weight panel many times.
+// Chunks: the gates of a forward chunk stay in cache between the large product and the walk, and
+// there are enough rows in it to use each weight panel many times; as in backward, where the sums
+// of a chunk's weight gradients are added to those of all chunks before.
 constexpr int64_t kForwardBytes = 1024 * 1024, kForwardRows = 192, kMostForwardRows = 768;
-constexpr int64_t kBackwardBytes = 2048 * 1024, kBackwardRows = 256, kMostBackwardRows = 512;
+constexpr int64_t kBackwardRows = 512;
 
-int64_t chunk_steps(const Shape& s, int64_t bytes, int64_t least_rows, int64_t most_rows) {
+int64_t forward_rows(const Shape& s) {
   const int64_t row_bytes = gates_of(s.cell) * s.Hp() * (s.dtype == Dtype::f64 ? 8 : 4);
-  const int64_t rows = std::clamp(bytes / row_bytes, least_rows, most_rows);
-  return std::clamp<int64_t>(rows / s.B, 1, s.T);
+  return std::clamp(kForwardBytes / row_bytes, kForwardRows, kMostForwardRows);
 }
 
 // The plan that the sizes ask for.
@@ -49,8 +53,8 @@ Plan choose(const Shape& s, int threads) {
   // In one step with packed weights each panel is read once in any order.
   plan.fuse_input = (s.prepacked && s.T == 1) || (!plan.in_place && s.B >= kFuseRows &&
                                                   gates * (s.I + s.R()) * element <= kFuseWeights);
-  plan.forward_steps = chunk_steps(s, kForwardBytes, kForwardRows, kMostForwardRows);
-  plan.backward_steps = chunk_steps(s, kBackwardBytes, kBackwardRows, kMostBackwardRows);
+  plan.forward_steps = std::clamp<int64_t>(forward_rows(s) / s.B, 1, s.T);
+  plan.backward_steps = std::clamp<int64_t>(kBackwardRows / s.B, 1, s.T);
 
   const int64_t weights = gates * (s.I + s.R()) * s.directions;
   const bool serial = plan.in_place                           ? weights < kSerialWeights
@@ -64,8 +68,10 @@ Plan choose(const Shape& s, int threads) {
   const int64_t unit_vectors = s.Hp() / kHiddenPadding;
   if (team > 1) {
     const int64_t rows_each = s.B / team;
-    const bool batch = rows_each >= kRowsHideWeights ||
-                       (rows_each >= kRowsPerThread && recurrent_bytes <= kWeightsInCache);
+    const bool amortised = s.prepacked || rows_each * s.T >= kRowsOfCall;
+    const bool batch =
+        amortised && (rows_each >= kRowsHideWeights ||
+                      (rows_each >= kRowsPerThread && recurrent_bytes <= kWeightsInCache));
     plan.split = batch ? Split::batch : unit_vectors > 1 ? Split::units : Split::none;
     if (plan.split == Split::none && s.B > 1) plan.split = Split::batch;
   }
