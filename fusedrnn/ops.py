@@ -45,7 +45,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from fusedrnn import _C
+from fusedrnn._C import override_plan as _override_shown_plan
 from fusedrnn.reference import GATES, LSTM
 
 LIBRARY = Path(__file__).parent / "lib" / "libfusedrnn.so"
@@ -85,7 +85,7 @@ def override_plan(text: str) -> None:
     Raises:
         ValueError: it makes no sense.
     """
-    _C.override_plan(text)
+    _override_shown_plan(text)
     for library in _libraries:
         library.fusedrnn_override_plan(text.encode())
 
