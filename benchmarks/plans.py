@@ -124,12 +124,13 @@ def steps_of(case: Case, field: str) -> int:
     return steps
 
 
-def plan_of(case: Case) -> fusedrnn.Plan:
+def plan_of(case: Case, *, packed: bool = False) -> fusedrnn.Plan:
     """The plan for a case, as it is overridden at the moment."""
     row = case.row
     plan = fusedrnn.plan(
         "rnn_tanh" if case.cell == "rnn" else case.cell, time=row.T, batch=row.B,
         input_size=row.I, hidden_size=row.H, threads=case.threads, training=case.mode == "train",
+        packed=packed,
     )  # fmt: skip
     assert isinstance(plan, fusedrnn.Plan)
     return plan
@@ -172,7 +173,7 @@ def answer(question: Question, case: Case, budget: float) -> Results:
     return {
         "sizes": case.row.sizes,
         "cell": case.cell,
-        "plan": in_words(plan_of(case)) if question.peer is OURS else "weights packed ahead",
+        "plan": in_words(plan_of(case, packed=question.peer is STREAMING)),
         "seconds": timing.spread(seconds[own]).as_dict(),
         "rounds": len(seconds[own]),
         "ways": {

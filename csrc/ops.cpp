@@ -1,6 +1,7 @@
 // The ops of the `fusedrnn` library: schemas, argument checks, allocation and the choice of
-// backend. It and tensors.h alone know torch, and know it through the stable ABI (torch 2.10 and
-// later): one binary serves every torch from there on.
+// backend. The op layer alone knows torch (this, quantized_ops.cpp, and the headers tensors.h,
+// stack.h and threads.h), and knows it through the stable ABI (torch 2.10 and later): one binary
+// serves every torch from there on.
 //
 // The checks here make every call safe, whoever makes it; the modules check before, with torch.nn's
 // messages. See fusedrnn/ops.py for what the arguments mean.
@@ -337,7 +338,8 @@ bool read_sizes(const PackedHeader& header, int64_t bytes, Shape& s) {
   const int64_t width = header.P ? header.P : header.H;
   if (header.magic != PackedHeader::kMagic || header.cell < 0 || header.cell > 3 ||
       header.directions != 1 || header.I <= 0 || header.H <= 0 || header.P < 0 ||
-      header.I > bytes || header.P > bytes || header.H > bytes / (header.I + width))
+      (header.P > 0 && header.cell != static_cast<int32_t>(Cell::lstm)) || header.I > bytes ||
+      header.P > bytes || header.H > bytes / (header.I + width))
     return false;
   s.cell = static_cast<Cell>(header.cell);
   s.I = header.I, s.H = header.H, s.P = header.P;

@@ -61,7 +61,7 @@ py::dict cuda_plan(const fusedrnn::Shape& shape) {
 
 py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, int64_t input_size,
               int64_t hidden_size, int64_t proj_size, int directions, const std::string& dtype,
-              int threads, bool training) {
+              int threads, bool training, bool packed) {
   using namespace fusedrnn;
   if (!plan_override().error().empty()) throw std::invalid_argument(plan_override().error());
   if (device != "cpu" && device != "cuda")
@@ -83,6 +83,7 @@ py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, 
   shape.rows = time * batch;
   shape.directions = directions;
   shape.training = training;
+  shape.prepacked = packed;
   return device == "cpu" ? cpu_plan(shape, threads) : cuda_plan(shape);
 }
 
@@ -135,7 +136,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", [] { return fusedrnn::name_of(fusedrnn::cpu_capability()); });
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("time"), py::arg("batch"),
         py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("directions"),
-        py::arg("dtype"), py::arg("threads"), py::arg("training"));
+        py::arg("dtype"), py::arg("threads"), py::arg("training"), py::arg("packed"));
   m.def("override_plan", &override_plan, py::arg("text"),
         "Puts `text` in the place of FUSEDRNN_PLAN for the plans that are shown.");
   def_limit(m, "fma_peak", &fusedrnn::fma_peak,

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "plan_override.h"
 #include "quantized.h"
 #include "stack.h"
 #include "tensors.h"
@@ -119,12 +120,15 @@ int64_t read_layer(const Tensor& packed, int64_t at, Shape& s) {
 
 Tensor quantized_forward(const Tensor& input, const Tensor& packed, Tensor h,
                          std::optional<Tensor> c) {
+  const std::string& error = plan_override().error();
+  STD_TORCH_CHECK(error.empty(), error);
   check_float("input", input);
   check_packed(packed, input);
   const auto read = [&](int64_t at, Shape& s) { return read_layer(packed, at, s); };
   return forward_stack(input, packed, h, c, read, [&](const StackedLayer& layer) {
     QuantizedProblem p;
     static_cast<Shape&>(p) = layer.shape;
+    p.prepacked = true;
     p.packed = static_cast<const char*>(packed.data_ptr()) + layer.at;
     p.input = static_cast<const float*>(layer.input);
     p.input_step = layer.input_step, p.input_row = layer.input_row;
@@ -133,8 +137,8 @@ Tensor quantized_forward(const Tensor& input, const Tensor& packed, Tensor h,
     Context context;
     context.threads = thread_count();
     context.parallel_for = parallel_for;
-    const char* const error = forward_quantized(p, context);
-    STD_TORCH_CHECK(!error, error);
+    const char* const failure = forward_quantized(p, context);
+    STD_TORCH_CHECK(!failure, failure);
   });
 }
 

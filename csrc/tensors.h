@@ -1,7 +1,7 @@
 // Tensors as the op layer handles them, through torch's stable ABI: what an op checks of an
 // argument and how it makes a result.
 //
-// Part of the op layer, like ops.cpp: nothing else knows torch.
+// Part of the op layer, like ops.cpp.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -1,4 +1,4 @@
-// torch's threads, as the op layer lends them to the CPU backend.
+// torch's threads, as the op layer lends them to the CPU backend. Part of it, like ops.cpp.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -105,6 +105,7 @@ def plan(
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
     training: bool = False,
+    packed: bool = False,
 ) -> Plan | CudaPlan:
     """The plan for one layer of these sizes; computes nothing, and needs no such device.
 
@@ -127,6 +128,7 @@ def plan(
         dtype: of input and weights.
         threads: how many threads the CPU has; torch.get_num_threads() if None.
         training: whether gradients will be needed.
+        packed: whether the weights are packed ahead, as `Streaming` keeps them on the CPU.
 
     Raises:
         ValueError: an argument is not one of those above, or not positive, or FUSEDRNN_PLAN is
@@ -147,5 +149,6 @@ def plan(
         dtype=str(dtype).removeprefix("torch."),
         threads=torch.get_num_threads() if threads is None else threads,
         training=training,
+        packed=packed,
     )
     return Plan(**found) if kind == "cpu" else CudaPlan(**found)

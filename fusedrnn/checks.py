@@ -40,10 +40,7 @@ def check_input(
 def check_features(input: Tensor, w_ih: Tensor) -> None:
     """Checks dtype, device and last dimension of what `w_ih` projects."""
     if input.dtype != w_ih.dtype and not torch._C._is_any_autocast_enabled():
-        raise ValueError(
-            f"RNN input dtype ({input.dtype}) does not match weight dtype ({w_ih.dtype}). Convert "
-            f"input: input.to({w_ih.dtype}), or convert model: model.to({input.dtype})"
-        )
+        check_dtype(input, w_ih)
     if input.size(-1) != w_ih.size(1):
         raise RuntimeError(
             f"input.size(-1) must be equal to input_size. Expected {w_ih.size(1)}, got "
@@ -53,6 +50,15 @@ def check_features(input: Tensor, w_ih: Tensor) -> None:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, found input tensor at "
             f"{input.device} and parameter tensor at {w_ih.device}"
+        )
+
+
+def check_dtype(input: Tensor, w_ih: Tensor) -> None:
+    """Checks that `input` has the dtype of the weights."""
+    if input.dtype != w_ih.dtype:
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({w_ih.dtype}). Convert "
+            f"input: input.to({w_ih.dtype}), or convert model: model.to({input.dtype})"
         )
 
 

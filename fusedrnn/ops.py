@@ -21,9 +21,10 @@ Packed weights serve `layer_forward`, beside the weights that they were packed f
     h, c    [layers, B, R], [layers, B, H]: the states before, and after the call those after
     output  laid out as input, R features
 
-`backwards` begins with the weights that were read last when it was not set: who takes turns finds
-more of them in the cache. They hold for the processor's kernels that packed them; another layer's,
-dtype's or processor's are refused.
+Both update the states' memory behind autograd's back: version counters stay as they are. `input`
+may not share memory with the states. `backwards` begins with the weights that were read last when
+it was not set: who takes turns finds more of them in the cache. Packed weights hold for the kernels
+of the processor that packed them; another layer's, dtype's or processor's are refused.
 
 Quantised weights (csrc/quantized.h says how) are for float32 on the CPU, and `quantized_forward`
 takes them as `packed_forward` does the others. They are the same bytes on every processor, values

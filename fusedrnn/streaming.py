@@ -15,7 +15,7 @@ nothing is packed. They are made anew when a weight has changed, and know nothin
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.modules.rnn import RNNBase
 
 from fusedrnn import ops
-from fusedrnn.checks import check_features, check_states, check_steps, split_state
+from fusedrnn.checks import check_dtype, check_features, check_states, check_steps, split_state
 from fusedrnn.modules import CELL_OF_MODE, weights_of
 from fusedrnn.reference import GATES, LSTM
 
@@ -56,8 +56,9 @@ class _PackedLayers:
         self._backwards = False
 
     def __call__(self, input: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
+        # Each step reads the weights in the other direction than the one before.
         backwards = self._backwards
-        self._backwards = not backwards
+        self._backwards = backwards ^ (input.dim() < 3 or input.size(0) % 2 == 1)
         output: Tensor = ops.packed_forward(input, self._packed, h, c, backwards)
         return output
 
@@ -79,6 +80,7 @@ class _PlainLayers:
     def __init__(self, cell: int, weights: list[list[Tensor]], has_biases: bool) -> None:
         self._cell, self._weights, self._has_biases = cell, weights, has_biases
 
+    @torch.no_grad()
     def __call__(self, input: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
         output = input
         while output.dim() < 3:
@@ -175,7 +177,8 @@ class Streaming:
     def refresh(self) -> None:
         """Takes the module's weights as they are now. The state moves to their dtype and device."""
         module = self.module
-        weights = [weight.detach() for weight in weights_of(module)]
+        self._watched = weights_of(module)
+        weights = [weight.detach() for weight in self._watched]
         first = weights[0]
         for weight in weights:
             if weight.dtype not in DTYPES:
@@ -209,10 +212,7 @@ class Streaming:
 
     def __call__(self, input: Tensor) -> Tensor:
         """The output of the next step or steps; see the class."""
-        if [*map(_version_of, self._counted)] != self._versions or [
-            *map(_address_of, weights_of(self.module))
-        ] != self._addresses:
-            self.refresh()
+        self._keep_up()
         try:
             if self.module.batch_first and input.dim() == 3:
                 output = self._layers(input.transpose(0, 1), self._h, self._c)
@@ -232,6 +232,7 @@ class Streaming:
 
     @state.setter
     def state(self, hx: State | None) -> None:
+        self._keep_up()
         if hx is None:
             self.reset()
             return
@@ -239,9 +240,15 @@ class Streaming:
         h, c = split_state(hx) if self._cell == LSTM else (hx, None)
         layers, batch = self.module.num_layers, self.batch_size
         check_states(self._cell, h, c, layers, batch, self._h, self._kept)
+        for state in (h, c):
+            if state is not None and state.dtype != self._h.dtype:  # under autocast
+                raise RuntimeError(
+                    f"hx: expected the dtype of the module, {self._h.dtype}, got {state.dtype}"
+                )
         self._h = _own(h)
         self._c = None if c is None else _own(c)
 
+    @torch.inference_mode(False)
     def reset(self, mask: Tensor | None = None) -> None:
         """Sets the state to zero, of all sequences or of those where `mask` (bool [B]) is true."""
         if mask is None:
@@ -272,8 +279,21 @@ class Streaming:
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         Streaming.__init__(self, values["module"], values["batch_size"], weights=values["weights"])
-        self.state = values["state"]
+        state = values["state"]
+        self._h, self._c = state if isinstance(state, tuple) else (state, None)
+        self._adopt_state()
 
+    def _keep_up(self) -> None:
+        """Packs the weights again if one has changed."""
+        weights = weights_of(self.module)
+        if not (
+            all(map(is_, weights, self._watched))
+            and [*map(_version_of, self._counted)] == self._versions
+            and [*map(_address_of, weights)] == self._addresses
+        ):
+            self.refresh()
+
+    @torch.inference_mode(False)  # states that are made in that mode could not change out of it
     def _adopt_state(self) -> None:
         """Gives the state the weights' dtype and device; makes zeros of what has another shape."""
         w_hh = self._kept[1]
@@ -299,6 +319,7 @@ class Streaming:
                 f"{name}: Expected input to be {step} or 3D (a chunk of steps), got {input.dim()}D "
                 "instead"
             )
+        check_dtype(input, self._kept[0])  # under autocast, too
         check_features(input, self._kept[0])
         if input.dim() == 1:
             return
@@ -311,5 +332,6 @@ class Streaming:
         check_steps(1 if input.dim() == 2 else input.size(1 if by_batch else 0))
 
 
+@torch.inference_mode(False)
 def _own(state: Tensor) -> Tensor:
     return state.detach().clone(memory_format=torch.contiguous_format)

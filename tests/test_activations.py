@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+PAYLOADS = {
+    torch.float32: (0x7FC00000, 0x7FC00001, 0x7FFFFFFF, 0x7FC001FF, -0x3FFFFF),
+    torch.float64: (0x7FF8000000000000, 0x7FF80000000007A2, 0x7FFFFFFFFFFFFFFF, -1),
+}
 ULP = {torch.float32: 4.0, torch.float64: 8.0}
 
 
@@ -70,6 +74,19 @@ def check_all() -> None:
             found = torch.cat([layer(s[None], cell, [1.0]) for s in special])
             assert torch.equal(found.isnan(), expected.isnan())
             assert torch.equal(found[1:], expected[1:])
+        for bits in PAYLOADS[dtype]:  # a NaN is one whatever its other bits are
+            integers = torch.int32 if dtype == torch.float32 else torch.int64
+            nan = torch.tensor([bits], dtype=integers).view(dtype)
+            assert layer(nan, 0, [1.0]).isnan().all() and layer(nan, 1, [1.0]).isnan().all()
+            assert layer(nan, 3, [0.0, 1.0, 0.0]).isnan().all(), hex(bits)
+            bias = torch.zeros(3, dtype=dtype)
+            bias[0] = nan  # of the reset gate alone
+            w = torch.ones(3, 1, dtype=dtype)
+            one = [torch.ones(1, 1, 1, dtype=dtype)] * 2
+            after = torch.ops.fusedrnn.layer_forward(
+                one[0], None, one[1], None, [w, w, bias, bias * 0 + 1], 3, True, False, False
+            )
+            assert after[1].isnan().all(), hex(bits)
 
 
 @pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "best"])

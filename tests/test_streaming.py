@@ -88,7 +88,7 @@ def test_pieces(case: Case, P: int, lengths: list[int], dtype: torch.dtype) -> N
 @pytest.mark.parametrize("cell", CELLS)
 def test_layers_that_are_not_packed(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on devices other than the CPU."""
-    monkeypatch.setattr(fusedrnn.streaming, "_PackedLayers", fusedrnn.streaming._PlainLayers)
+    monkeypatch.setitem(fusedrnn.streaming.KINDS, "same", fusedrnn.streaming._PlainLayers)
     case = Case(cell=cell, T=9, B=3, I=4, H=6, P=2 * (cell == "lstm"), layers=2)
     check(case, torch.float32, inference=lambda module: Streamed(module, [3, 0, 0, 4]))
     one = Case(cell=cell, T=1, B=1, I=4, H=6)
@@ -221,10 +221,26 @@ def test_refresh_sees_what_torch_does_not_count() -> None:
     torch.testing.assert_close(stream(x), module(x)[0].detach())
 
 
+def test_another_view_of_the_same_memory_is_packed_again() -> None:
+    torch.manual_seed(0)
+    module = fusedrnn.RNN(6, 8)
+    stream = fusedrnn.Streaming(module, 3)
+    x = torch.randn(4, 3, 6)
+    stream(x)
+    stream.reset()
+    module.weight_hh_l0 = nn.Parameter(module.weight_hh_l0.detach().t())
+    torch.testing.assert_close(stream(x), module(x)[0].detach())
+
+
 def test_dtype_follows_the_module() -> None:
     module, stream = pair()
     x = torch.randn(4, 3, 6)
     stream(x)
+    other = copy.deepcopy(stream)
+    other.module.double()
+    assert copy.deepcopy(other)(x.double()).dtype == torch.float64
+    other.state = tuple(s.double() for s in stream.state)
+    assert other.state[0].dtype == torch.float64
     expected = module.double()(x.double(), tuple(s.double() for s in stream.state))[0]
     y = stream(x.double())
     assert y.dtype == torch.float64
@@ -287,6 +303,27 @@ def test_under_inference_mode_and_autocast() -> None:
     stream.reset()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(stream(x), expected)
+        with pytest.raises(ValueError, match="input dtype"):
+            stream(x.double())
+        with pytest.raises(RuntimeError, match="hx: expected the dtype of the module"):
+            stream.state = tuple(s.double() for s in stream.state)
+
+
+@pytest.mark.parametrize("kind", ["_PackedLayers", "_PlainLayers"])
+def test_nothing_is_recorded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fusedrnn.streaming.KINDS, "same", getattr(fusedrnn.streaming, kind))
+    module, _ = pair(num_layers=2)
+    x = torch.randn(4, 3, 6, requires_grad=True)
+    expected = fusedrnn.Streaming(module, 3)(x)
+    with torch.inference_mode():
+        stream = fusedrnn.Streaming(module, 3)
+        stream.reset()
+        stream(x)
+        stream.reset(torch.tensor([True, True, True]))
+        stream.state = stream.state
+    y = stream(x)
+    assert torch.equal(y, expected) and not y.requires_grad
+    assert not any(state.requires_grad for state in stream.state)
 
 
 def test_no_sequences() -> None:
@@ -416,6 +453,11 @@ def test_wrong_packed_weights_are_refused() -> None:
             with pytest.raises((RuntimeError, NotImplementedError), match="packed|input|h:"):
                 stack(other)
     header = packed.clone()
+    for cell in (0, 3):  # a GRU that says it is projected
+        other = ops.pack_weights(weights(cell, H=64), cell, True, False)
+        other[32] = 1
+        with pytest.raises(RuntimeError, match="packed: expected what"):
+            ops.packed_forward(x, other, torch.zeros(1, 3, 1), None)
     for at in range(8, 64):  # any byte of the header but the mark
         for value in (0, 1, 255):
             broken = header.clone()

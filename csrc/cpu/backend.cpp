@@ -99,7 +99,14 @@ int64_t pack(const Problem& problem, void* panels) {
   return pack_kernel(problem.dtype)(problem, panels);
 }
 
-int packed_layout() { return static_cast<int>(cpu_capability()); }
+// Portable vectors differ between kinds of processors.
+int packed_layout() {
+#if defined(FUSEDRNN_X86)
+  return static_cast<int>(cpu_capability());
+#else
+  return 64 + static_cast<int>(cpu_capability());
+#endif
+}
 
 }  // namespace
 

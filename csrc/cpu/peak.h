@@ -9,7 +9,8 @@ namespace fusedrnn {
 // Operations per second (two per multiply-add) that `threads` threads reach together with
 // independent multiply-adds in registers, measured for `seconds`.
 double fma_peak(int threads, double seconds);  // fp32
-// The same of dot products of pairs of bf16 and of fours of int8; 0 where the chip has none.
+// The same of dot products of pairs of bf16 and of fours of int8, on AVX-512; 0 where
+// the chip has none there.
 double bf16_peak(int threads, double seconds);
 double int8_peak(int threads, double seconds);
 

@@ -65,7 +65,9 @@ Plan choose(const Shape& s, int threads) {
   plan.direction_teams = std::min(s.directions, threads);
   const int team = threads / plan.direction_teams;
   const int64_t recurrent_bytes = gates * s.R() * element;
-  const int64_t unit_vectors = s.Hp() / kHiddenPadding;
+  // An RNN's units packed ahead are dealt out in groups of four vectors.
+  const int64_t group = s.prepacked && s.cell < Cell::lstm ? 4 : 1;
+  const int64_t unit_vectors = div_up(s.Hp() / kHiddenPadding, group);
   if (team > 1) {
     const int64_t rows_each = s.B / team;
     const bool amortised = s.prepacked || rows_each * s.T >= kRowsOfCall;
@@ -82,8 +84,11 @@ Plan choose(const Shape& s, int threads) {
   return plan;
 }
 
-// What the environment asks for in its place, as far as it is possible.
-void override_with(const PlanOverride& wanted, const Shape& s, int threads, Plan& plan) {
+}  // namespace
+
+void override_plan(const Shape& s, int threads, Plan& plan) {
+  const PlanOverride& wanted = plan_override();
+  if (!wanted.any() || s.rows == 0) return;
   wanted.limit("forward_steps", plan.forward_steps, s.T);
   wanted.limit("backward_steps", plan.backward_steps, s.T);
   if (!s.P && !s.prepacked) wanted.flag("weights_in_place", plan.in_place);
@@ -96,12 +101,9 @@ void override_with(const PlanOverride& wanted, const Shape& s, int threads, Plan
   plan.threads = plan.direction_teams * std::max(team, 1);
 }
 
-}  // namespace
-
 Plan plan_layer(const Shape& s, int threads) {
   Plan plan = choose(s, threads);
-  const PlanOverride& wanted = plan_override();
-  if (wanted.any() && s.rows > 0) override_with(wanted, s, threads, plan);
+  override_plan(s, threads, plan);
   return plan;
 }
 

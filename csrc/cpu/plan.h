@@ -24,4 +24,7 @@ struct Plan {
 
 Plan plan_layer(const Shape& shape, int threads);
 
+// Puts into a plan what plan_override.h asks for, as far as it is possible.
+void override_plan(const Shape& shape, int threads, Plan& plan);
+
 }  // namespace fusedrnn

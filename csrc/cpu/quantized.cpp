@@ -123,7 +123,8 @@ void write_quantized(const Shape& shape, const Weights& weights, char* packed) {
 }
 
 const char* forward_quantized(const QuantizedProblem& problem, const Context& context) {
-  const Plan plan = plan_quantized(problem, context.threads);
+  Plan plan = plan_quantized(problem, context.threads);
+  override_plan(problem, context.threads, plan);
   const int64_t bytes = kernel()(problem, plan, context.parallel_for, nullptr);
   const Scratch scratch(static_cast<std::size_t>(bytes));
   if (!scratch.data())

@@ -345,7 +345,8 @@ struct Math {
     const V fraction = 1 + e.r * polynomial(K::exp, e.r);
     const V result = 1 / (1 + bit_cast<V>(bit_cast<BitsVec>(fraction) + e.n));
     // Exactly 0 far out, as torch's: 0 times an infinite state is NaN, a tiny gate times it is not.
-    return x < -K::exp_limit ? V{} : result;
+    // And a NaN stays one, whose bits the sum above may have made a number of.
+    return x >= -K::exp_limit ? result : maximum<F>(x, F(0));
   }
   FUSEDRNN_INLINE static V tanh(V x) {
     using K = ExpConstants<F>;
