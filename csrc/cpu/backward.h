@@ -527,19 +527,29 @@ class BackwardWalk {
   // zeros beyond `valid`.
   template <class RowOf>
   void pack_block(const Steps& steps, int64_t s0, int64_t s1, int64_t valid, RowOf row_of, E* to) {
-    int64_t k = 0;
+    constexpr E zeros[kBlock] = {};
+    E first[kBlock], second[kBlock];
+    const auto whole = [&](const E* row, E* copy) __attribute__((always_inline)) {
+      if (valid == kBlock) return row;
+      for (int64_t r = 0; r < kBlock; ++r) copy[r] = r < valid ? row[r] : E{};
+      return static_cast<const E*>(copy);
+    };
+    const auto put = [&](const E* a, const E* b) __attribute__((always_inline)) {
+      store_block(to, a, b);
+      to += kBlock * kPair;
+    };
+    const E* waiting = nullptr;  // the first of a pair
     for (int64_t s = s0; s < s1; ++s)
-      for (int64_t b = 0, n = steps.alive(s); b < n; ++b, ++k) {
-        const E* const from = row_of(s - s0, b);
-        E* const row = to + k / kPair * kPair * kBlock + k % kPair;
-        if (kPair == 1 && valid == kBlock) {
-          __builtin_memcpy(row, from, kBlock * sizeof(E));
-        } else {
-          for (int64_t r = 0; r < kBlock; ++r) row[r * kPair] = r < valid ? from[r] : E{};
-        }
+      for (int64_t b = 0, n = steps.alive(s); b < n; ++b) {
+        const E* const row = row_of(s - s0, b);
+        if (kPair == 1)
+          put(whole(row, first), nullptr);
+        else if (!waiting)
+          waiting = whole(row, first);
+        else
+          put(waiting, whole(row, second)), waiting = nullptr;
       }
-    if (k % kPair)  // the missing half of the last pair
-      for (int64_t r = 0; r < kBlock; ++r) to[(k - 1) * kBlock + r * kPair + 1] = E{};
+    if (waiting) put(waiting, zeros);
   }
 
   F* total(F* scratch, void* direct) const {
@@ -608,9 +618,7 @@ class BackwardWalk {
     F sum[kBlock] = {};
     for (int64_t k0 = 0; k0 < K; k0 += kRows) {
       F part[kBlock] = {};
-      for (int64_t k = k0; k < least(k0 + kRows, K); k += kPair)
-        for (int r = 0; r < kBlock; ++r)
-          for (int i = 0; i < kPair; ++i) part[r] += to_compute(a[k * kBlock + r * kPair + i]);
+      for (int64_t k = k0; k < least(k0 + kRows, K); k += kPair) add_block(part, a + k * kBlock);
       for (int r = 0; r < kBlock; ++r) sum[r] += part[r];
     }
     for (int side = 0; side < 2; ++side) {

@@ -139,7 +139,7 @@ class ForwardWalk {
   static constexpr bool kConvert = !std::is_same_v<S, F>;  // storage is not what is computed
   static constexpr bool kConvertOperands = !std::is_same_v<S, E>;  // nor what is multiplied
   static constexpr int64_t L = kLanes<F>;
-  static constexpr int kVectors = Panels<S, F, C>::kVectors;  // of units in a gate tile
+  static constexpr int kVectors = WeightPanels<S, F, C>::kVectors;  // of units in a gate tile
   static constexpr int64_t kMaxRows = 8;
 
  public:
@@ -148,15 +148,15 @@ class ForwardWalk {
         plan_(plan),
         Hp_(p.Hp()),
         Rp_(round_up(p.R(), kHiddenPadding)),
-        groups_(Panels<S, F, C>::units_of(p, p.prepacked ? Plan() : plan)),
-        outputs_(Panels<S, F, C>::outputs_of(p, p.prepacked ? Plan() : plan)) {
+        groups_(WeightPanels<S, F, C>::units_of(p, p.prepacked ? Plan() : plan)),
+        outputs_(WeightPanels<S, F, C>::outputs_of(p, p.prepacked ? Plan() : plan)) {
     const int64_t chunk_rows = plan.forward_steps * p.B;
     if (p.prepacked) {
       // Layout takes memory to write to; in these panels nothing is written.
       Layout given(const_cast<void*>(p.panels));
-      for (int d = 0; d < p.directions; ++d) panels_[d] = Panels<S, F, C>(p, Plan(), given);
+      for (int d = 0; d < p.directions; ++d) panels_[d] = WeightPanels<S, F, C>(p, Plan(), given);
     } else {
-      panels_[0] = Panels<S, F, C>(p, plan, layout);
+      panels_[0] = WeightPanels<S, F, C>(p, plan, layout);
       for (int d = 1; d < p.directions; ++d) panels_[d] = panels_[0];
     }
     for (E*& h : h_) h = layout.take<E>(p.B * Rp_);
@@ -191,7 +191,7 @@ class ForwardWalk {
   }
 
  private:
-  static int64_t depth(int64_t K) { return Panels<S, F, C>::depth(K); }
+  static int64_t depth(int64_t K) { return WeightPanels<S, F, C>::depth(K); }
   const S* weight(const void* w) const { return static_cast<const S*>(w); }
   S* output(int d, const Steps& steps, int64_t s, int64_t b) const {
     return static_cast<S*>(p_.output) + steps.row(s, b) * p_.directions * p_.R() + d * p_.R();
@@ -483,7 +483,7 @@ class ForwardWalk {
   const Plan& plan_;
   const int64_t Hp_, Rp_;
   const Groups groups_, outputs_;  // of units; of projected values
-  Panels<S, F, C> panels_[kMaxDirections];
+  WeightPanels<S, F, C> panels_[kMaxDirections];
   E *h_[2], *hidden_ = nullptr;
   E* x_ = nullptr;
   F *c_ = nullptr, *gates_ = nullptr, *hidden_gates_ = nullptr;

@@ -15,6 +15,32 @@ namespace FUSEDRNN_ISA {
 // usual hidden sizes.
 constexpr int kBlock = kAccumulators / 3;
 
+// Rows of a block: copied, or two interleaved.
+template <class F>
+FUSEDRNN_INLINE void store_block(F* to, const F* row, const F*) {
+  __builtin_memcpy(to, row, kBlock * sizeof(F));
+}
+// Adds each value of a row, or of two interleaved, to sums.
+template <class F>
+FUSEDRNN_INLINE void add_block(F (&sums)[kBlock], const F* row) {
+  for (int r = 0; r < kBlock; ++r) sums[r] += row[r];
+}
+#if defined(__AVX512BF16__)
+static_assert(kBlock == 8, "one half of a 128-bit vector of bf16");
+FUSEDRNN_INLINE void store_block(BFloat16* to, const BFloat16* row, const BFloat16* second) {
+  const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row));
+  const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(second));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi16(a, b));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + 1, _mm_unpackhi_epi16(a, b));
+}
+FUSEDRNN_INLINE void add_block(float (&sums)[kBlock], const BFloat16* pairs) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs));
+  const __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));  // a float's upper half
+  const __m256 second = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-65536)));
+  _mm256_storeu_ps(sums, _mm256_add_ps(_mm256_loadu_ps(sums), _mm256_add_ps(first, second)));
+}
+#endif
+
 // out[r][columns] (+)= sum_k a[k][r] * b[k][columns], r < rows of the block.
 template <int N, class E, class F>
 __attribute__((noinline)) void outer_tile(const E* a, const E* b, int64_t K, F* out, int64_t ld,

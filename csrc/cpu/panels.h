@@ -15,7 +15,7 @@ namespace fusedrnn {
 namespace FUSEDRNN_ISA {
 
 template <class S, class F, class C>
-class Panels {
+class WeightPanels {
   using E = typename OperandOf<S>::type;
   static constexpr int64_t L = kLanes<F>;
 
@@ -34,8 +34,8 @@ class Panels {
   E *w_ih = nullptr, *w_hh = nullptr, *w_hr = nullptr;
   F *bias = nullptr, *hidden_bias = nullptr;
 
-  Panels() = default;
-  Panels(const Shape& s, const Plan& plan, Layout& layout) {
+  WeightPanels() = default;
+  WeightPanels(const Shape& s, const Plan& plan, Layout& layout) {
     if (!plan.in_place) {
       const int64_t units = units_of(s, plan).vectors * L;
       w_ih = layout.take<E>(units * C::inputs * depth(s.I));
@@ -88,7 +88,7 @@ int64_t pack(const Problem& p, void* panels) {
   const Plan plan;
   Layout layout(panels);
   for (int d = 0; d < p.directions; ++d) {
-    const Panels<S, F, C> mine(p, plan, layout);
+    const WeightPanels<S, F, C> mine(p, plan, layout);
     if (panels) mine.pack(p, plan, p.weights[d], Team());
   }
   return layout.bytes();
