@@ -57,7 +57,7 @@ def build() -> str:
 
 
 def entry() -> str:
-    """The library loads and its entry point answers; it shows nothing else."""
+    """The library loads and its entry point answers; only plans can be overridden beside it."""
     function = getattr(ctypes.CDLL(str(CUDA)), ENTRY)
     function.restype = ctypes.c_void_p
     assert function(), f"{ENTRY}() returned null"
