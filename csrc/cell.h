@@ -1,7 +1,7 @@
 // The mathematics of each cell, forward and backward, written once. CPU and CUDA include this file;
 // `V` is some vectors of units on the CPU and one unit on the GPU, `M` supplies the functions of
-// it. A sum of two products says which is rounded (multiply_add), or compilers choose, here so,
-// there so.
+// it. Of two products that are added, multiply_add says which one is not rounded first: left to the
+// compiler, that would differ from one tile size to the next.
 //
 // Per unit a cell is described by lists of "slots", one value per unit each:
 //   inputs    what the input projection supplies           LSTM i f g o   GRU r z n      RNN h

@@ -1,7 +1,7 @@
 // The ops of the `fusedrnn` library: schemas, argument checks, allocation and the choice of
 // backend. The op layer alone knows torch (this, quantized_ops.cpp, and the headers tensors.h,
-// stack.h and threads.h), and knows it through the stable ABI (torch 2.10 and later): one binary
-// serves every torch from there on.
+// weights.h, stack.h and threads.h), and knows it through the stable ABI (torch 2.10 and later):
+// one binary serves every torch from there on.
 //
 // The checks here make every call safe, whoever makes it; the modules check before, with torch.nn's
 // messages. See fusedrnn/ops.py for what the arguments mean.
@@ -26,6 +26,7 @@
 #include "stack.h"
 #include "tensors.h"
 #include "threads.h"
+#include "weights.h"
 
 namespace fusedrnn {
 namespace {
@@ -81,12 +82,8 @@ void run(const char* (*Backend::*pass)(const P&, const Context&), const P& probl
   context.owner = &scratch;
   context.allocate = [](int64_t bytes, void* owner) -> void* {
     Scratch& to = *static_cast<Scratch*>(owner);
-    const Options options(to.like);
-    const int64_t stride = 1;
-    AtenTensorHandle handle = nullptr;
-    if (aoti_torch_empty_strided(1, &bytes, &stride, aoti_torch_dtype_uint8(), options.device_type,
-                                 options.device_index, &handle) != AOTI_TORCH_SUCCESS)
-      return nullptr;
+    const AtenTensorHandle handle = try_bytes(bytes, to.like);
+    if (!handle) return nullptr;
     to.tensors.emplace_back(handle);
     return to.tensors.back().data_ptr();
   };
@@ -190,22 +187,8 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
   STD_TORCH_CHECK(p.I > 0, "input: expected at least one feature, got shape ",
                   to_string(sizes_of(input)));
 
-  const int64_t plain = has_biases ? 4 : 2;
+  check_weights(weights, has_biases, p);
   call.per_direction = static_cast<int>(weights.size()) / p.directions;
-  const bool projected = call.per_direction == plain + 1;
-  STD_TORCH_CHECK(static_cast<int64_t>(weights.size()) == p.directions * (plain + projected),
-                  "weights: expected ", plain,
-                  " tensors per direction (and one more if projected), got ", weights.size(),
-                  " in all");
-  STD_TORCH_CHECK(!projected || p.cell == Cell::lstm, "weights: only an LSTM can be projected");
-  const Tensor& w_hh = weights[1];
-  const int64_t gates = gates_of(p.cell);
-  STD_TORCH_CHECK(w_hh.dim() == 2 && w_hh.size(0) > 0 && w_hh.size(0) % gates == 0,
-                  "w_hh: expected shape [", gates, " * hidden_size, ", "...], got ",
-                  to_string(sizes_of(w_hh)));
-  p.H = w_hh.size(0) / gates;
-  p.P = projected ? w_hh.size(1) : 0;
-  STD_TORCH_CHECK(!projected || p.P > 0, "w_hr: expected at least one projected value");
 
   if (batch_sizes) {
     read_batch_sizes(*batch_sizes, input.size(0), call);
@@ -223,16 +206,6 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
   STD_TORCH_CHECK(p.B <= kMost / p.T && (p.rows == 0 || widest <= kMost / p.rows),
                   "input: too large, got shape ", to_string(sizes_of(input)));
 
-  for (int d = 0; d < p.directions; ++d) {
-    const Tensor* const w = &weights[static_cast<std::size_t>(d * call.per_direction)];
-    check_sizes("w_ih", w[0], {gates * p.H, p.I});
-    check_sizes("w_hh", w[1], {gates * p.H, p.R()});
-    if (has_biases) {
-      check_sizes("b_ih", w[2], {gates * p.H});
-      check_sizes("b_hh", w[3], {gates * p.H});
-    }
-    if (projected) check_sizes("w_hr", w[call.per_direction - 1], {p.P, p.H});
-  }
   for (const Tensor& w : weights) {
     check_like("weights", w, input);
     call.weights.push_back(dense(w));
@@ -255,14 +228,7 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
   place_input(input, batch_sizes.has_value(), call);
   p.hx = call.hx ? call.hx->data_ptr() : nullptr;
   p.cx = call.cx ? call.cx->data_ptr() : nullptr;
-  for (int d = 0; d < p.directions; ++d) {
-    const Tensor* const w = &call.weights[static_cast<std::size_t>(d * call.per_direction)];
-    Weights& to = p.weights[d];
-    to.w_ih = w[0].data_ptr();
-    to.w_hh = w[1].data_ptr();
-    if (has_biases) to.b_ih = w[2].data_ptr(), to.b_hh = w[3].data_ptr();
-    if (projected) to.w_hr = w[call.per_direction - 1].data_ptr();
-  }
+  for (int d = 0; d < p.directions; ++d) p.weights[d] = weights_at(call.weights, has_biases, p, d);
   return call;
 }
 

@@ -14,6 +14,7 @@
 #include "stack.h"
 #include "tensors.h"
 #include "threads.h"
+#include "weights.h"
 
 namespace fusedrnn {
 namespace {
@@ -39,51 +40,33 @@ void check_width(const char* name, int64_t width) {
                   ", beyond which int8 products are not summed, got ", width);
 }
 
-Tensor check_weight(const char* name, const Tensor& t, const Sizes& sizes) {
-  check_float(name, t);
-  check_sizes(name, t, sizes);
-  const Tensor values = dense(t);
-  const float* const value = static_cast<const float*>(values.data_ptr());
-  for (int64_t i = 0; i < values.numel(); ++i)
+void check_values(const char* name, const Tensor& t) {
+  const float* const value = static_cast<const float*>(t.data_ptr());
+  for (int64_t i = 0; i < t.numel(); ++i)
     STD_TORCH_CHECK(std::isfinite(value[i]), name, ": expected finite weights, got ", value[i],
                     " at position ", i);
-  return values;
 }
 
 Tensor quantize_weights(std::vector<Tensor> weights, int64_t cell, bool has_biases) {
   STD_TORCH_CHECK(cell >= 0 && cell <= 3, "cell: expected 0 to 3, got ", cell);
   Shape s;
   s.cell = static_cast<Cell>(cell);
-  const std::size_t plain = has_biases ? 4 : 2;
-  const bool projected = weights.size() == plain + 1;
-  STD_TORCH_CHECK(weights.size() == plain || projected, "weights: expected ", plain,
-                  " tensors (and one more if projected), got ", weights.size());
-  STD_TORCH_CHECK(!projected || s.cell == Cell::lstm, "weights: only an LSTM can be projected");
-  const int64_t gates = gates_of(s.cell);
-  const Tensor &w_ih = weights[0], &w_hh = weights[1];
-  STD_TORCH_CHECK(w_ih.dim() == 2 && w_ih.size(0) % gates == 0, "w_ih: expected shape [", gates,
-                  " * hidden_size, input_size], got ", to_string(sizes_of(w_ih)));
-  STD_TORCH_CHECK(w_hh.dim() == 2, "w_hh: expected two dimensions, got shape ",
-                  to_string(sizes_of(w_hh)));
-  s.H = w_ih.size(0) / gates;
+  STD_TORCH_CHECK(!weights.empty() && weights[0].dim() == 2,
+                  "weights: expected w_ih of shape [gates * hidden_size, input_size] first");
+  const Tensor& w_ih = weights[0];
   s.I = w_ih.size(1);
-  s.P = projected ? w_hh.size(1) : 0;
   check_width("input_size", s.I);
-  check_width("hidden_size", s.H);
-  if (projected) check_width("proj_size", s.P);
-
-  std::vector<Tensor> dense_weights = {check_weight("w_ih", w_ih, {gates * s.H, s.I}),
-                                       check_weight("w_hh", w_hh, {gates * s.H, s.R()})};
-  Weights given;
-  given.w_ih = dense_weights[0].data_ptr(), given.w_hh = dense_weights[1].data_ptr();
-  if (has_biases) {
-    dense_weights.push_back(check_weight("b_ih", weights[2], {gates * s.H}));
-    dense_weights.push_back(check_weight("b_hh", weights[3], {gates * s.H}));
-    given.b_ih = dense_weights[2].data_ptr(), given.b_hh = dense_weights[3].data_ptr();
-  }
-  if (projected) {
-    dense_weights.push_back(check_weight("w_hr", weights[plain], {s.P, s.H}));
-    given.w_hr = dense_weights.back().data_ptr();
+  check_width("hidden_size", w_ih.size(0) / gates_of(s.cell));
+  check_weights(weights, has_biases, s);
+  if (s.P) check_width("proj_size", s.P);
+  std::vector<Tensor> given;
+  for (const Tensor& w : weights) {
+    static constexpr const char* kNames[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
+    const char* const name =
+        s.P && given.size() + 1 == weights.size() ? "w_hr" : kNames[given.size()];
+    check_float(name, w);
+    given.push_back(dense(w));
+    check_values(name, given.back());
   }
 
   const QuantizedHeader header = header_of(s);
@@ -91,7 +74,7 @@ Tensor quantize_weights(std::vector<Tensor> weights, int64_t cell, bool has_bias
   char* const to = static_cast<char*>(packed.data_ptr());
   std::memset(to, 0, static_cast<std::size_t>(header.bytes));  // the gaps of alignment, too
   std::memcpy(to, &header, sizeof(header));
-  write_quantized(s, given, to);
+  write_quantized(s, weights_at(given, has_biases, s, 0), to);
   return packed;
 }
 

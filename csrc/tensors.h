@@ -103,15 +103,21 @@ inline Tensor new_tensor(const Sizes& sizes, const Tensor& like) {
   return Tensor(handle);
 }
 
-// Uninitialised bytes on the same device; 64-byte aligned, as all that torch allocates.
-inline Tensor new_bytes(int64_t bytes, const Tensor& like) {
+// Uninitialised bytes on the same device, 64-byte aligned as all that torch allocates; null without
+// memory.
+inline AtenTensorHandle try_bytes(int64_t bytes, const Tensor& like) {
   const Options options(like);
   const int64_t stride = 1;
   AtenTensorHandle handle = nullptr;
   const AOTITorchError error =
       aoti_torch_empty_strided(1, &bytes, &stride, aoti_torch_dtype_uint8(), options.device_type,
                                options.device_index, &handle);
-  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "out of memory: ", bytes,
+  return error == AOTI_TORCH_SUCCESS ? handle : nullptr;
+}
+
+inline Tensor new_bytes(int64_t bytes, const Tensor& like) {
+  const AtenTensorHandle handle = try_bytes(bytes, like);
+  STD_TORCH_CHECK(handle, "out of memory: ", bytes,
                   " bytes of packed weights could not be allocated");
   return Tensor(handle);
 }

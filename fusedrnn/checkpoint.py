@@ -357,21 +357,10 @@ class _Chunk:
 # What compilers learn of the results.
 
 
-def _forward_fake(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    cell: int,
-    has_biases: bool,
-    bidirectional: bool,
-    checkpoint: int,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    output, hn, cn, _ = ops.layer_forward_fake(
-        input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, False, allow_tf32
-    )
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    before, checkpoint, after = arguments[:8], arguments[8], arguments[9:]
+    output, hn, cn, _ = ops.layer_forward_fake(*(*before, False, *after))
+    input, batch_sizes, cell = before[0], before[1], before[5]
     if cell != LSTM:
         return output, hn, cn, input.new_empty(0)
     steps = (input if batch_sizes is None else batch_sizes).size(0)

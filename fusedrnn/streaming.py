@@ -118,8 +118,8 @@ class Streaming:
         weights: in what form they are kept: "same", the module's dtype, or "int8", the counterpart
             of `torch.ao.quantization.quantize_dynamic`: each row of a weight matrix rounded to 255
             whole multiples of its own scale, and each row of input and h so at every step; sums,
-            cell and states are exact or float32. For float32 modules on the CPU; a quarter of the
-            memory, about three digits.
+            cell and states are exact or float32. For float32 modules on the CPU;
+            `python -m benchmarks.accuracy` prints what it costs.
 
     Call it with `input`, of the module's dtype and device. One step, [B, I], or [I] if B is 1,
     gives [B, R] or [R]; R is the projection's size if there is one, else H. A chunk of steps,
@@ -177,8 +177,8 @@ class Streaming:
     def refresh(self) -> None:
         """Takes the module's weights as they are now. The state moves to their dtype and device."""
         module = self.module
-        self._watched = weights_of(module)
-        weights = [weight.detach() for weight in self._watched]
+        watched = weights_of(module)
+        weights = [weight.detach() for weight in watched]
         first = weights[0]
         for weight in weights:
             if weight.dtype not in DTYPES:
@@ -204,7 +204,7 @@ class Streaming:
         kind = _PlainLayers if not on_cpu else KINDS[self.weights]
         self._layers: Layers = kind(self._cell, layers, module.bias)
         # Kept, so that no other weight can take their place in memory unnoticed.
-        self._kept = weights
+        self._watched, self._kept = watched, weights
         self._addresses = [*map(_address_of, weights)]
         self._counted = [weight for weight in weights if not weight.is_inference()]
         self._versions = [*map(_version_of, self._counted)]

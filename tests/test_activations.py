@@ -5,13 +5,10 @@ They are seen through layers whose products are exact: one feature, weight 1, no
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
+from test_capability import LEVELS, check_at
 
 PAYLOADS = {
     torch.float32: (0x7FC00000, 0x7FC00001, 0x7FFFFFFF, 0x7FC001FF, -0x3FFFFF),
@@ -89,14 +86,6 @@ def check_all() -> None:
             assert after[1].isnan().all(), hex(bits)
 
 
-@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "best"])
-def test_activations(capability: str) -> None:
-    environment = dict(os.environ)
-    if capability != "best":
-        environment["FUSEDRNN_CPU_CAPABILITY"] = capability
-    code = "import fusedrnn, test_activations; test_activations.check_all(); print('checked')"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=os.path.dirname(__file__), env=environment,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.stdout == "checked\n", done.stderr[-2000:]
+@pytest.mark.parametrize("level", LEVELS)
+def test_activations(level: str) -> None:
+    check_at(level, "test_activations.check_all")

@@ -26,6 +26,13 @@ def test_plan_is_printable_and_pure() -> None:
     assert fusedrnn.plan("gru", time=1, batch=1, input_size=9, hidden_size=9).weights_in_place
 
 
+def test_plan_of_weights_that_are_packed_ahead() -> None:
+    sizes = dict(time=1, batch=1, input_size=256, hidden_size=256, threads=2)
+    called, kept = fusedrnn.plan("lstm", **sizes), fusedrnn.plan("lstm", **sizes, packed=True)
+    assert called.weights_in_place and not called.fuse_input
+    assert kept.fuse_input and not kept.weights_in_place
+
+
 def test_a_chunk_does_not_depend_on_threads() -> None:
     """What decides how sums are cut must not, or numbers would depend on the machine's size."""
     for cell in ("lstm", "gru", "rnn_tanh"):

@@ -19,65 +19,43 @@ namespace {
 template <class P>
 using Kernel = int64_t (*)(const P&, const Plan&, ParallelFor, void* scratch);
 
-template <class P>
-Kernel<P> by_dtype(Dtype dtype, Kernel<P> f64, Kernel<P> f32, Kernel<P> half) {
-  return dtype == Dtype::f64 ? f64 : dtype == Dtype::f32 ? f32 : half;
-}
-
-#define FUSEDRNN_KERNEL(isa, half_isa, pass, P) \
-  by_dtype<P>(dtype, isa::pass##_double, isa::pass##_single, half_isa::pass##_half)
-
-Kernel<Problem> forward_kernel(Dtype dtype) {
-  switch (cpu_capability()) {
-#if defined(FUSEDRNN_X86)
-    case Capability::avx512_bf16: return FUSEDRNN_KERNEL(avx512, avx512_bf16, forward, Problem);
-    case Capability::avx512_vnni:
-    case Capability::avx512: return FUSEDRNN_KERNEL(avx512, avx512, forward, Problem);
-    case Capability::avx2_vnni:
-    case Capability::avx2: return FUSEDRNN_KERNEL(avx2, avx2, forward, Problem);
-#endif
-    default: return FUSEDRNN_KERNEL(portable, portable, forward, Problem);
-  }
-}
-
-Kernel<BackwardProblem> backward_kernel(Dtype dtype) {
-  switch (cpu_capability()) {
-#if defined(FUSEDRNN_X86)
-    case Capability::avx512_bf16:
-      return FUSEDRNN_KERNEL(avx512, avx512_bf16, backward, BackwardProblem);
-    case Capability::avx512_vnni:
-    case Capability::avx512: return FUSEDRNN_KERNEL(avx512, avx512, backward, BackwardProblem);
-    case Capability::avx2_vnni:
-    case Capability::avx2: return FUSEDRNN_KERNEL(avx2, avx2, backward, BackwardProblem);
-#endif
-    default: return FUSEDRNN_KERNEL(portable, portable, backward, BackwardProblem);
-  }
-}
-
 using Pack = int64_t (*)(const Problem&, void* panels);
 
-Pack pack_kernel(Dtype dtype) {
-#define FUSEDRNN_PACK(isa, half_isa)        \
-  (dtype == Dtype::f64   ? isa::pack_double \
-   : dtype == Dtype::f32 ? isa::pack_single \
-                         : half_isa::pack_half)
-  switch (cpu_capability()) {
+// The entry points of one processor, by dtype: double, single, half.
+struct Kernels {
+  Kernel<Problem> forward[3];
+  Kernel<BackwardProblem> backward[3];
+  Pack pack[3];
+};
+
+#define FUSEDRNN_BY_DTYPE(pass, isa, half_isa) \
+  {isa::pass##_double, isa::pass##_single, half_isa::pass##_half}
+#define FUSEDRNN_KERNELS(isa, half_isa)                                                   \
+  {FUSEDRNN_BY_DTYPE(forward, isa, half_isa), FUSEDRNN_BY_DTYPE(backward, isa, half_isa), \
+   FUSEDRNN_BY_DTYPE(pack, isa, half_isa)}
+
+const Kernels& kernels() {
 #if defined(FUSEDRNN_X86)
-    case Capability::avx512_bf16: return FUSEDRNN_PACK(avx512, avx512_bf16);
-    case Capability::avx512_vnni:
-    case Capability::avx512: return FUSEDRNN_PACK(avx512, avx512);
-    case Capability::avx2_vnni:
-    case Capability::avx2: return FUSEDRNN_PACK(avx2, avx2);
+  static constexpr Kernels bf16 = FUSEDRNN_KERNELS(avx512, avx512_bf16);
+  static constexpr Kernels wide = FUSEDRNN_KERNELS(avx512, avx512);
+  static constexpr Kernels narrow = FUSEDRNN_KERNELS(avx2, avx2);
+  if (cpu_capability() >= Capability::avx512_bf16) return bf16;
+  if (cpu_capability() >= Capability::avx512) return wide;
+  if (cpu_capability() >= Capability::avx2) return narrow;
 #endif
-    default: return FUSEDRNN_PACK(portable, portable);
-  }
-#undef FUSEDRNN_PACK
+  static constexpr Kernels any = FUSEDRNN_KERNELS(portable, portable);
+  return any;
+}
+
+template <class K>
+K of_dtype(const K (&by_dtype)[3], Dtype dtype) {
+  return by_dtype[dtype == Dtype::f64 ? 0 : dtype == Dtype::f32 ? 1 : 2];
 }
 
 template <class P>
-const char* run(Kernel<P> (*kernel_of)(Dtype), const P& problem, const Context& context) {
+const char* run(const Kernel<P> (&by_dtype)[3], const P& problem, const Context& context) {
   const Plan plan = plan_layer(problem, context.threads);
-  const Kernel<P> kernel = kernel_of(problem.dtype);
+  const Kernel<P> kernel = of_dtype(by_dtype, problem.dtype);
   const int64_t bytes = kernel(problem, plan, context.parallel_for, nullptr);
   const Scratch scratch(static_cast<std::size_t>(bytes));
   if (!scratch.data())
@@ -88,15 +66,15 @@ const char* run(Kernel<P> (*kernel_of)(Dtype), const P& problem, const Context& 
 }
 
 const char* forward(const Problem& problem, const Context& context) {
-  return run(forward_kernel, problem, context);
+  return run(kernels().forward, problem, context);
 }
 
 const char* backward(const BackwardProblem& problem, const Context& context) {
-  return run(backward_kernel, problem, context);
+  return run(kernels().backward, problem, context);
 }
 
 int64_t pack(const Problem& problem, void* panels) {
-  return pack_kernel(problem.dtype)(problem, panels);
+  return of_dtype(kernels().pack, problem.dtype)(problem, panels);
 }
 
 // Portable vectors differ between kinds of processors.

@@ -12,103 +12,13 @@
 //   h_prev    [steps + 1][B][Rp]              entry j + 1 is also h of step j
 #pragma once
 
-#include "../cell.h"
+#include "grad_tile.h"
+#include "in_place.h"
 #include "outer.h"
 #include "walk.h"
 
 namespace fusedrnn {
 namespace FUSEDRNN_ISA {
-
-// One tile of the walk: rows x the units of one group.
-template <class E, class F>
-struct GradTile {
-  const E* rows[8];   // operand of the product
-  Segments segments;  // count 0: no product
-  const E* w;
-  const char* ahead;  // see Ahead
-  const F* dy;        // null: zero
-  const F* carry_in;  // null: zero
-  F* carry_out;       // GRU
-  const F* saved;
-  const E* h;  // GRU: h_prev; RNN: h
-  F* dc;       // LSTM
-  E* grad;
-  E* hidden;  // projected: o tanh(c), recomputed; null: not wanted
-  int64_t dy_row, carry_row, saved_row, h_row, dc_row, grad_row, hidden_row, Hp;
-  int64_t units;  // valid ones in the last vector
-};
-
-// What forward kept comes from far away, in pieces that the hardware does not foresee: it is on its
-// way while the product is computed.
-template <class C, int kRows, int NV, class E, class F>
-FUSEDRNN_INLINE void prefetch(const GradTile<E, F>& t) {
-  for (int r = 0; r < kRows; ++r) {
-    for (int g = 0; g < C::saved; ++g)
-      for (int v = 0; v < NV; ++v)
-        __builtin_prefetch(t.saved + r * t.saved_row + g * t.Hp + v * kLanes<F>);
-    if (t.dy)
-      for (int v = 0; v < NV; ++v) __builtin_prefetch(t.dy + r * t.dy_row + v * kLanes<F>);
-  }
-}
-
-template <class C, int R, int NV, class E, class F>
-__attribute__((noinline)) void grad_tile(const GradTile<E, F>& t) {
-  constexpr int kRows = R ? R : 1, L = kLanes<F>;
-  prefetch<C, kRows, NV>(t);
-  Vec<F> acc[kRows][NV] = {};
-  multiply_segments<R, NV, E, F>(acc, t.rows, t.segments, t.w, t.ahead);
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      Vec<F> dh = acc[r][v];
-      if (t.dy) dh += load_n(t.dy + r * t.dy_row + v * L, v == NV - 1 ? t.units : L);
-      if (t.carry_in) dh += load(t.carry_in + r * t.carry_row + v * L);
-      Vec<F> saved[C::saved ? C::saved : 1], grad[C::grads], h = {}, dc = {}, carry = {};
-#pragma GCC unroll 8
-      for (int g = 0; g < C::saved; ++g)
-        saved[g] = load(t.saved + r * t.saved_row + g * t.Hp + v * L);
-      if constexpr (!C::has_c) h = load(t.h + r * t.h_row + v * L);
-      if constexpr (C::has_c) dc = load(t.dc + r * t.dc_row + v * L);
-      C::template backward<Math<F>>(saved, h, dh, dc, grad, carry);
-      if constexpr (C::has_c) store(t.dc + r * t.dc_row + v * L, dc);
-      if constexpr (C::has_carry) store(t.carry_out + r * t.carry_row + v * L, carry);
-      if constexpr (C::has_c)
-        if (t.hidden) store(t.hidden + r * t.hidden_row + v * L, h);
-#pragma GCC unroll 8
-      for (int g = 0; g < C::grads; ++g) store(t.grad + r * t.grad_row + g * t.Hp + v * L, grad[g]);
-    }
-  }
-}
-
-// out[c] = sum_k g[k] * W[k][first + c] for `columns` columns, weights where they are: k runs over
-// the units of all grad slots. Two chains each hide the latency.
-template <class S, class E, class F, class GateOf>
-inline void row_times_weights(const E* g, int64_t slots, int64_t slot_stride, GateOf gate_of,
-                              const S* W, int64_t H, int64_t N, int64_t first, int64_t columns,
-                              F* out) {
-  constexpr int64_t L = kLanes<F>;
-  for (int64_t c = 0; c < columns; c += kGroup * L) {
-    Vec<F> even[kGroup] = {}, odd[kGroup] = {};
-    const auto add = [&](Vec<F>(&acc)[kGroup], F x, const S* row) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kGroup; ++v)
-        if (c + v * L < columns) acc[v] += x * load_n(row + v * L, columns - c - v * L);
-    };
-    for (int64_t s = 0; s < slots; ++s) {
-      const S* row = W + gate_of(static_cast<int>(s)) * H * N + first + c;
-      const E* const x = g + s * slot_stride;
-      int64_t u = 0;
-      for (; u + 2 <= H; u += 2, row += 2 * N) {
-        add(even, to_compute(x[u]), row);
-        add(odd, to_compute(x[u + 1]), row + N);
-      }
-      if (u < H) add(even, to_compute(x[u]), row);
-    }
-    for (int v = 0; v < kGroup; ++v)
-      if (c + v * L < columns) store_n(out + c + v * L, even[v] + odd[v], columns - c - v * L);
-  }
-}
 
 template <class S, class F, class C>
 class BackwardWalk {

@@ -29,5 +29,6 @@ struct QuantizedProblem;
   namespace fusedrnn {                                                                         \
   namespace isa {                                                                              \
   int64_t forward_quantized(const QuantizedProblem&, const Plan&, ParallelFor, void* scratch); \
+  void quantize_weights(const Shape&, const Weights&, char* packed);                           \
   }                                                                                            \
   }

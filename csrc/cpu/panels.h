@@ -15,6 +15,23 @@ namespace fusedrnn {
 namespace FUSEDRNN_ISA {
 
 template <class S, class F, class C>
+void add_biases(const Shape& s, const Weights& w, F* bias, F* hidden_bias) {
+  const int64_t Hp = s.Hp();
+  fill(bias, C::inputs * Hp);
+  fill(hidden_bias, Hp);
+  if (!w.b_ih) return;
+  for (int g = 0; g < C::inputs; ++g) {
+    const bool apart = C::has_late_input && g == C::inputs - 1;
+    for (int64_t u = 0; u < s.H; ++u) {
+      const F b_ih = to_compute(static_cast<const S*>(w.b_ih)[g * s.H + u]);
+      const F b_hh = to_compute(static_cast<const S*>(w.b_hh)[g * s.H + u]);
+      bias[g * Hp + u] = apart ? b_ih : b_ih + b_hh;
+      if (apart) hidden_bias[u] = b_hh;
+    }
+  }
+}
+
+template <class S, class F, class C>
 class WeightPanels {
   using E = typename OperandOf<S>::type;
   static constexpr int64_t L = kLanes<F>;
@@ -59,27 +76,11 @@ class WeightPanels {
         pack_gate_panels(weight(w.w_hr), s.P, s.H, 1, same, outputs,
                          share(outputs.count, team.rank, team.size), w_hr);
     }
-    if (team.rank == 0) add_biases(s, w);
+    if (team.rank == 0) add_biases<S, F, C>(s, w, bias, hidden_bias);
   }
 
  private:
   static const S* weight(const void* w) { return static_cast<const S*>(w); }
-
-  void add_biases(const Shape& s, const Weights& w) const {
-    const int64_t Hp = s.Hp();
-    fill(bias, C::inputs * Hp);
-    fill(hidden_bias, Hp);
-    if (!w.b_ih) return;
-    for (int g = 0; g < C::inputs; ++g) {
-      const bool apart = C::has_late_input && g == C::inputs - 1;
-      for (int64_t u = 0; u < s.H; ++u) {
-        const F b_ih = to_compute(weight(w.b_ih)[g * s.H + u]);
-        const F b_hh = to_compute(weight(w.b_hh)[g * s.H + u]);
-        bias[g * Hp + u] = apart ? b_ih : b_ih + b_hh;
-        if (apart) hidden_bias[u] = b_hh;
-      }
-    }
-  }
 };
 
 // Packs all directions ahead (panels null: only measures), and returns the bytes.

@@ -1,7 +1,7 @@
-// Forward with int8 weights.
+// Forward with int8 weights, and their making.
+#include "../quantized.h"
 #include "../dispatch.h"
 #include "../kernels.h"
-#include "../quantized.h"
 
 FUSEDRNN_DECLARE_QUANTIZED_KERNELS(FUSEDRNN_ISA)
 
@@ -9,4 +9,8 @@ int64_t fusedrnn::FUSEDRNN_ISA::forward_quantized(const QuantizedProblem& p, con
                                                   ParallelFor parallel_for, void* scratch) {
   return with_cell(
       p.cell, [&](auto cell) { return quantized<decltype(cell)>(p, plan, parallel_for, scratch); });
+}
+
+void fusedrnn::FUSEDRNN_ISA::quantize_weights(const Shape& s, const Weights& w, char* packed) {
+  with_cell(s.cell, [&](auto cell) { quantize<decltype(cell)>(s, w, packed); });
 }

@@ -1,0 +1,176 @@
+// The register tiles of layers with int8 weights: exact sums of products, scaled, and of a step
+// straight on through the cell.
+#pragma once
+
+#include "../cell.h"
+#include "int8.h"
+#include "tile.h"
+
+namespace fusedrnn {
+namespace FUSEDRNN_ISA {
+
+// A matrix in the buffer, by units.
+struct QuantizedMatrix {
+  const int8_t* panels = nullptr;
+  const int32_t* starts = nullptr;
+  const float* scales = nullptr;
+  int64_t slots = 0, quads = 0;
+
+  QuantizedMatrix() = default;
+  QuantizedMatrix(const char* packed, const QuantizedPlace& place)
+      : panels(reinterpret_cast<const int8_t*>(packed + place.panels)),
+        starts(reinterpret_cast<const int32_t*>(packed + place.starts)),
+        scales(reinterpret_cast<const float*>(packed + place.scales)),
+        slots(place.slots),
+        quads(place.quads) {}
+
+  FUSEDRNN_INLINE const int8_t* panel(int64_t unit) const {
+    return panels +
+           (unit / kHiddenPadding * quads * slots * kHiddenPadding + unit % kHiddenPadding) * kQuad;
+  }
+  FUSEDRNN_INLINE int64_t at(int64_t slot, int64_t unit) const {
+    return (unit / kHiddenPadding * slots + slot) * kHiddenPadding + unit % kHiddenPadding;
+  }
+};
+
+// Rows of quantised activations, from a tile's first on.
+struct QuantizedRows {
+  const uint8_t* values;
+  int64_t stride;
+  const float* scales;
+};
+
+// out[r][slot * NV + v] = rows[r] . the panels of NV vectors from `unit` on; exact.
+template <int R, int S, int NV>
+FUSEDRNN_INLINE void multiply_quantized(Sums (&out)[R][S * NV], const QuantizedRows& rows,
+                                        const QuantizedMatrix& m, int64_t unit) {
+  constexpr int N = S * NV, kStep = S * kHiddenPadding * kQuad;
+  constexpr int64_t L = kLanes<float>;
+  // One row's chains of sums are too few to hide the latency of an instruction.
+  constexpr int kChains = R == 1 ? (kAccumulators == 24 ? 4 : 2) : 1;
+  const int8_t* w[NV];
+  Sums chain[kChains][R][N] = {};
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) {
+    w[v] = m.panel(unit + v * L);
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s)
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        chain[0][r][s * NV + v] = load_sums(m.starts + m.at(s, unit + v * L));
+  }
+  const auto step = [&](int64_t q, int j) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      const QuadsOfUnits units(w[n % NV] + q * kStep + n / NV * kHiddenPadding * kQuad);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        chain[j][r][n] = add_products(chain[j][r][n],
+                                      QuadOfRow(rows.values + r * rows.stride + q * kQuad), units);
+    }
+  };
+  int64_t q = 0;
+  for (; q + kChains <= m.quads; q += kChains)
+#pragma GCC unroll 4
+    for (int j = 0; j < kChains; ++j) step(q + j, j);
+  for (; q < m.quads; ++q) step(q, 0);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      out[r][n] = chain[0][r][n];
+#pragma GCC unroll 4
+      for (int j = 1; j < kChains; ++j) out[r][n] += chain[j][r][n];
+    }
+}
+
+// What a product of sums amounts to, added to `to`.
+FUSEDRNN_INLINE Vec<float> add_scaled(Vec<float> to, Sums sums, float row, const float* units) {
+  return Math<float>::multiply_add(__builtin_convertvector(sums, Vec<float>), row * load(units),
+                                   to);
+}
+
+// out = bias + rows * matrix, for all slots of some vectors of units.
+struct QuantizedLinear {
+  QuantizedRows rows;
+  QuantizedMatrix matrix;
+  const float* bias;  // slots bias_slot apart; null: zeros
+  float* out;
+  int64_t unit, bias_slot, out_row, out_slot;
+  int64_t units;  // to be written of the last vector
+};
+
+template <int R, int S, int NV>
+__attribute__((noinline)) void quantized_linear(const QuantizedLinear& t) {
+  constexpr int64_t L = kLanes<float>;
+  Sums sums[R][S * NV];
+  multiply_quantized<R, S, NV>(sums, t.rows, t.matrix, t.unit);
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      const int64_t unit = t.unit + v * L;
+      const float* const scales = t.matrix.scales + t.matrix.at(s, unit);
+      const Vec<float> start = t.bias ? load(t.bias + s * t.bias_slot + unit) : Vec<float>{};
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        store_n(t.out + r * t.out_row + s * t.out_slot + unit,
+                add_scaled(start, sums[r][s * NV + v], t.rows.scales[r], scales),
+                v == NV - 1 ? t.units : L);
+    }
+}
+
+// One tile of a step: rows x some vectors of units.
+struct QuantizedGates {
+  QuantizedRows rows;
+  QuantizedMatrix matrix;
+  const float* gates;  // the input's part
+  const float* hidden_bias;
+  const float* h_prev;
+  float* c;
+  float* h;
+  int64_t unit, gates_row, gates_slot, h_prev_row, c_row, h_row;
+  int64_t units;  // valid ones of the last vector
+};
+
+template <class C, int R, int NV>
+__attribute__((noinline)) void quantized_gates(const QuantizedGates& t) {
+  constexpr int64_t L = kLanes<float>;
+  constexpr int S = C::products;
+  Sums sums[R][S * NV];
+  multiply_quantized<R, S, NV>(sums, t.rows, t.matrix, t.unit);
+  using P = Pack<float, R>;
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) {
+    const int64_t unit = t.unit + v * L, valid = v == NV - 1 ? t.units : L;
+    P product[S], save[C::saved ? C::saved : 1], c = {}, h, h_prev = {}, late = {};
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) {
+      const float* const scales = t.matrix.scales + t.matrix.at(s, unit);
+      const int input = C::input_of_product(s);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec<float> start =
+            load(input < 0 ? t.hidden_bias + unit
+                           : t.gates + r * t.gates_row + input * t.gates_slot + unit);
+        product[s].at[r] = add_scaled(start, sums[r][s * NV + v], t.rows.scales[r], scales);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      if constexpr (C::has_late_input)
+        late.at[r] = load(t.gates + r * t.gates_row + (C::inputs - 1) * t.gates_slot + unit);
+      if constexpr (C::has_carry) h_prev.at[r] = load_n(t.h_prev + r * t.h_prev_row + unit, valid);
+      if constexpr (C::has_c) c.at[r] = load_n(t.c + r * t.c_row + unit, valid);
+    }
+    C::template forward<PackMath<float, R>>(product, late, h_prev, c, h, save);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      if constexpr (C::has_c) store_n(t.c + r * t.c_row + unit, c.at[r], valid);
+      store_n(t.h + r * t.h_row + unit, h.at[r], valid);
+    }
+  }
+}
+
+}  // namespace FUSEDRNN_ISA
+}  // namespace fusedrnn
