@@ -122,8 +122,10 @@ class ForwardWalk {
     if (plan_.fuse_input) return;
     // The thread's own rows of the chunk, one after the other, whatever their strides. The list is
     // the thread's own part of the arrays (units split: everybody writes the same; so one does).
-    const E** const from = x_rows_ + (plan_.split == Split::batch ? rows.begin * (s1 - s0) : 0);
-    F** const to = out_rows_ + (from - x_rows_);
+    // Its part begins at the same place in a shorter chunk: another thread may be a chunk behind.
+    const int64_t first = plan_.split == Split::batch ? rows.begin * plan_.forward_steps : 0;
+    const E** const from = x_rows_ + first;
+    F** const to = out_rows_ + first;
     int64_t count = 0;
     if (plan_.split != Split::units || team.rank == 0) {
       count = list_rows(steps, s0, s1, rows, from, to);
