@@ -56,6 +56,7 @@ unsigned* option(const std::string& name) {
       {"truncated_mma", &o.truncated_mma},
       {"multiprocessors", &o.multiprocessors},
       {"capability", &o.capability},
+      {"compiled", &o.compiled},
       {"block_threads", &o.block_threads},
       {"shared_bytes", &o.shared_bytes},
   };
@@ -236,6 +237,12 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
       break;
     default: break;  // hints
   }
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  attributes->ptxVersion = attributes->binaryVersion = int(options().compiled);
   return cudaSuccess;
 }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,14 +40,18 @@ def load(variant: str = "plain") -> ctypes.CDLL:
 
 
 @contextmanager
-def installed(variant: str = "plain", *, seed: int = 0, options: str = "") -> Iterator[ctypes.CDLL]:
+def installed(
+    variant: str = "plain", *, seed: int = 0, options: str = "", plan: str = ""
+) -> Iterator[ctypes.CDLL]:
     """CPU tensors are computed by the CUDA kernels, in the order of threads that `seed` gives.
 
+    `plan` overrides plans as FUSEDRNN_PLAN does, for the emulated device alone, and instead of it.
     Results and scratch begin as NaN (kernels/poison.cpp): memory that no kernel wrote shows.
     """
     emulation = load(variant)
     if emulation.fusedrnn_emulation_configure(seed, options.encode()):
         raise ValueError(f"options: expected those of runtime.h, got {options!r}")
+    emulation.fusedrnn_override_plan((plan or os.environ.get("FUSEDRNN_PLAN", "")).encode())
     before = ops.use_backend("cpu", emulation.fusedrnn_emulated_backend())
     try:
         yield emulation

@@ -39,7 +39,7 @@ KERNELS: tuple[Path, ...] = (
     ROOT / "csrc" / "plan_override.cpp",
     *(
         path
-        for path in sorted((ROOT / "csrc" / "cuda").glob("*.c*"))
+        for path in sorted((ROOT / "csrc" / "cuda").rglob("*.c*"))
         if path.suffix in (".cu", ".cpp") and path.name != "cublas_library.cpp"
     ),
 )
@@ -50,7 +50,7 @@ COMMON += "-ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -pthread".split(
 SANITIZERS = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr"
 TSAN = "--param tsan-distinguish-volatile=1 --param tsan-instrument-func-entry-exit=0"
 # For kernels alone: they call the check in race.cpp, which is not compiled so.
-KERNEL_FLAGS = {"plain": [], "race": ["-fsanitize=thread", *TSAN.split()], "asan": []}
+KERNEL_FLAGS = {"plain": [], "race": ["-fsanitize=thread", *TSAN.split()], "asan": ["-O0"]}
 FLAGS = {"plain": [], "race": ["-DFUSEDRNN_EMULATION_RACE"], "asan": SANITIZERS.split()}
 
 

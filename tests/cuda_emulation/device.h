@@ -82,6 +82,8 @@ uint32_t reduce(uint32_t mask, Reduction, uint32_t value, bool is_signed, Where 
 enum class Operand { bf16, f16, tf32 };
 void mma(Operand operand, float* d, const uint32_t* a, const uint32_t* b, const float* c, Where);
 void ldmatrix(unsigned matrices, bool transposed, uint32_t* r, const void* row, Where where);
+uint32_t transpose(uint32_t pair, Where where);
+uint32_t round_to_tf32(float x);
 
 // ---- Asynchronous copies --------------------------------------------------------------------
 
@@ -116,6 +118,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 template <class T>
 cudaError_t cudaFuncSetAttribute(T* kernel, cudaFuncAttribute attribute, int value) {
   return ::cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
+}
+template <class T>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, T* kernel) {
+  return ::cudaFuncGetAttributes(attributes, reinterpret_cast<const void*>(kernel));
 }
 template <class T>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, T* kernel, int threads,

@@ -97,8 +97,8 @@ void* at_rank(const void* own, unsigned rank, Where where) {
 
 void end_of_block(Block& block) {
   auto owns = [&](const Transfer& t) { return t.target == &block || t.source == &block; };
-  auto& transfers = running->transfers;
-  if (std::any_of(transfers.begin(), transfers.end(), owns)) {
+  for (const auto& [barrier, transfers] : running->transfers) {
+    if (!std::any_of(transfers.begin(), transfers.end(), owns)) continue;
     running->failure = "a block has exited while a bulk copy or st.async of its is under way";
   }
   for (SharedArray& array : block.shared) {
@@ -207,7 +207,7 @@ void start(Transfer transfer, const void* own, uint64_t* own_barrier, unsigned r
                                              transfer.barrier, race::site(where));
   if (!options().late_copies || chance(2)) return land(transfer);
   memset(transfer.to, kPoison, transfer.bytes);
-  running->transfers.push_back(transfer);
+  running->transfers[transfer.barrier].push_back(transfer);
 }
 
 }  // namespace
@@ -229,13 +229,16 @@ void mbarrier_update(uint64_t* barrier, unsigned arrivals, int tx, Where where) 
 }
 
 bool mbarrier_try_wait(uint64_t* barrier, unsigned parity, Where where) {
-  auto& transfers = running->transfers;
-  auto lands = [&](const Transfer& transfer) {
-    if (transfer.barrier != barrier || chance(2)) return false;
-    land(transfer);
-    return true;
-  };
-  transfers.erase(std::remove_if(transfers.begin(), transfers.end(), lands), transfers.end());
+  const auto found = running->transfers.find(barrier);
+  if (found != running->transfers.end()) {
+    auto& transfers = found->second;
+    auto lands = [&](const Transfer& transfer) {
+      if (chance(2)) return false;
+      land(transfer);
+      return true;
+    };
+    transfers.erase(std::remove_if(transfers.begin(), transfers.end(), lands), transfers.end());
+  }
   before_atomic(barrier, sizeof *barrier, false, acquire, where);
   return load(barrier, where).parity() != parity;
 }

@@ -128,4 +128,23 @@ void ldmatrix(unsigned matrices, bool transposed, uint32_t* r, const void* row, 
   }
 }
 
+uint32_t transpose(uint32_t pair, Where where) {
+  need_whole_warp("movmatrix", where);
+  const Slot* slots = meet(~0u, "movmatrix", &pair, sizeof pair, where);
+  uint16_t values[2];
+  for (unsigned i = 0; i < 2; ++i) {
+    const unsigned row = builtins.lane % 4 * 2 + i, column = builtins.lane / 4;
+    memcpy(&values[i], slots[row * 4 + column / 2].bytes + column % 2 * 2, 2);
+  }
+  return values[0] | uint32_t(values[1]) << 16;
+}
+
+uint32_t round_to_tf32(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  if (std::isnan(x)) return 0x7fffffff;
+  if (std::isinf(x)) return bits;
+  return (bits + 0x1000) & ~0x1fffu;  // may carry into the exponent, as far as infinity
+}
+
 }  // namespace emulation

@@ -30,6 +30,17 @@ void ldmatrix_transposed(uint32_t (&r)[matrices], const void* row, EMULATION_HER
   emulation::ldmatrix(matrices, true, r, row, where);
 }
 
+inline uint32_t round_to_tf32(float x) { return emulation::round_to_tf32(x); }
+inline uint32_t transpose(uint32_t pair, EMULATION_HERE) {
+  return emulation::transpose(pair, where);
+}
+
+// ---- Barriers of some warps of a block ------------------------------------------------------
+
+inline void barrier(unsigned id, unsigned threads, EMULATION_HERE) {
+  emulation::block_barrier(where, id, threads);
+}
+
 // ---- Copies that a thread starts and later waits for ----------------------------------------
 
 inline void cp_async_16(void* shared, const void* global, bool valid = true, EMULATION_HERE) {

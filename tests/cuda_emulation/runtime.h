@@ -24,6 +24,7 @@ struct Options {
   unsigned truncated_mma = 0;  // sums as tensor cores make them: cut to 24+2 bits, not rounded
   unsigned multiprocessors = 132;
   unsigned capability = 90;
+  unsigned compiled = 90;          // the capability that the kernels were compiled for
   unsigned block_threads = 1024;   // that a block may have
   unsigned shared_bytes = 232448;  // the same, if its kernel asks
 };
@@ -139,11 +140,11 @@ struct Launch {
   std::vector<unsigned> pending;  // clusters to start, the next one last
   std::vector<std::unique_ptr<Cluster>> alive;
   std::deque<Thread*> ready;
-  std::vector<Transfer> transfers;
-  Barrier barrier;               // of the grid
-  size_t live = 0;               // threads
-  uint64_t idle_spins = 0;       // since something last happened
-  std::string failure, details;  // what ended it early
+  std::map<const uint64_t*, std::vector<Transfer>> transfers;  // by their mbarrier
+  Barrier barrier;                                             // of the grid
+  size_t live = 0;                                             // threads
+  uint64_t idle_spins = 0;                                     // since something last happened
+  std::string failure, details;                                // what ended it early
 
   unsigned block_threads() const { return block.x * block.y * block.z; }
   size_t blocks() const { return size_t(grid.x) * grid.y * grid.z; }
