@@ -266,7 +266,7 @@ def cuda_library(torch: str) -> tuple[CudaLibrary | None, str]:
 def threads(cuda: CudaLibrary) -> int:
     """How many architectures one nvcc compiles at a time: few files fill the machine, too."""
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    files = len(list(ROOT.glob("csrc/cuda/*.cu")))
+    files = len(list(ROOT.glob("csrc/cuda/**/*.cu")))
     return max(1, min(jobs // max(1, files), len(cuda.gencode)))
 
 
@@ -374,7 +374,7 @@ class NinjaBuild(build_ext):
             includes = cuda.nvcc.includes if cuda else []
             gpu = {
                 path: compile(path, includes)
-                for path in sorted(ROOT.glob("csrc/cuda/*"))
+                for path in sorted(ROOT.glob("csrc/cuda/**/*"))
                 if path.suffix in ((".cu", ".cpp") if cuda else (".cpp",))
                 and (cuda or f"cuda/{path.name}" in INTROSPECTED)
             }

@@ -13,9 +13,17 @@ struct Key {
   const char* values;
 };
 constexpr Key kKeys[] = {
-    {"backward_steps", "count"}, {"direction_teams", "count"},    {"forward_steps", "count"},
-    {"fuse_input", "flag"},      {"split", "|none|batch|units|"}, {"team", "|stepwise|"},
-    {"threads", "count"},        {"units_per_thread", "count"},   {"weights_in_place", "flag"},
+    {"backward_steps", "count"},
+    {"blocks", "count"},
+    {"direction_teams", "count"},
+    {"forward_steps", "count"},
+    {"fuse_input", "flag"},
+    {"rows", "count"},
+    {"split", "|none|batch|units|"},
+    {"team", "|stepwise|block|cluster|"},
+    {"threads", "count"},
+    {"units_per_thread", "count"},
+    {"weights_in_place", "flag"},
 };
 
 bool is_count(const std::string& value) {

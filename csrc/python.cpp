@@ -6,6 +6,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "cpu/capability.h"
 #include "cpu/peak.h"
@@ -49,19 +50,46 @@ py::dict cpu_plan(const fusedrnn::Shape& shape, int threads) {
   return d;
 }
 
-py::dict cuda_plan(const fusedrnn::Shape& shape) {
-  const fusedrnn::CudaPlan p = fusedrnn::plan_cuda(shape);
+py::dict walk_plan(const fusedrnn::WalkPlan& p) {
+  using namespace fusedrnn;
+  static constexpr const char* teams[] = {"stepwise", "block", "cluster"};
+  static constexpr const char* arithmetics[] = {"float32", "tf32", "bfloat16", "float16"};
+  py::dict d;
+  d["team"] = teams[static_cast<int>(p.team)];
+  d["step_ns"] = p.step_ns;
+  if (p.team == CudaTeam::stepwise) return d;
+  d["arithmetic"] = arithmetics[static_cast<int>(p.arithmetic)];
+  d["blocks"] = p.size.blocks;
+  d["units"] = p.size.units;
+  d["rows"] = p.size.rows;
+  d["warps"] = p.warps;
+  d["shared_bytes"] = p.shared_bytes;
+  d["teams"] = p.teams;
+  d["at_once"] = p.at_once;
+  return d;
+}
+
+py::dict cuda_plan(const fusedrnn::Shape& shape, const py::dict& gpu, bool allow_tf32) {
+  using namespace fusedrnn;
+  CudaDevice device;
+  const auto [major, minor] = gpu["capability"].cast<std::pair<int, int>>();
+  device.capability = 10 * major + minor;
+  device.multiprocessors = gpu["multiprocessors"].cast<int>();
+  device.shared_bytes = gpu["shared_bytes"].cast<int>();
+  device.guess_clusters();
+  const CudaPlan p = plan_cuda(shape, device, Pass::forward, allow_tf32);
   py::dict d;
   d["backend"] = "cuda";
-  d["team"] = "stepwise";
   d["units_per_thread"] = p.units_per_thread;
   d["forward_steps"] = p.forward_steps;
+  d["forward"] = walk_plan(p.walk);
+  d["backward"] = walk_plan(plan_cuda(shape, device, Pass::backward, allow_tf32).walk);
   return d;
 }
 
 py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, int64_t input_size,
               int64_t hidden_size, int64_t proj_size, int directions, const std::string& dtype,
-              int threads, bool training, bool packed) {
+              int threads, bool training, bool packed, const py::dict& gpu, bool allow_tf32) {
   using namespace fusedrnn;
   if (!plan_override().error().empty()) throw std::invalid_argument(plan_override().error());
   if (device != "cpu" && device != "cuda")
@@ -84,7 +112,7 @@ py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, 
   shape.directions = directions;
   shape.training = training;
   shape.prepacked = packed;
-  return device == "cpu" ? cpu_plan(shape, threads) : cuda_plan(shape);
+  return device == "cpu" ? cpu_plan(shape, threads) : cuda_plan(shape, gpu, allow_tf32);
 }
 
 void override_plan(const std::string& text) {
@@ -136,7 +164,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", [] { return fusedrnn::name_of(fusedrnn::cpu_capability()); });
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("time"), py::arg("batch"),
         py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("directions"),
-        py::arg("dtype"), py::arg("threads"), py::arg("training"), py::arg("packed"));
+        py::arg("dtype"), py::arg("threads"), py::arg("training"), py::arg("packed"),
+        py::arg("gpu"), py::arg("allow_tf32"));
   m.def("override_plan", &override_plan, py::arg("text"),
         "Puts `text` in the place of FUSEDRNN_PLAN for the plans that are shown.");
   def_limit(m, "fma_peak", &fusedrnn::fma_peak,

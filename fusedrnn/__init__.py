@@ -12,12 +12,12 @@ Importing it loads the native library; nothing else happens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from fusedrnn import _C, functional
+from fusedrnn import _C, functional, ops
 from fusedrnn._C import build_info
 from fusedrnn.convert import Replacement, replace
 from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -31,7 +31,9 @@ __all__ = [
     "LSTM",
     "RNN",
     "CudaPlan",
+    "CudaWalk",
     "GRUCell",
+    "Gpu",
     "LSTMCell",
     "Plan",
     "RNNCell",
@@ -76,18 +78,69 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """What a plan asks of a CUDA device; the defaults are an H200's.
+
+    Attributes:
+        capability: the compute capability.
+        multiprocessors: how many there are.
+        shared_bytes: of shared memory, as much as one block may ask for.
+    """
+
+    capability: tuple[int, int] = (9, 0)
+    multiprocessors: int = 132
+    shared_bytes: int = 232448
+
+
+@dataclass(frozen=True)
+class CudaWalk:
+    """How the steps of one pass are walked on a CUDA device (docs/kernels.md).
+
+    Attributes:
+        team: "block" or "cluster": blocks that keep their part of the recurrent weights on the
+            chip for all steps; "stepwise": no team, for each step one matrix product and one
+            fused kernel.
+        step_ns: the predicted time of a step in nanoseconds, by a model that was not measured on
+            a GPU yet.
+        arithmetic: how a team multiplies, "bfloat16", "float16", "tf32" or "float32"; sums are
+            float32. None without a team, as are the rest.
+        blocks: blocks of a team.
+        units: hidden units of a block, those of no use (beyond hidden_size) counted.
+        rows: sequences of a team.
+        warps: of a block.
+        shared_bytes: of a block.
+        teams: teams of a call, over its sequences and directions.
+        at_once: how many of them the device has room for at the same time.
+    """
+
+    team: str
+    step_ns: float
+    arithmetic: str | None = None
+    blocks: int | None = None
+    units: int | None = None
+    rows: int | None = None
+    warps: int | None = None
+    shared_bytes: int | None = None
+    teams: int | None = None
+    at_once: int | None = None
+
+
+@dataclass(frozen=True)
 class CudaPlan:
     """How one layer's call runs on a CUDA device, as csrc/cuda/plan.cpp decides it.
 
     Attributes:
         backend: "cuda".
-        team: "stepwise": no team; for each step one matrix product and one fused kernel.
-        units_per_thread: of the fused kernel; more than one where it pays to move 16 bytes at once.
+        forward: how forward's steps are walked.
+        backward: the same of backward, which may have another team.
+        units_per_thread: of the stepwise kernels; more than one where it pays to move 16 bytes at
+            once.
         forward_steps: for how many steps the input projection is computed at once.
     """
 
     backend: str
-    team: str
+    forward: CudaWalk
+    backward: CudaWalk
     units_per_thread: int
     forward_steps: int
 
@@ -106,6 +159,8 @@ def plan(
     threads: int | None = None,
     training: bool = False,
     packed: bool = False,
+    gpu: Gpu | None = None,
+    allow_tf32: bool | None = None,
 ) -> Plan | CudaPlan:
     """The plan for one layer of these sizes; computes nothing, and needs no such device.
 
@@ -113,7 +168,8 @@ def plan(
     would choose, for measuring: "key=value,key=value" with the names of a plan's fields. `threads`,
     `direction_teams`, `forward_steps`, `backward_steps` and `units_per_thread` take a number, which
     is lowered to what the call can use, `fuse_input` and `weights_in_place` 0 or 1, `split` and
-    `team` one of their names.
+    `team` one of their names. With a `team`, `blocks` and `rows` take a number; where no such team
+    fits the device, the call runs stepwise.
     No result depends on them beyond rounding.
 
     Args:
@@ -129,6 +185,10 @@ def plan(
         threads: how many threads the CPU has; torch.get_num_threads() if None.
         training: whether gradients will be needed.
         packed: whether the weights are packed ahead, as `Streaming` keeps them on the CPU.
+        gpu: the CUDA device; if None the current one, or an H200 where there is none. Of another
+            than the current, how many clusters it has room for is guessed.
+        allow_tf32: whether float32 products may be rounded to tf32 on a CUDA device; if None what
+            torch.backends.cudnn.rnn.fp32_precision says.
 
     Raises:
         ValueError: an argument is not one of those above, or not positive, or FUSEDRNN_PLAN is
@@ -150,5 +210,22 @@ def plan(
         threads=torch.get_num_threads() if threads is None else threads,
         training=training,
         packed=packed,
+        gpu=asdict(gpu or (_current_gpu() if kind == "cuda" else Gpu())),
+        allow_tf32=ops.tf32_is_allowed() if allow_tf32 is None else allow_tf32,
     )
-    return Plan(**found) if kind == "cpu" else CudaPlan(**found)
+    if kind == "cpu":
+        return Plan(**found)
+    return CudaPlan(
+        forward=CudaWalk(**found.pop("forward")),
+        backward=CudaWalk(**found.pop("backward")),
+        **found,
+    )
+
+
+def _current_gpu() -> Gpu:
+    if not torch.cuda.is_available():
+        return Gpu()
+    found: Any = torch.cuda.get_device_properties()
+    return Gpu(
+        (found.major, found.minor), found.multi_processor_count, found.shared_memory_per_block_optin
+    )

@@ -111,6 +111,11 @@ def allow_tf32(input: Tensor) -> bool:
     """Whether the products of a layer may round to tf32: what decides it for torch.nn on cuDNN."""
     if not input.is_cuda or input.dtype != torch.float32:
         return False
+    return tf32_is_allowed()
+
+
+def tf32_is_allowed() -> bool:
+    """The same for any float32 layer on a CUDA device."""
     precision: str = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
     return precision == "tf32"
 

@@ -13,12 +13,14 @@ from hypothesis import settings
 import fusedrnn
 
 # A test that takes a `device` runs on all of these. "emulated" are tensors of the CPU whose layers
-# the CUDA kernels compute, in the emulation and in the random order of that seed.
+# the CUDA kernels compute, in the emulation, each in another random order of threads: as planned,
+# by the blocks of a cluster where they can, and step by step.
+PLANS = {"planned": "", "cluster": "team=cluster", "stepwise": "team=stepwise"}
 DEVICES = [pytest.param("cpu")]
 DEVICES += [
-    pytest.param(f"emulated-{seed}", marks=pytest.mark.skipif(bool(why), reason=why))
+    pytest.param(f"emulated-{plan}", marks=pytest.mark.skipif(bool(why), reason=why))
     for why in [emulated.missing()]
-    for seed in (1, 2, 3)
+    for plan in PLANS
 ]
 if torch.cuda.is_available() and fusedrnn.build_info()["cuda"]:
     DEVICES.append(pytest.param("cuda", marks=pytest.mark.cuda))
@@ -31,9 +33,10 @@ settings.load_profile("search" if os.environ.get("FUSEDRNN_FUZZ") else "fixed")
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    kind, _, seed = request.param.partition("-")
+    kind, _, plan = request.param.partition("-")
     if kind == "emulated":
-        with emulated.installed(seed=int(seed)):
+        seed = 1 + list(PLANS).index(plan)
+        with emulated.installed(seed=seed, plan=PLANS[plan]):
             yield torch.device("cpu")
     else:
         if kind == "cuda":

@@ -5,12 +5,16 @@ The numbers are held by the tests that take a `device`; these here need the devi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from cases import Case, check
 from torch import Tensor, nn
 
 import fusedrnn
+from fusedrnn import ops
 
 pytestmark = [
     pytest.mark.cuda,
@@ -37,6 +41,16 @@ def numbers(module: nn.Module, x: Tensor) -> list[Tensor]:
     return [output.detach(), *grads]
 
 
+@contextmanager
+def planned(override: str) -> Iterator[None]:
+    """Plans as FUSEDRNN_PLAN would have them."""
+    ops.override_plan(override)
+    try:
+        yield
+    finally:
+        ops.override_plan("")
+
+
 def same(found: list[Tensor], expected: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -44,13 +58,50 @@ def same(found: list[Tensor], expected: list[Tensor]) -> bool:
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 def test_large_steps_move_16_bytes_at_once(cell: str, dtype: torch.dtype) -> None:
-    for options in ({}, {"bidirectional": True}, {"packed": "sorted"}):
-        case = Case(cell=cell, T=3, B=600, I=40, H=128, **options)
-        plan = fusedrnn.plan(
-            cell, time=3, batch=600, input_size=40, hidden_size=128, dtype=dtype, device="cuda"
-        )
-        assert plan.units_per_thread == 16 // dtype.itemsize
-        check(case, dtype, "cuda")
+    with planned("team=stepwise"):
+        for options in ({}, {"bidirectional": True}, {"packed": "sorted"}):
+            case = Case(cell=cell, T=3, B=600, I=40, H=128, **options)
+            plan = fusedrnn.plan(
+                cell, time=3, batch=600, input_size=40, hidden_size=128, dtype=dtype, device="cuda"
+            )
+            assert plan.units_per_thread == 16 // dtype.itemsize
+            check(case, dtype, "cuda")
+
+
+TEAMS = {
+    "block": ("team=block", ({"H": 33}, {"H": 64, "B": 40})),
+    "two blocks": ("team=cluster,blocks=2", ({"H": 32}, {"H": 57, "T": 40})),
+    "eight blocks": ("team=cluster,blocks=8", ({"H": 128}, {"H": 250, "B": 70})),
+    "sixteen blocks": ("team=cluster,blocks=16", ({"H": 250}, {"H": 512, "T": 64, "B": 17})),
+    "three eights": ("team=cluster,rows=24", ({"H": 130, "B": 50},)),
+    "bulk copies": ("team=cluster,rows=72", ({"H": 40, "B": 70},)),
+    "three launches": ("team=cluster,forward_steps=3", ({"H": 96, "T": 8},)),
+    "stepwise": ("team=stepwise", ({"H": 33}, {"H": 512, "B": 40})),
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("team", TEAMS)
+def test_every_team(team: str, cell: str, dtype: torch.dtype) -> None:
+    """Where a team does not fit this device the call runs stepwise; the numbers hold as well."""
+    asked, shapes = TEAMS[team]
+    with planned(asked):
+        for sizes in shapes:
+            for options in ({}, {"bidirectional": True, "packed": "sorted"}):
+                case = Case(cell=cell, **({"T": 6, "B": 9, "I": 24} | sizes | options))
+                check(case, dtype, "cuda")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("team", ["team=block", "team=cluster", "team=stepwise"])
+def test_every_team_again_and_again(cell: str, team: str) -> None:
+    """A wait that is a little too short shows sooner or later."""
+    module = Case(cell=cell, I=24, H=100, bidirectional=True).module(dtype=torch.bfloat16).cuda()
+    x = torch.randn(200, 33, 24, device="cuda", dtype=torch.bfloat16)
+    with planned(team):
+        expected = numbers(module, x)
+        assert all(same(numbers(module, x), expected) for _ in range(30))
 
 
 @pytest.mark.parametrize("cell", CELLS)

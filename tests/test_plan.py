@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from typing import Any
 
 import pytest
 import torch
@@ -60,17 +61,78 @@ def test_plan_refuses_nonsense() -> None:
         fusedrnn.plan("gru", **sizes, device="meta")
 
 
+def cuda_plan(cell: str = "lstm", **given: Any) -> fusedrnn.CudaPlan:
+    sizes = dict(time=100, batch=16, input_size=64, hidden_size=512, dtype=torch.bfloat16)
+    plan = fusedrnn.plan(cell, device="cuda", **sizes | {"gpu": fusedrnn.Gpu()} | given)
+    assert isinstance(plan, fusedrnn.CudaPlan)
+    return plan
+
+
 def test_cuda_plan_needs_no_gpu() -> None:
-    sizes = dict(input_size=512, hidden_size=1024, device="cuda", dtype=torch.bfloat16)
-    large = fusedrnn.plan("lstm", time=50, batch=128, **sizes)
-    assert isinstance(large, fusedrnn.CudaPlan)
-    assert (large.backend, large.team) == ("cuda", "stepwise")
+    plan = cuda_plan()
+    assert plan == cuda_plan() and plan.backend == "cuda" and "cluster" in str(plan)
+    walk = plan.forward
+    assert (walk.team, walk.blocks, walk.units, walk.rows) == ("cluster", 16, 32, 8)
+    assert (walk.teams, walk.arithmetic) == (2, "bfloat16")
+    large = cuda_plan(batch=128, hidden_size=1024)
+    assert large.forward.team == large.backward.team == "stepwise"
+    assert large.forward.blocks is None
     assert large.units_per_thread == 8  # 16 bytes
-    assert 1 <= large.forward_steps < 50
-    small = fusedrnn.plan("lstm", time=50, batch=1, **sizes)
-    assert (small.units_per_thread, small.forward_steps) == (1, 50)
-    odd = fusedrnn.plan("gru", time=9, batch=4096, input_size=3, hidden_size=99, device="cuda")
+    assert 1 <= large.forward_steps < 100
+    odd = cuda_plan("gru", time=9, batch=4096, hidden_size=99, proj_size=0, dtype=torch.float32)
     assert odd.units_per_thread == 1
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_team_has_all_units_and_sequences_and_fits_the_device(
+    cell: str, dtype: torch.dtype
+) -> None:
+    gpus = [fusedrnn.Gpu(), fusedrnn.Gpu((8, 0), 108, 166912), fusedrnn.Gpu((7, 5), 40, 65536)]
+    teams = set()
+    for gpu in gpus:
+        for hidden in (1, 16, 33, 64, 100, 128, 160, 192, 250, 256, 400, 512, 640, 768, 1000, 1600):
+            for batch in (1, 8, 20, 64, 300):
+                plan = cuda_plan(cell, gpu=gpu, hidden_size=hidden, batch=batch, dtype=dtype)
+                for walk in (plan.forward, plan.backward):
+                    teams.add(walk.team)
+                    assert walk.step_ns > 0
+                    if walk.team == "stepwise":
+                        continue
+                    assert walk.blocks * walk.units >= hidden and walk.units % 16 == 0
+                    assert walk.teams * walk.rows >= batch and walk.rows % 8 == 0
+                    assert (walk.teams - 1) * walk.rows < batch
+                    assert walk.shared_bytes <= gpu.shared_bytes
+                    assert 1 <= walk.warps <= 12 and walk.at_once >= 1
+                    assert (walk.team == "cluster") == (walk.blocks > 1)
+                    assert walk.blocks <= (16 if gpu.capability[0] >= 9 else 1)
+    assert teams == {"stepwise", "block", "cluster"}
+
+
+def test_a_cuda_plan_asks_only_for_what_the_device_has() -> None:
+    ampere, turing = fusedrnn.Gpu((8, 6), 84, 101376), fusedrnn.Gpu((7, 5), 40, 65536)
+    small = dict(hidden_size=32)
+    assert cuda_plan(**small, gpu=ampere).forward.team == "block"
+    assert cuda_plan(gpu=ampere).forward.team == "stepwise"  # needs a cluster
+    assert cuda_plan(**small, gpu=turing).forward.team == "stepwise"  # no bf16 products
+    assert cuda_plan(**small, gpu=turing, dtype=torch.float16).forward.team == "block"
+    for gpu, arithmetic in ((ampere, "tf32"), (turing, "float32")):
+        plan = cuda_plan(**small, gpu=gpu, dtype=torch.float32, allow_tf32=True)
+        assert plan.forward.arithmetic == plan.backward.arithmetic == arithmetic
+    assert cuda_plan(**small, dtype=torch.float64).forward.team == "stepwise"
+    assert cuda_plan(**small, proj_size=8).forward.team == "stepwise"
+    full = fusedrnn.Gpu(multiprocessors=12)  # too few for a cluster of any size
+    assert cuda_plan(gpu=full).forward.team == "stepwise"
+
+
+def test_tf32_is_what_cudnn_s_setting_says() -> None:
+    before = torch.backends.cudnn.rnn.fp32_precision
+    try:
+        for precision, arithmetic in (("ieee", "float32"), ("tf32", "tf32")):
+            torch.backends.cudnn.rnn.fp32_precision = precision
+            assert cuda_plan(hidden_size=64, dtype=torch.float32).forward.arithmetic == arithmetic
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = before
 
 
 def planned(override: str, code: str) -> str:
@@ -101,11 +163,15 @@ def test_the_environment_overrides_a_plan() -> None:
     )
     assert out == "2 3\n"
     wide = """
-        p = fusedrnn.plan("gru", time=3, batch=2, input_size=5, hidden_size=64, device="cuda")
-        print(p.team, p.units_per_thread)
+        p = fusedrnn.plan("gru", time=3, batch=20, input_size=5, hidden_size=64, device="cuda",
+                          gpu=fusedrnn.Gpu())
+        print(p.forward.team, p.forward.blocks, p.backward.rows, p.units_per_thread)
     """
-    assert planned("team=stepwise,units_per_thread=4", wide) == "stepwise 4\n"
-    assert planned("units_per_thread=3", wide) == "stepwise 1\n"
+    assert planned("team=stepwise,units_per_thread=4", wide) == "stepwise None None 4\n"
+    assert planned("team=block,units_per_thread=3", wide).startswith("block 1 ")
+    assert planned("team=cluster,blocks=2,rows=10", wide) == "cluster 2 16 1\n"
+    assert planned("team=cluster,rows=999", wide).split()[::2] == ["cluster", "24"]
+    assert planned("team=cluster,blocks=3", wide) == "stepwise None None 1\n"  # 64 is 4 times 16
 
 
 @pytest.mark.parametrize(
@@ -118,7 +184,8 @@ def test_the_environment_overrides_a_plan() -> None:
         ("threads=2x", "threads: expected a positive number"),
         ("split=rows", 'split: expected one of none, batch, units, got "rows"'),
         ("fuse_input=yes", "fuse_input: expected 0 or 1"),
-        ("team=grid", "team: expected one of stepwise"),
+        ("team=grid", "team: expected one of stepwise, block, cluster, got"),
+        ("blocks=0", "blocks: expected a positive number"),
     ],
 )
 def test_an_override_that_makes_no_sense(override: str, message: str) -> None:

@@ -24,6 +24,7 @@ import fusedrnn
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=emulated.missing())
 
 CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
+STEPWISE = "team=stepwise"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [
     Case(T=3, B=5, I=3, H=7, bidirectional=True),
@@ -38,7 +39,7 @@ CASES += [Case(T=3, B=4, I=3, H=9, P=4, bidirectional=True, packed="sorted")]
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_no_races_and_no_unwritten_memory(case: Case, dtype: torch.dtype) -> None:
     for seed in (0, 1, 2):
-        with emulated.installed("race", seed=seed) as emulation:
+        with emulated.installed("race", seed=seed, plan=STEPWISE) as emulation:
             before = emulation.fusedrnn_emulation_launches()
             check(case, dtype)
             assert emulation.fusedrnn_emulation_launches() > before + case.T
@@ -50,7 +51,7 @@ def test_no_access_out_of_bounds() -> None:
         import torch, test_stepwise
         from cases import check
         from cuda_emulation import backend as emulated
-        with emulated.installed("asan", seed=1):
+        with emulated.installed("asan", seed=1, plan=test_stepwise.STEPWISE):
             for case in test_stepwise.CASES:
                 for dtype in (torch.float64, torch.bfloat16):
                     check(case, dtype)
@@ -83,7 +84,7 @@ def test_sixteen_bytes_a_thread(case: Case, dtype: torch.dtype) -> None:
     )  # fmt: skip
     assert isinstance(plan, fusedrnn.CudaPlan)
     assert plan.units_per_thread == 16 // dtype.itemsize
-    with emulated.installed(seed=1):
+    with emulated.installed(seed=1, plan=STEPWISE):
         check(case, dtype)
 
 
@@ -98,7 +99,7 @@ def test_states_at_odd_addresses(cell: str) -> None:
         odd.append(torch.empty(state.numel() + 1, dtype=state.dtype)[1:].view_as(state))
         odd[-1].copy_(state)
     results = []
-    with emulated.installed(), torch.no_grad():
+    with emulated.installed(plan=STEPWISE), torch.no_grad():
         for given in (states, odd):
             results.append(module(x, tuple(given) if cell == "lstm" else given[0])[0])
     assert odd[0].data_ptr() % 16 and torch.equal(*results)
@@ -120,7 +121,7 @@ def test_however_a_call_is_cut(override: str) -> None:
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parent,
-        env=os.environ | {"FUSEDRNN_PLAN": override,
+        env=os.environ | {"FUSEDRNN_PLAN": f"{STEPWISE},{override}",
                           "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -150,7 +151,7 @@ def test_inputs_of_any_strides(cell: str) -> None:
         found = []
         for network in (module, other):
             leaf = x.detach().requires_grad_()
-            with emulated.installed(seed=1):
+            with emulated.installed(seed=1, plan=STEPWISE):
                 output = network(leaf)[0]
                 grads = torch.autograd.grad(output.sum(), [leaf, *network.parameters()])
             found.append([output, *grads])
@@ -165,7 +166,7 @@ def test_tf32_is_asked_of_the_products() -> None:
         torch.randn(*sizes, generator=generator) for sizes in ((4, 3, 5), (28, 5), (28, 7))
     )
     found = []
-    with emulated.installed():
+    with emulated.installed(plan=STEPWISE):
         for allowed in (False, True):
             y, hn, cn, reserve = torch.ops.fusedrnn.layer_forward(
                 x, None, None, None, [w_ih, w_hh], 2, False, False, True, allowed
@@ -184,7 +185,7 @@ def test_every_byte_of_the_reserve_is_written() -> None:
     """Also beyond the last unit: the reserve is a tensor, the same for the same call."""
     weights = [torch.ones(24, 4), torch.ones(24, 6)]
     call = (torch.ones(2, 3, 4), None, None, None, weights, 2, False, False, True)
-    with emulated.installed():
+    with emulated.installed(plan=STEPWISE):
         reserve = torch.ops.fusedrnn.layer_forward(*call)[3]
     assert reserve.shape == (1, 6, 5, 16)
     assert reserve[..., :6].isfinite().all() and (reserve[..., 6:] == 0).all()
@@ -194,7 +195,7 @@ def test_a_launch_that_fails_is_told() -> None:
     """The report of a failed launch is the exception's text, and the next call works."""
     module = fusedrnn.LSTM(3, 4)
     x = torch.zeros(2, 2, 3)
-    with emulated.installed() as emulation:
+    with emulated.installed(plan=STEPWISE) as emulation:
         expected = module(x)[0]
         emulation.fusedrnn_emulation_configure(0, b"block_threads=32")
         with pytest.raises(

@@ -7,7 +7,7 @@
 #include <exception>
 #include <string>
 
-#include "stepwise.h"
+#include "layer.h"
 
 namespace fusedrnn {
 namespace {
@@ -38,14 +38,14 @@ void with_storage(Dtype dtype, const F& run) {
 const char* forward(const Problem& problem, const Context& context) {
   return report([&] {
     with_storage(problem.dtype,
-                 [&](auto type) { stepwise_forward<decltype(type)>(problem, context); });
+                 [&](auto type) { layer_forward<decltype(type)>(problem, context); });
   });
 }
 
 const char* backward(const BackwardProblem& problem, const Context& context) {
   return report([&] {
     with_storage(problem.dtype,
-                 [&](auto type) { stepwise_backward<decltype(type)>(problem, context); });
+                 [&](auto type) { layer_backward<decltype(type)>(problem, context); });
   });
 }
 

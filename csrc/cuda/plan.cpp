@@ -1,37 +1,218 @@
-// The CUDA plan. No number depends on it: a chunk is rows of one product, none of whose sums it
-// cuts. The thresholds are reasoned, not measured on a GPU yet.
+// The CUDA plan: of all the teams that fit the device, the one whose predicted time is least, and
+// no team at all where steps one by one are predicted to be faster. docs/kernels.md derives the
+// model; its constants are of an H100 and H200 at 1.755 GHz, from public measurements, and none of
+// them has been measured by us on a GPU yet.
+//
+// No number depends on the plan but by the order of sums: a chunk is rows of one product, none of
+// whose sums it cuts.
 #include "plan.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "../plan_override.h"
 
 namespace fusedrnn {
 namespace {
 
-// The gates of a chunk are written by one large product and read by the steps that follow: from the
-// L2 cache (tens of megabytes on what is sold now) if they fit it, but rows enough for the product
-// to fill the chip come first.
+// The gates of a chunk are written by one large product and read by the steps that follow. Stepwise
+// from the L2 cache (tens of megabytes on what is sold now) if they fit it, but rows enough for the
+// product to fill the chip come first. A team loads its weights at each chunk: there, only memory
+// is spared.
 constexpr int64_t kChunkBytes = 32 * 1024 * 1024, kLeastRows = 4096;
+constexpr int64_t kTeamChunkBytes = 512 * 1024 * 1024;
 
 // With fewer units than this in a step, one unit per thread gives the most threads, and latency is
 // all there is to win; above it, bandwidth is, and 16-byte accesses reach it with fewer threads.
 constexpr int64_t kWideUnits = 64 * 1024;
 
+// Larger layers do not fit 16 blocks; the bound keeps the arithmetic of sizes in an int.
+constexpr int64_t kMostHidden = 2048;
+constexpr int64_t kMostSteps = int64_t{1} << 30;  // of all sequences
+constexpr int kMostRows = 128;
+
+// ---- The model, in cycles of a multiprocessor -----------------------------------------------
+
+constexpr double kNanoseconds = 1 / 1.755;
+constexpr double kFragment = 2;         // a fragment times 8 sequences on four tensor cores
+constexpr double kFragmentF32 = 20;     // the same by multiply-adds, operands from shared memory
+constexpr double kProductLatency = 30;  // of one that waits for the one before
+constexpr double kFragmentLoad = 4;     // 512 bytes at 128 a cycle
+constexpr double kOperandLoad = 2;      // 256 bytes
+// A cell of a lane takes so many instructions, of those that a scheduler issues one a cycle.
+constexpr double kCellLatency = 200, kBackwardLatency = 300, kCellIssue = 200;
+constexpr double kBlockBarrier = 40, kPartsBarrier = 80;
+constexpr double kStoreLatency = 400;                   // a remote store, arrival, wait
+constexpr double kBulkLatency = 700;                    // fence, start, copy, arrival, wait
+constexpr double kExchangeBytes = 13;                   // a cycle, into a block
+constexpr double kShare = 15;                           // adding what a block sent
+constexpr double kLoadBytes = 32, kLoadLatency = 8000;  // of weights, once a launch
+
+constexpr double kStepwiseNs = 5000;                            // two launches of a step
+constexpr double kProductsPerNs = 2e5, kCacheBytesPerNs = 4e3;  // of a step's product, in half
+
+double in_ns(double cycles) { return cycles * kNanoseconds; }
+
+// Warps beyond a multiple of four leave tensor cores without work.
+double uneven(int warps) { return static_cast<double>((warps + 3) / 4 * 4) / warps; }
+
+// Of items of 8 units by 8 sequences, two for each lane of a warp.
+double cells_of_scheduler(int items) { return (2 * items + 3) / 4; }
+
+struct Cost {
+  double start = 0, step = 0;  // ns
+};
+
+Cost forward_cost(Cell cell, Arithmetic arithmetic, const ForwardSizes& z) {
+  const double fragments = static_cast<double>(z.groups) * tiles_of(cell) * z.steps;
+  const double loaded = static_cast<double>(z.warps) * z.fragments_of_warp;
+  const double each = arithmetic == Arithmetic::f32 ? kFragmentF32 : kFragment;
+  const double chain = tiles_of(cell) < 3 ? z.part_steps / 2 : z.part_steps;
+  const double memory = loaded * kFragmentLoad + z.leaders * z.turns * z.steps * kOperandLoad;
+  const double product =
+      std::max({fragments * each * uneven(z.warps), memory, chain * z.turns * kProductLatency});
+  double step = z.columns * (product + (z.parts > 1 ? kPartsBarrier : 0)) + kCellLatency +
+                kCellIssue * cells_of_scheduler(z.units / 8 * z.columns) + kBlockBarrier;
+  if (z.blocks > 1)
+    step += (z.operand / z.blocks > kBulkBytes ? kBulkLatency : kStoreLatency) +
+            static_cast<double>(z.blocks - 1) / z.blocks * z.operand / kExchangeBytes;
+  const double start = kLoadLatency + fragments * kFragmentBytes / kLoadBytes;
+  return {in_ns(start), in_ns(step)};
+}
+
+Cost backward_cost(Arithmetic arithmetic, const BackwardSizes& z) {
+  const double fragments = static_cast<double>(z.tiles) * z.steps;
+  const double loaded = static_cast<double>(z.full_warps) * z.fragments_of_warp +
+                        static_cast<double>(z.warps - z.full_warps) * z.fragments_of_other;
+  const double each = arithmetic == Arithmetic::f32 ? kFragmentF32 : kFragment;
+  const double rounds = (z.turns + kHeldTiles - 1) / kHeldTiles;
+  const double memory =
+      loaded * kFragmentLoad + std::min(z.warps, z.tiles) * rounds * z.steps * kOperandLoad;
+  const double product = std::max({fragments * each * uneven(std::min(z.warps, z.tiles)), memory,
+                                   rounds * z.steps * kProductLatency});
+  double step = z.columns * product + kBackwardLatency + kCellIssue * cells_of_scheduler(z.items) +
+                2 * kBlockBarrier + z.blocks * kShare;
+  if (z.blocks > 1)
+    step += kStoreLatency +
+            static_cast<double>(z.blocks - 1) / z.blocks * z.inbox_bytes / kExchangeBytes;
+  const double start = kLoadLatency + fragments * kFragmentBytes / kLoadBytes;
+  return {in_ns(start), in_ns(step)};
+}
+
+double stepwise_step(const Shape& s, Pass pass) {
+  const double weights = static_cast<double>(s.directions) * gates_of(s.cell) * s.H * s.R();
+  const double wide = s.dtype == Dtype::f64 ? 16 : s.dtype == Dtype::f32 ? 4 : 1;
+  const double product = std::max(weights * s.B * wide / kProductsPerNs,
+                                  weights * size_of(s.dtype) / kCacheBytesPerNs);
+  return kStepwiseNs + product * (pass == Pass::backward ? 1.2 : 1) + (s.P ? kStepwiseNs : 0);
+}
+
+// ---- The choice -----------------------------------------------------------------------------
+
+// How a dtype's recurrent product is made on tensor cores or without; false: not by a team.
+bool arithmetic_of(Dtype dtype, const CudaDevice& device, bool allow_tf32, Arithmetic& found) {
+  switch (dtype) {
+    case Dtype::f64: return false;
+    case Dtype::bf16: found = Arithmetic::bf16; return device.capability >= 80;
+    case Dtype::f16: found = Arithmetic::f16; return device.capability >= 75;
+    case Dtype::f32: break;
+  }
+  found = allow_tf32 && device.capability >= 80 ? Arithmetic::tf32 : Arithmetic::f32;
+  return true;
+}
+
+int64_t at_once(const CudaDevice& device, int blocks) {
+  return blocks == 1 ? device.multiprocessors : device.clusters[blocks];
+}
+
+// A team of these sizes, if the device can have it: its steps, and the time of the whole walk.
+bool consider(const Shape& s, const CudaDevice& device, Pass pass, const Team& team, WalkPlan& plan,
+              double& time) {
+  plan.team = team.blocks == 1 ? CudaTeam::block : CudaTeam::cluster;
+  plan.size = team;
+  plan.shared_limit = device.shared_bytes;
+  plan.teams = s.directions * div_up(s.B, team.rows);
+  plan.at_once = at_once(device, team.blocks);
+  if (plan.at_once == 0) return false;
+  Cost cost;
+  if (pass == Pass::forward) {
+    const ForwardSizes z = forward_sizes(s.cell, plan.arithmetic, team);
+    plan.warps = z.warps, plan.shared_bytes = z.bytes;
+    cost = forward_cost(s.cell, plan.arithmetic, z);
+  } else {
+    const BackwardSizes z = backward_sizes(s.cell, plan.arithmetic, team);
+    plan.warps = z.warps, plan.shared_bytes = z.bytes;
+    cost = backward_cost(plan.arithmetic, z);
+  }
+  if (plan.shared_bytes > device.shared_bytes) return false;
+  const double waves = static_cast<double>(div_up(plan.teams, plan.at_once));
+  plan.step_ns = waves * cost.step;
+  time = waves * (cost.start + static_cast<double>(s.T) * cost.step);
+  return true;
+}
+
+WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool allow_tf32) {
+  const PlanOverride& wanted = plan_override();
+  WalkPlan best, tried;
+  best.step_ns = stepwise_step(s, pass);
+  int asked_team = -1, asked_blocks = 0, asked_rows = 0;
+  wanted.choose("team", asked_team, {"stepwise", "block", "cluster"});
+  wanted.limit("blocks", asked_blocks, kMostBlocks);
+  wanted.limit("rows", asked_rows, kMostRows);
+  if (s.P || s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps || s.B > kMostSteps ||
+      asked_team == 0 || !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
+    return best;
+
+  const bool is_asked = asked_team > 0;
+  double least_time = is_asked ? 1e300 : static_cast<double>(s.T) * best.step_ns;
+  const int H = static_cast<int>(s.H), B = static_cast<int>(std::min<int64_t>(s.B, kMostRows));
+  asked_rows = std::min(cut(asked_rows, kColumns), cut(B, kColumns)) * kColumns;
+  const int first = asked_team == 2 ? 2 : 1, last = asked_team == 1 ? 1 : kMostBlocks;
+  for (int n = first, units_before = 0; n <= last; ++n) {
+    Team team;
+    team.units = cut(cut(H, n), kTile) * kTile;
+    team.blocks = cut(H, team.units);
+    if (asked_team == 2 && team.blocks == 1) team.blocks = n;  // more than the units need
+    if (team.units == units_before && !is_asked) continue;
+    units_before = team.units;
+    if (asked_blocks && team.blocks != asked_blocks) continue;
+    for (team.rows = kColumns; team.rows < B + kColumns; team.rows += kColumns) {
+      if (asked_rows && team.rows != asked_rows) continue;
+      double time = 0;
+      if (consider(s, device, pass, team, tried, time) && time < least_time)
+        best = tried, least_time = time;
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
-CudaPlan plan_cuda(const Shape& s) {
+// From sm_90 on multiprocessors come in GPCs, of 16 to 18 on an H100 or H200, and a cluster is
+// inside one. Eight clusters of 16 would need 16 in each of 8 GPCs: one fewer is guessed.
+void CudaDevice::guess_clusters() {
+  const int gpcs = capability < 90 ? 0 : multiprocessors / 16;
+  for (int n = 2; n <= kMostBlocks; ++n)
+    clusters[n] = n > kPortableBlocks ? most(gpcs - 1, 0) : 16 / n * gpcs;
+}
+
+bool CudaDevice::operator==(const CudaDevice& other) const {
+  return std::memcmp(this, &other, sizeof(CudaDevice)) == 0;
+}
+
+CudaPlan plan_cuda(const Shape& s, const CudaDevice& device, Pass pass, bool allow_tf32) {
   CudaPlan plan;
   if (s.rows == 0 || s.B == 0) return plan;
+  plan.walk = plan_walk(s, device, pass, allow_tf32);
+  const bool alone = plan.walk.team == CudaTeam::stepwise;
   const int64_t row_bytes = s.directions * gates_of(s.cell) * s.H * (s.dtype == Dtype::f64 ? 8 : 4);
-  const int64_t rows = std::max(kChunkBytes / row_bytes, kLeastRows);
+  const int64_t rows = std::max((alone ? kChunkBytes : kTeamChunkBytes) / row_bytes, kLeastRows);
   plan.forward_steps = std::clamp<int64_t>(rows / s.B, 1, s.T);
   const int wide = static_cast<int>(16 / size_of(s.dtype));
   if (s.H % wide == 0 && s.directions * s.B * s.H >= kWideUnits) plan.units_per_thread = wide;
 
   const PlanOverride& wanted = plan_override();
   if (!wanted.any()) return plan;
-  wanted.choose("team", plan.team, {"stepwise"});
   wanted.limit("forward_steps", plan.forward_steps, s.T);
   int64_t units = plan.units_per_thread;
   wanted.limit("units_per_thread", units, wide);

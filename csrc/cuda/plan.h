@@ -1,21 +1,46 @@
-// How one layer call runs on a CUDA device. A pure function of the sizes, so that it can be printed
-// and tested anywhere; no CUDA in here.
+// How one layer call runs on a CUDA device. A pure function of the sizes and of what the device is,
+// so that it can be printed and tested anywhere; no CUDA in here.
 #pragma once
 
-#include "../problem.h"
+#include "walk.h"
 
 namespace fusedrnn {
 
-enum class CudaTeam : int {
-  stepwise,  // none: per step one matrix product and one fused kernel
+// What a plan asks of a device. The defaults are an H200's.
+struct CudaDevice {
+  int index = 0;        // among those of this machine
+  int capability = 90;  // compute capability, times ten, that kernels are compiled for at most
+  int multiprocessors = 132;
+  int shared_bytes = 232448;  // that a block may ask for
+  // Clusters of n blocks that are resident together where each block takes a whole multiprocessor;
+  // 0: no such cluster can be launched.
+  int clusters[kMostBlocks + 1] = {};
+
+  // For a device that cannot be asked.
+  void guess_clusters();
+  bool operator==(const CudaDevice& other) const;
+};
+
+enum class Pass : int { forward, backward };
+
+// How the steps of one pass are walked.
+struct WalkPlan {
+  CudaTeam team = CudaTeam::stepwise;
+  Arithmetic arithmetic = Arithmetic::f32;
+  Team size;                               // of a team, if there is one
+  int warps = 0;                           // of a block
+  int shared_bytes = 0, shared_limit = 0;  // of a block; what the device gives at most
+  int64_t teams = 0;                       // of all directions
+  int64_t at_once = 0;                     // of them, resident together
+  double step_ns = 0;  // predicted, of all teams: the longest of them, times the waves
 };
 
 struct CudaPlan {
-  CudaTeam team = CudaTeam::stepwise;
-  int units_per_thread = 1;   // of the fused kernel; more than one: 16-byte accesses
+  int units_per_thread = 1;   // of the stepwise kernels; more than one: 16-byte accesses
   int64_t forward_steps = 1;  // steps whose input projection is computed at once
+  WalkPlan walk;
 };
 
-CudaPlan plan_cuda(const Shape& shape);
+CudaPlan plan_cuda(const Shape& shape, const CudaDevice& device, Pass pass, bool allow_tf32);
 
 }  // namespace fusedrnn

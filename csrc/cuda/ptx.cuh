@@ -50,15 +50,29 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t 
         "f"(c[2]), "f"(c[3]));
 }
 
+// From sm_75 on: there, as two products of half the depth.
 __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4],
                                                  const uint32_t (&b)[2], const float (&c)[4]) {
-  FUSEDRNN_SINCE(800)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  float half[4];
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+      : "=f"(half[0]), "=f"(half[1]), "=f"(half[2]), "=f"(half[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b[0]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[2]), "r"(a[3]), "r"(b[1]), "f"(half[0]), "f"(half[1]), "f"(half[2]), "f"(half[3]));
+#else
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
         "f"(c[2]), "f"(c[3]));
+#endif
 }
 
 // The lower 13 bits of each fp32 operand are not read: round to tf32 first.
@@ -71,6 +85,14 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
         "f"(c[2]), "f"(c[3]));
+}
+
+// fp32 to tf32, to the nearest and halves away from zero.
+__device__ __forceinline__ uint32_t round_to_tf32(float x) {
+  uint32_t rounded = 0;
+  FUSEDRNN_SINCE(800)
+  asm volatile("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+  return rounded;
 }
 
 // ---- Fragments from shared memory (sm_75) ---------------------------------------------------
@@ -113,6 +135,20 @@ __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&r)[4], const void
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");
+}
+
+// The transpose of a matrix [8][8] of 16-bit values, held by a warp as above (sm_75).
+__device__ __forceinline__ uint32_t transpose(uint32_t pair) {
+  uint32_t of_column;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(of_column) : "r"(pair));
+  return of_column;
+}
+
+// ---- Barriers of some warps of a block ------------------------------------------------------
+
+// `id` 1 to 15; `threads`, a multiple of 32, of the block meet there.
+__device__ __forceinline__ void barrier(unsigned id, unsigned threads) {
+  asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // ---- Copies that a thread starts and later waits for (sm_80) --------------------------------

@@ -1,4 +1,5 @@
-// Kernels over plain arrays: conversion between storage and sums, and sums over rows.
+// Kernels over plain arrays: conversion between storage and sums, states before steps, and sums
+// over rows.
 #pragma once
 
 #include "gpu.cuh"
@@ -19,6 +20,44 @@ void convert(const From* from, To* to, int64_t count, cudaStream_t stream) {
   const unsigned blocks = static_cast<unsigned>((count + kBlockThreads - 1) / kBlockThreads);
   launch("conversion", convert_all<To, From>, dim3(blocks), dim3(kBlockThreads), stream, from, to,
          count);
+}
+
+// h before each step in the order of the output's rows, for the gradient of W_hh: the output of the
+// step before, or hx. The grid is steps, directions, and sequences, of which a block has some.
+template <class E>
+struct StatesBefore {
+  int T = 0, B = 0, H = 0, y_row = 0;
+  const int64_t* offsets = nullptr;  // [T + 1], packed only
+  struct Direction {
+    const E* y = nullptr;   // rows of y_row
+    const E* hx = nullptr;  // [B][H] or null: zeros
+    E* to = nullptr;        // [rows][H]
+  } direction[kMaxDirections];
+};
+
+template <class E>
+__global__ void __launch_bounds__(kBlockThreads)
+    store_before(const __grid_constant__ StatesBefore<E> a) {
+  const auto row_of = [&](int t) { return a.offsets ? a.offsets[t] : int64_t{t} * a.B; };
+  const int t = static_cast<int>(blockIdx.x), before = blockIdx.y == 0 ? t - 1 : t + 1;
+  const bool has_before = before >= 0 && before < a.T;
+  const int64_t row = row_of(t), alive = row_of(t + 1) - row;
+  const int64_t from = has_before ? row_of(before) : 0;
+  const int64_t continued = has_before ? row_of(before + 1) - from : 0;
+  const auto& d = a.direction[blockIdx.y];
+#pragma unroll 1
+  for (int64_t b = blockIdx.z; b < alive; b += gridDim.z) {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < a.H; i += static_cast<int>(blockDim.x)) {
+      E h;
+      narrow(0, h);
+      if (b < continued)
+        h = d.y[(from + b) * a.y_row + i];
+      else if (d.hx)
+        h = d.hx[b * a.H + i];
+      d.to[(row + b) * a.H + i] = h;
+    }
+  }
 }
 
 // Sums over rows in two launches, in an order that depends on the sizes alone. A block has 32

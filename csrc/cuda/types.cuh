@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "../problem.h"
 
@@ -82,11 +83,45 @@ __device__ __forceinline__ void load_or_zero(const E* from, S (&to)[N]) {
   for (int i = 0; i < N; ++i) to[i] = 0;
 }
 
-// The functions that cell.h asks for, as accurate as CUDA has them. Far out sigmoid is exactly 0
-// and 1, since exp overflows to infinity there.
+// Two values that a thread keeps for later, in one register if they fit; of loads that are still
+// under way each in its own, since packing would wait for them.
+template <class E, bool kFit = kIsHalf<E>>
+struct Pair {
+  E value[2];
+  __device__ __forceinline__ void set(E first, E second) { value[0] = first, value[1] = second; }
+  __device__ __forceinline__ E get(int i) const { return value[i]; }
+};
+template <class E>
+struct Pair<E, true> {
+  uint32_t bits;
+  __device__ __forceinline__ void set(E first, E second) {
+    uint16_t words[2];
+    memcpy(&words[0], &first, sizeof(E));
+    memcpy(&words[1], &second, sizeof(E));
+    bits = words[0] | static_cast<uint32_t>(words[1]) << 16;
+  }
+  __device__ __forceinline__ E get(int i) const {
+    const uint16_t word = static_cast<uint16_t>(i ? bits >> 16 : bits);
+    E value;
+    memcpy(&value, &word, sizeof(E));
+    return value;
+  }
+};
+template <class E>
+__device__ __forceinline__ E narrowed(Sum<E> x) {
+  E value;
+  narrow(x, value);
+  return value;
+}
+
+// The functions that cell.h asks for, as accurate as CUDA has them; but for fp32's division in
+// sigmoid, which is good to 2 ulp without the branches of an exact one. Far out sigmoid is exactly
+// 0 and 1, since exp overflows to infinity there.
+__device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
+__device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.0f, x); }
 template <class S>
 struct DeviceMath {
-  __device__ __forceinline__ static S sigmoid(S x) { return 1 / (1 + ::exp(-x)); }
+  __device__ __forceinline__ static S sigmoid(S x) { return reciprocal(1 + ::exp(-x)); }
   __device__ __forceinline__ static S tanh(S x) { return ::tanh(x); }
   __device__ __forceinline__ static S multiply_add(S a, S b, S c) { return ::fma(a, b, c); }
   __device__ __forceinline__ static S relu(S x) { return x <= 0 ? 0 : x; }

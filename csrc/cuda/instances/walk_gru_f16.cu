@@ -1,0 +1,9 @@
+#include "../walk_launch.cuh"
+
+namespace fusedrnn {
+
+template void launch_forward<GruCell, F16>(const WalkPlan&, const ForwardWalk<__half>&, int, cudaStream_t);
+template void launch_backward<GruCell, F16>(const WalkPlan&, const BackwardWalk<__half>&, int,
+                                            cudaStream_t);
+
+}  // namespace fusedrnn

@@ -1,0 +1,9 @@
+#include "../walk_launch.cuh"
+
+namespace fusedrnn {
+
+template void launch_forward<GruCell, F32>(const WalkPlan&, const ForwardWalk<float>&, int, cudaStream_t);
+template void launch_backward<GruCell, F32>(const WalkPlan&, const BackwardWalk<float>&, int,
+                                            cudaStream_t);
+
+}  // namespace fusedrnn

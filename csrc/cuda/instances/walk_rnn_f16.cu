@@ -1,0 +1,14 @@
+#include "../walk_launch.cuh"
+
+namespace fusedrnn {
+
+template void launch_forward<RnnCell<true>, F16>(const WalkPlan&, const ForwardWalk<__half>&, int,
+                                                 cudaStream_t);
+template void launch_backward<RnnCell<true>, F16>(const WalkPlan&, const BackwardWalk<__half>&, int,
+                                                  cudaStream_t);
+template void launch_forward<RnnCell<false>, F16>(const WalkPlan&, const ForwardWalk<__half>&, int,
+                                                  cudaStream_t);
+template void launch_backward<RnnCell<false>, F16>(const WalkPlan&, const BackwardWalk<__half>&, int,
+                                                   cudaStream_t);
+
+}  // namespace fusedrnn

@@ -1,0 +1,14 @@
+#include "../walk_launch.cuh"
+
+namespace fusedrnn {
+
+template void launch_forward<RnnCell<true>, F32>(const WalkPlan&, const ForwardWalk<float>&, int,
+                                                 cudaStream_t);
+template void launch_backward<RnnCell<true>, F32>(const WalkPlan&, const BackwardWalk<float>&, int,
+                                                  cudaStream_t);
+template void launch_forward<RnnCell<false>, F32>(const WalkPlan&, const ForwardWalk<float>&, int,
+                                                  cudaStream_t);
+template void launch_backward<RnnCell<false>, F32>(const WalkPlan&, const BackwardWalk<float>&, int,
+                                                   cudaStream_t);
+
+}  // namespace fusedrnn

@@ -1,0 +1,14 @@
+#include "../walk_launch.cuh"
+
+namespace fusedrnn {
+
+template void launch_forward<RnnCell<true>, Tf32>(const WalkPlan&, const ForwardWalk<float>&, int,
+                                                  cudaStream_t);
+template void launch_backward<RnnCell<true>, Tf32>(const WalkPlan&, const BackwardWalk<float>&, int,
+                                                   cudaStream_t);
+template void launch_forward<RnnCell<false>, Tf32>(const WalkPlan&, const ForwardWalk<float>&, int,
+                                                   cudaStream_t);
+template void launch_backward<RnnCell<false>, Tf32>(const WalkPlan&, const BackwardWalk<float>&, int,
+                                                    cudaStream_t);
+
+}  // namespace fusedrnn

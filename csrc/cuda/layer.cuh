@@ -1,0 +1,231 @@
+// One layer call on a CUDA device: what does not wait for a step is a large product before or after
+// the walk; the walk is a team's (walk_forward.cuh, walk_backward.cuh) or stepwise, for each step
+// one product and one fused kernel (cells.cuh), on any GPU and for any size.
+//
+//   forward    chunk of steps:  gates = X W_ih^T
+//              stepwise, each:  product = h W_hh^T;  cell   (projected: h = cell W_hr^T)
+//   backward   stepwise, each:  cell;  dh = dgates W_hh     (projected: dh = dh W_hr first)
+//              then:            dX = dgates W_ih;  dW = dgates^T [X, h before];  db = sums of
+//              dgates
+//
+// A team walks each direction. Stepwise, both directions of a step are one product, batched, and
+// one kernel; a packed call whose directions have different numbers of rows at a step takes a
+// product for each. The order of a direction's steps: the first walks t = 0, 1, ..., the second
+// T-1, T-2, ...; backward from the end.
+//
+// All is enqueued on one stream, nothing waits for the host: fit for capture in a CUDA graph.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "../backend.h"
+#include "cells.cuh"
+#include "device.h"
+#include "layer.h"
+#include "offsets.h"
+#include "product.h"
+#include "rows.cuh"
+#include "walk_launch.h"
+
+namespace fusedrnn {
+
+// Scratch of a call: laid out twice, first to count the bytes, then to set the pointers. What is
+// not needed is null.
+class Layout {
+ public:
+  explicit Layout(void* base) : base_(static_cast<char*>(base)) {}
+  template <class T>
+  void place(T*& pointer, int64_t count) {
+    pointer = base_ && count ? reinterpret_cast<T*>(base_ + bytes_) : nullptr;
+    bytes_ = round_up(bytes_ + count * static_cast<int64_t>(sizeof(T)), 256);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* base_;
+  int64_t bytes_ = 0;
+};
+
+// What forward and backward share: sizes by short names, rows of a step, moves on the stream.
+template <class E>
+class Layer {
+ protected:
+  using S = Sum<E>;
+
+  Layer(const Problem& problem, const Context& context, Pass pass)
+      : p_(problem),
+        context_(context),
+        plan_(plan_here(problem, pass, context.allow_tf32)),
+        products_(context, Storage<E>::dtype),
+        stream_(static_cast<cudaStream_t>(context.stream)),
+        D_(problem.directions),
+        B_(problem.B),
+        H_(problem.H),
+        R_(problem.R()),
+        GH_(gates_of(problem.cell) * problem.H),
+        y_row_(problem.directions * problem.R()) {}
+
+  // Calls layout(Layout&) to count, allocates, and calls it again to set the pointers.
+  template <class F>
+  void allocate(const F& layout) const {
+    Layout count(nullptr);
+    layout(count);
+    void* const scratch = context_.allocate(count.bytes(), context_.owner);
+    if (!scratch)
+      throw std::runtime_error("out of memory: " + std::to_string(count.bytes()) +
+                               " bytes of scratch of a layer could not be allocated; use a smaller "
+                               "batch or fewer steps");
+    Layout set(scratch);
+    layout(set);
+  }
+
+  static const E* typed(const void* data) { return static_cast<const E*>(data); }
+  static E* typed(void* data) { return static_cast<E*>(data); }
+
+  int64_t step(int d, int64_t s) const { return d == 0 ? s : p_.T - 1 - s; }  // s: of the walk
+  int64_t rows(int d, int64_t s) const { return p_.batch(step(d, s)); }
+  const E* y(int d, int64_t t) const { return typed(p_.output) + p_.row(t, 0) * y_row_ + d * R_; }
+  E* reserve(int d, int64_t t) const {
+    if (!p_.reserve) return nullptr;
+    return typed(p_.reserve) + (d * p_.rows + p_.row(t, 0)) * saved_of(p_.cell) * p_.Hp();
+  }
+  StateBefore<E> before(int d, int64_t s) const {
+    StateBefore<E> state;
+    state.hx = p_.hx ? typed(p_.hx) + d * B_ * R_ : nullptr;
+    if (s > 0) state.y = y(d, step(d, s - 1)), state.rows = rows(d, s - 1);
+    return state;
+  }
+
+  bool same_rows(int64_t s) const { return D_ == 1 || rows(0, s) == rows(1, s); }
+
+  // A product of one step for all directions: a batch of two where both have as many rows.
+  void multiply_step(int64_t s, int64_t N, int64_t K, const Operand& a, const Operand& b,
+                     const Result& c) const {
+    if (same_rows(s)) return products_.multiply(rows(0, s), N, K, a, b, c, D_);
+    for (int d = 0; d < D_; ++d) {
+      Operand a_of = a, b_of = b;
+      Result c_of = c;
+      a_of.data = typed(a.data) + d * a.batch;
+      b_of.data = typed(b.data) + d * b.batch;
+      c_of.data = static_cast<S*>(c.data) + d * c.batch;
+      products_.multiply(rows(d, s), N, K, a_of, b_of, c_of);
+    }
+  }
+
+  void copy(void* to, const void* from, int64_t bytes) const {
+    check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream_),
+          "copying");
+  }
+  void clear(void* to, int64_t bytes) const {
+    check(cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), stream_), "clearing");
+  }
+  template <class To>
+  void fill(To* to, const void* from, int64_t count) const {  // zeros if from is null
+    if (!from) return clear(to, count * static_cast<int64_t>(sizeof(To)));
+    if constexpr (sizeof(To) == sizeof(E))
+      copy(to, from, count * static_cast<int64_t>(sizeof(E)));
+    else
+      convert(typed(from), to, count, stream_);
+  }
+  void keep(void* to, const S* from, int64_t count) const {  // a state for the caller
+    if constexpr (kIsHalf<E>)
+      convert(from, typed(to), count, stream_);
+    else if (to != from)
+      copy(to, from, count * static_cast<int64_t>(sizeof(E)));
+  }
+
+  // One direction's weights where they are; both behind each other in scratch, for a batch.
+  const E* joined(const void* Weights::* weight, E* scratch, int64_t count) const {
+    if (D_ == 1) return typed(p_.weights[0].*weight);
+    for (int d = 0; d < D_; ++d)
+      copy(scratch + d * count, p_.weights[d].*weight, count * static_cast<int64_t>(sizeof(E)));
+    return scratch;
+  }
+  int64_t joined_count(int64_t count) const { return D_ == 1 ? 0 : D_ * count; }
+
+  // ---- A team's walk ----------------------------------------------------------------------------
+
+  bool walks() const { return plan_.walk.team != CudaTeam::stepwise; }
+
+  // Where the offsets of a packed call go, which the host has and the device asks for.
+  void place_offsets(Layout& layout) {
+    layout.place(offsets_, walks() && p_.offsets ? p_.T + 1 : 0);
+  }
+  void copy_offsets() const {
+    if (offsets_) fusedrnn::copy_offsets(p_.offsets, p_.T + 1, offsets_, stream_);
+  }
+
+  void describe(WalkProblem& walk) const {
+    walk.H = static_cast<int>(H_), walk.Hp = static_cast<int>(p_.Hp());
+    walk.B = static_cast<int>(B_), walk.y_row = static_cast<int>(y_row_);
+    walk.offsets = offsets_;
+    walk.tiles = static_cast<int>(div_up(B_, plan_.walk.size.rows));
+  }
+
+  // Runs f(C(), A()) for the cell and how its product is made.
+  template <class F>
+  void with_walk(const F& f) const {
+    if constexpr (std::is_same_v<E, __nv_bfloat16>)
+      with_cell(Bf16(), f);
+    else if constexpr (std::is_same_v<E, __half>)
+      with_cell(F16(), f);
+    else if constexpr (std::is_same_v<E, float>)
+      plan_.walk.arithmetic == Arithmetic::tf32 ? with_cell(Tf32(), f) : with_cell(F32(), f);
+  }
+
+  // ---- Stepwise ---------------------------------------------------------------------------------
+
+  // The largest batch of a step, over both directions.
+  int64_t most_rows(int64_t s) const {
+    int64_t most = 0;
+    for (int d = 0; d < D_; ++d) most = std::max(most, rows(d, s));
+    return most;
+  }
+
+  // Runs f<C, N>() for the cell and for one unit per thread or 16 bytes of them.
+  template <class F>
+  void with_cell(std::initializer_list<const void*> touched, const F& f) const {
+    bool wide = plan_.units_per_thread > 1 && R_ * static_cast<int64_t>(sizeof(E)) % 16 == 0;
+    for (const void* pointer : touched) wide &= reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+    switch (p_.cell) {
+      case Cell::lstm: return with_width<LstmCell>(wide, f);
+      case Cell::gru: return with_width<GruCell>(wide, f);
+      case Cell::rnn_tanh: return with_width<RnnCell<true>>(wide, f);
+      default: return with_width<RnnCell<false>>(wide, f);
+    }
+  }
+
+  const Problem& p_;
+  const Context& context_;
+  const CudaPlan plan_;
+  const Products products_;
+  const cudaStream_t stream_;
+  const int D_;
+  const int64_t B_, H_, R_, GH_, y_row_;
+  int64_t* offsets_ = nullptr;  // [T + 1] on the device, for the walk of a packed call
+
+ private:
+  template <class A, class F>
+  void with_cell(A arithmetic, const F& f) const {
+    switch (p_.cell) {
+      case Cell::lstm: return f(LstmCell(), arithmetic);
+      case Cell::gru: return f(GruCell(), arithmetic);
+      case Cell::rnn_tanh: return f(RnnCell<true>(), arithmetic);
+      default: return f(RnnCell<false>(), arithmetic);
+    }
+  }
+
+  template <class C, class F>
+  void with_width(bool wide, const F& f) const {
+    wide ? f(C(), std::integral_constant<int, 16 / sizeof(E)>())
+         : f(C(), std::integral_constant<int, 1>());
+  }
+};
+
+}  // namespace fusedrnn

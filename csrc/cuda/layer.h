@@ -1,0 +1,14 @@
+// The entry points that each storage type compiles (instances/layer_*.cu), for backend.cpp to
+// choose from. They throw std::runtime_error.
+#pragma once
+
+#include "../backend.h"
+
+namespace fusedrnn {
+
+template <class E>
+void layer_forward(const Problem& problem, const Context& context);
+template <class E>
+void layer_backward(const BackwardProblem& problem, const Context& context);
+
+}  // namespace fusedrnn

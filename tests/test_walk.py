@@ -1,0 +1,235 @@
+"""The walks of CUDA teams in the emulation: every team, cell and arithmetic, however a call is cut.
+
+Parity, contract and gradients hold on the emulated devices in the tests that take a `device`. Here
+teams are asked for, so that each way through the kernels is taken: parts along k, several groups
+and tiles for a warp, weights in registers and in shared memory, several eights of sequences,
+several launches for one walk.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from cases import Case, check, largest
+from cuda_emulation import backend as emulated
+from cuda_emulation.build import asan_environment
+from torch import Tensor
+
+import fusedrnn
+from fusedrnn.reference import CELLS
+
+pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=emulated.missing())
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TEAMS = ["team=block", "team=cluster", "team=cluster,rows=16", "team=cluster,forward_steps=2"]
+SHAPES = [
+    Case(T=3, B=5, I=3, H=7, bidirectional=True),
+    Case(T=4, B=10, I=3, H=24, bidirectional=True, packed="sorted"),
+    Case(T=3, B=3, I=2, H=40, bias=False, hx=False),
+    Case(T=1, B=1, I=1, H=1),
+    Case(T=1, B=2, I=1, H=17, hx=False),
+]
+CASES = [Case(**{**vars(shape), "cell": cell}) for cell in CELLS for shape in SHAPES]
+
+# Sizes that take the ways that small ones do not, and the plan that is asked for. Weights of four
+# bytes fill a block sooner.
+HALF, FULL = torch.bfloat16, torch.float32
+LARGE = [
+    (HALF, Case(T=3, B=9, I=4, H=160), "team=block"),  # two groups for a warp
+    (FULL, Case(cell="rnn_relu", T=2, B=3, I=4, H=200), "team=block"),
+    (HALF, Case(cell="rnn_tanh", T=2, B=3, I=4, H=208), "team=block"),
+    (HALF, Case(T=2, B=3, I=2, H=600), "team=cluster"),  # more than kHeldTiles tiles
+    (FULL, Case(cell="rnn_relu", T=3, B=9, I=3, H=600), "team=cluster"),
+    (HALF, Case(T=3, B=9, I=2, H=250, bidirectional=True), "team=cluster,blocks=16"),
+    (FULL, Case(T=3, B=9, I=2, H=250, bidirectional=True), "team=cluster,blocks=16"),
+    (HALF, Case(cell="gru", T=3, B=2, I=2, H=9), "team=cluster,blocks=5"),  # four have no units
+    (HALF, Case(T=4, B=30, I=2, H=33, packed="sorted"), "team=cluster,rows=32"),
+    (FULL, Case(T=4, B=30, I=2, H=33, packed="sorted"), "team=block,rows=32"),
+    (HALF, Case(cell="gru", T=4, B=70, I=2, H=40), "team=cluster,rows=72"),  # bulk copies
+    (HALF, Case(cell="rnn_tanh", T=9, B=40, I=2, H=20, bidirectional=True), "team=cluster,rows=8"),
+]
+
+
+def walk(case: Case, dtype: torch.dtype, plan: str) -> fusedrnn.CudaPlan:
+    """The plan of a case on the emulated device, where that plan is asked for."""
+    shown = fusedrnn.ops.override_plan
+    shown(plan)
+    try:
+        found = fusedrnn.plan(
+            case.cell, time=case.T, batch=case.B, input_size=case.I, hidden_size=case.H,
+            bidirectional=case.bidirectional, dtype=dtype, device="cuda", gpu=fusedrnn.Gpu(),
+            allow_tf32=False,
+        )  # fmt: skip
+    finally:
+        shown("")
+    assert isinstance(found, fusedrnn.CudaPlan)
+    return found
+
+
+@pytest.mark.parametrize("team", TEAMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_no_races_and_no_unwritten_memory(case: Case, dtype: torch.dtype, team: str) -> None:
+    for seed in (0, 1, 2):
+        with emulated.installed("race", seed=seed, plan=team) as emulation:
+            before = emulation.fusedrnn_emulation_launches()
+            check(case, dtype)
+            assert emulation.fusedrnn_emulation_launches() > before
+
+
+@pytest.mark.parametrize("packed", ["", "sorted"], ids=["padded", "packed"])
+@pytest.mark.parametrize("team", ["team=block", "team=cluster"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_walk_is_one_launch(cell: str, team: str, packed: str) -> None:
+    launches = []
+    for steps in (2, 9):
+        case = Case(cell=cell, T=steps, B=9, I=3, H=20, bidirectional=True, packed=packed)
+        with emulated.installed(plan=team) as emulation:
+            before = emulation.fusedrnn_emulation_launches()
+            case.run(case.module(dtype=torch.float32), case.inputs())
+            launches.append(emulation.fusedrnn_emulation_launches() - before)
+    assert launches[0] == launches[1]
+
+
+@pytest.mark.parametrize(("dtype", "case", "plan"), LARGE, ids=str)
+def test_every_way_through_the_kernels(dtype: torch.dtype, case: Case, plan: str) -> None:
+    planned = walk(case, dtype, plan)
+    for option in plan.split(","):
+        key, _, value = option.partition("=")
+        assert str(getattr(planned.forward, key)) == value
+        assert str(getattr(planned.backward, key)) == value
+    with emulated.installed(seed=1, plan=plan):
+        check(case, dtype)
+
+
+def test_no_access_out_of_bounds() -> None:
+    """AddressSanitizer watches every access of every kernel, in a process of its own."""
+    code = """
+        import torch, test_walk
+        from cases import check
+        from cuda_emulation import backend as emulated
+        for team in test_walk.TEAMS[:3]:
+            with emulated.installed("asan", seed=1, plan=team):
+                for case in test_walk.CASES:
+                    for dtype in (torch.float32, torch.bfloat16):
+                        check(case, dtype)
+        print("checked")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parent,
+        env=asan_environment() | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout == "checked\n", done.stderr[-3000:]
+
+
+def numbers(case: Case, dtype: torch.dtype, plan: str, seed: int = 1) -> dict[str, Tensor]:
+    with emulated.installed(seed=seed, plan=plan):
+        return case.run(case.module(dtype=dtype), case.inputs())
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+def test_the_same_bits_in_any_order(cell: str, dtype: torch.dtype) -> None:
+    """Whatever order blocks and warps run in, and however many sequences a team has."""
+    case = Case(cell=cell, T=4, B=19, I=3, H=50, bidirectional=True, packed="sorted")
+    first = numbers(case, dtype, "team=cluster,blocks=4,rows=8")
+    for plan in ("team=cluster,blocks=4,rows=8", "team=cluster,blocks=4,rows=24"):
+        for seed in (2, 3, 4):
+            for name, found in numbers(case, dtype, plan, seed).items():
+                assert torch.equal(found, first[name]), (plan, seed, name)
+
+
+@pytest.mark.parametrize("team", ["team=block", "team=cluster"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_is_not_a_number_stays_in_its_sequence(cell: str, team: str) -> None:
+    case = Case(cell=cell, T=3, B=9, I=3, H=20)
+    module, x = case.module(dtype=torch.float32), case.inputs()["input"].float()
+    with emulated.installed(seed=1, plan=team):
+        expected = module(x)[0]
+        x[1, 2, 0], x[1, 4, 1] = torch.nan, torch.inf
+        leaf = x.requires_grad_()
+        found = module(leaf)[0]
+        found[:, :2].sum().backward()
+    assert leaf.grad is not None and leaf.grad[:, :2].isfinite().all()
+    assert (leaf.grad[:, 5:] == 0).all()
+    others = [0, 1, 3, 5, 6, 7, 8]
+    assert torch.equal(found[:, others], expected[:, others])
+    assert found[1:, 2].isnan().all() and torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("team", ["team=block", "team=cluster"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_tf32_is_as_good_as_its_operands(cell: str, team: str) -> None:
+    """Against fp64: what rounding to ten bits costs, and no more than step by step."""
+    case = Case(cell=cell, T=6, B=9, I=12, H=72)
+    inputs = case.inputs()
+    exact = case.run(case.module(), inputs)
+    errors = {}
+    for plan in (team, "team=stepwise"):
+        module = case.module(dtype=torch.float32)
+        x, *states = (value.float() for value in inputs.values())
+        hx, cx = states if cell == "lstm" else (states[0], None)
+        weights = [w.detach() for w in module.parameters()]
+        call = (None, hx, cx, weights, CELLS.index(cell), True, False)
+        with emulated.installed(seed=1, plan=plan):
+            y, hn, cn, reserve = torch.ops.fusedrnn.layer_forward(x, *call, True, True)
+            generator = torch.Generator().manual_seed(case.seed + 3)
+            grads = [torch.randn(t.shape, generator=generator) for t in (y, hn, cn) if t.numel()]
+            dy, dhn, *dcn = grads
+            found = torch.ops.fusedrnn.layer_backward(
+                dy, dhn, dcn[0] if dcn else None, x, *call[:4], y, reserve, *call[4:], -1, True
+            )
+        results = {"output": y, "grad of input": found[0], "grad of h0": found[1]}
+        results["grad of weight_hh_l0"] = found[3][1]
+        errors[plan] = {
+            name: float(largest(value - exact[name]) / largest(exact[name]))
+            for name, value in results.items()
+        }
+    for name, error in errors[team].items():
+        assert 1e-5 < error < 1e-2, name
+        assert error < 2 * errors["team=stepwise"][name] + 2e-4, name
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "team"),
+    [
+        ("capability=75 shared_bytes=65536", torch.float16, "block"),
+        ("capability=75 shared_bytes=65536", torch.bfloat16, "stepwise"),
+        ("capability=80 shared_bytes=166912", torch.bfloat16, "block"),
+        ("capability=90", torch.bfloat16, "block"),
+        ("capability=90", torch.float64, "stepwise"),
+    ],
+)
+def test_on_other_devices(options: str, dtype: torch.dtype, team: str) -> None:
+    """What a device lacks is not asked of it; the emulation refuses what it could not launch."""
+    case = Case(T=5, B=6, I=5, H=40)
+    with emulated.installed(seed=1, options=options) as emulation:
+        before = emulation.fusedrnn_emulation_launches()
+        case.run(case.module(dtype=dtype), case.inputs(), grads=False)
+        launches = emulation.fusedrnn_emulation_launches() - before
+        check(case, dtype)
+    assert (launches >= case.T) == (team == "stepwise")
+
+
+def test_a_large_layer_on_a_small_device_runs_stepwise() -> None:
+    case = Case(T=2, B=3, I=5, H=200)
+    with emulated.installed(options="capability=80 shared_bytes=101376", plan="team=block"):
+        check(case, torch.bfloat16)
+
+
+def test_a_launch_that_fails_is_told() -> None:
+    module, x = fusedrnn.LSTM(3, 40), torch.zeros(2, 2, 3)
+    with emulated.installed(plan="team=cluster") as emulation:
+        expected = module(x)[0]
+        emulation.fusedrnn_emulation_configure(0, b"block_threads=32")
+        with pytest.raises(RuntimeError, match="CUDA: the forward walk failed: bad launch: "):
+            module(x)
+        emulation.fusedrnn_emulation_configure(0, b"")
+        assert torch.equal(module(x)[0], expected)
