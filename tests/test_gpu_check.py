@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, walks
 from benchmarks.workloads import GPU_ROWS, ROWS, cases
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
@@ -169,9 +169,9 @@ def test_what_the_sanitizers_found(tmp_path: Path) -> None:
     assert found["status"] == "failed"  # no result is no success
 
 
-def test_the_four_stages(tmp_path: Path) -> None:
+def test_the_stages(tmp_path: Path) -> None:
     stages = {s.name: s for s in gpu_check.stages(tmp_path, gpu_check.BUDGETS, NO_GPU)}
-    assert list(stages) == ["build", "test", "sanitize", "bench"]
+    assert list(stages) == ["build", "test", "sanitize", "walks", "bench"]
     assert stages["build"].environment["TORCH_CUDA_ARCH_LIST"] == "9.0a"
     assert len(stages["sanitize"].commands) == 2
     assert sum(s.seconds for s in stages.values()) < 9 * 60
@@ -225,3 +225,33 @@ def test_the_report_of_a_gpu_run(tmp_path: Path) -> None:
     for words in ("it failed", "no `reset` yet", "g21 rnn forward", "blockPersist", "2.50 of 1"):
         assert words in text
     assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_the_walks_of_the_gpu_rows(tmp_path: Path) -> None:
+    """Predictions without a GPU; with one, the same code measures."""
+    rows = [row for row in GPU_ROWS if row.name in ("g5", "g10", "g17")]
+    results = walks.run(rows, tmp_path, budget=0.0, every=False)
+    assert json.loads((tmp_path / "walks.json").read_text()) == results
+    found = {(w["row"], w["cell"], w["dtype"], w["pass"]): w for w in results["walks"]}
+    assert len(found) == len(results["walks"]) == 2 * (4 + 2) + 2  # g17 has no backward
+    speech = found["g5", "lstm", "bfloat16", "forward"]
+    assert speech["team"] == "cluster" and speech["blocks"] * speech["units"] == 512
+    assert found["g10", "lstm", "tf32", "backward"]["team"] == "stepwise"
+    text = (tmp_path / "walks.md").read_text()
+    assert f"| forward | cluster | {speech['blocks']} | {speech['units']} |" in text
+    assert f"| {speech['step_ns']:.0f} |" in text
+    asked = list(walks.alternatives(cases(rows, threads=[1])[0]))
+    assert asked[:2] == ["team=stepwise", "team=block"] and "team=cluster,blocks=16" in asked
+    assert len(set(asked)) == len(asked)
+
+
+def test_what_was_found_of_walks(tmp_path: Path) -> None:
+    walk = {"row": "g5", "cell": "lstm", "dtype": "bfloat16"}
+    (tmp_path / "walks").mkdir()
+    file = tmp_path / "walks" / "walks.json"
+    file.write_text(json.dumps({"walks": [walk | {"measured_ns": 1.0}, walk | {"error": "no"}]}))
+    found = gpu_check.walk_findings(tmp_path)
+    assert found["counts"] == {"walks measured": 1, "failed": 1} and "status" not in found
+    assert found["failures"] == ["g5 lstm bfloat16: no"]
+    file.write_text(json.dumps({"walks": [walk]}))
+    assert gpu_check.walk_findings(tmp_path)["status"] == "failed"

@@ -31,7 +31,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGETS = {"build": 120.0, "test": 130.0, "sanitize": 100.0, "bench": 170.0}  # seconds
+BUDGETS = {  # seconds
+    "build": 120.0, "test": 150.0, "sanitize": 90.0, "walks": 40.0, "bench": 120.0,
+}  # fmt: skip
 GRACE = 5.0  # seconds between asking a stage to end and ending it
 TAIL = 15  # lines of a failed stage's log in the report
 
@@ -80,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def stages(out: Path, budgets: dict[str, float], gpu: dict[str, Any]) -> list[Stage]:
-    """The four stages."""
+    """The five stages."""
     python = sys.executable
     major, minor = gpu["capability"].split(".")
     # Hopper's and Blackwell's own instructions come with the `a`.
@@ -105,6 +107,8 @@ def stages(out: Path, budgets: dict[str, float], gpu: dict[str, Any]) -> list[St
     }  # fmt: skip
     bench = [python, "-m", "benchmarks.gpu", str(out / "bench")]
     bench += ["--budget", str(budgets["bench"] - 15)]  # importing and measuring the ceilings
+    walks = [python, "-m", "benchmarks.walks", str(out / "walks")]
+    walks += ["--budget", str(budgets["walks"] - 15)]
     return [
         Stage("build", {"build": [python, "setup.py", "build_ext", "--inplace"]}, budgets["build"],
               build),
@@ -112,6 +116,7 @@ def stages(out: Path, budgets: dict[str, float], gpu: dict[str, Any]) -> list[St
         # Without the caching allocator each tensor has bounds of its own.
         Stage("sanitize", tools, budgets["sanitize"], {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
               sanitizer_findings),
+        Stage("walks", {"walks": walks}, budgets["walks"], findings=walk_findings),
         Stage("bench", {"bench": bench}, budgets["bench"], findings=bench_findings),
     ]  # fmt: skip
 
@@ -156,12 +161,9 @@ class Report:
             for title in ("failures", "last lines"):
                 if stage.get(title):
                     lines += ["", f"## {name}: {title}", "", "```", *stage[title], "```"]
-        bench = self.out / "bench" / "report.md"
-        if "bench" in self.stages and bench.exists():
-            lines += [
-                "",
-                bench.read_text().replace("\n#", "\n##").replace("# fused", "## fused", 1),
-            ]
+        for name, file in (("walks", "walks/walks.md"), ("bench", "bench/report.md")):
+            if name in self.stages and (self.out / file).exists():
+                lines += ["", re.sub("^#", "##", (self.out / file).read_text(), flags=re.MULTILINE)]
         return "\n".join(lines) + "\n"
 
 
@@ -287,6 +289,15 @@ def sanitizer_findings(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"counts": counts, "failures": failures}
     # A sanitizer that saw no process ends well, too.
     return found | {"status": FAILED} if "no result" in counts.values() else found
+
+
+def walk_findings(out: Path) -> dict[str, Any]:
+    """How many walks were measured, and those that failed."""
+    walks = json.loads((out / "walks" / "walks.json").read_text())["walks"]
+    failed = [f"{w['row']} {w['cell']} {w['dtype']}: {w['error']}" for w in walks if "error" in w]
+    counts = {"walks measured": sum("measured_ns" in w for w in walks), "failed": len(failed)}
+    status = {} if counts["walks measured"] else {"status": FAILED}
+    return status | {"counts": counts, "failures": failed, "results": walks}
 
 
 def bench_findings(out: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     compute-sanitizer --tool=memcheck python tools/gpu_problems.py
 
 Every cell and dtype, one way and both, packed and padded, with a projection, few units and enough
-for 16-byte accesses; forward and backward. Prints how many ran; the numbers are the tests' matter.
+for 16-byte accesses; forward and backward; stepwise and by every kind of team. Prints how many ran;
+the numbers are the tests' matter.
 """
 
 from __future__ import annotations
@@ -15,9 +16,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fusedrnn
+from fusedrnn import ops
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
-SIZES = ((4, 5, 7, 19), (2, 520, 8, 128))  # T, B, I, H: one unit a thread, and 16 bytes of them
+SIZES = {  # T, B, I, H by the plan that is asked for
+    "team=stepwise": ((4, 5, 7, 19), (2, 520, 8, 128)),  # one unit a thread, and 16 bytes of them
+    "team=block": ((4, 5, 7, 19),),
+    "team=cluster": ((4, 9, 7, 40),),
+    "team=cluster,rows=72": ((3, 70, 7, 40),),  # bulk copies
+}
 
 
 def run(module: torch.nn.Module, x: Tensor, lengths: Tensor | None) -> None:
@@ -37,7 +44,9 @@ def main() -> None:
     count = 0
     kinds = [("LSTM", {}), ("LSTM", {"proj_size": 8}), ("GRU", {}), ("RNN", {}),
              ("RNN", {"nonlinearity": "relu"})]  # fmt: skip
-    for dtype, (T, B, features, H) in itertools.product(DTYPES, SIZES):
+    problems = [(plan, sizes) for plan, all_sizes in SIZES.items() for sizes in all_sizes]
+    for dtype, (plan, (T, B, features, H)) in itertools.product(DTYPES, problems):
+        ops.override_plan(plan)
         for (name, options), both, packed in itertools.product(kinds, (False, True), (False, True)):
             module = getattr(fusedrnn, name)(features, H, bidirectional=both, **options)
             x = torch.randn(T, B, features, device="cuda", dtype=dtype, requires_grad=True)

@@ -1,0 +1,170 @@
+"""`python -m benchmarks.walks OUT`: a step of every GPU row's walk, as predicted and as it is.
+
+    OUT/walks.json   every figure as it comes
+    OUT/walks.md     made from it, to read
+
+For each row, cell, dtype and pass: the team that the plan chooses, the nanoseconds that it predicts
+for a step, and where there is a GPU the nanoseconds that one takes there, of the walk's kernels
+alone (all kernels of a call without a team). Where there is none, predictions for an H200 are
+written. `--all` also measures every other number of blocks, and stepwise: what the plan gives away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fusedrnn
+from benchmarks import machine, runner
+from benchmarks.peers import OURS
+from benchmarks.peers.peer import make_data
+from benchmarks.workloads import GPU_ROWS, Case, Row, cases, rows_named
+from fusedrnn import ops
+
+CELLS = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}
+KERNELS = {"forward": "walk_forward", "backward": "walk_backward"}
+COLUMNS = (
+    "row", "sizes", "cell", "dtype", "pass", "team", "blocks", "units", "rows", "teams", "at once",
+    "predicted ns", "measured ns", "asked for",
+)  # fmt: skip
+
+Results = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the table and prints it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.walks", description=__doc__)
+    parser.add_argument("out", type=Path, help="folder for walks.json and walks.md")
+    parser.add_argument("--rows", type=lambda text: text.split(","), default=["*"], help="g1,g9*")
+    parser.add_argument("--budget", type=float, default=300.0, help="seconds in all")
+    parser.add_argument("--all", action="store_true", help="measure other teams, too")
+    given = parser.parse_args(arguments)
+    try:
+        rows = rows_named(given.rows, GPU_ROWS)
+    except ValueError as error:
+        parser.error(str(error))
+    results = run(rows, given.out, budget=given.budget, every=given.all)
+    print(given.out / "walks.md")
+    return 1 if any("error" in walk for walk in results["walks"]) else 0
+
+
+def run(rows: list[Row], out: Path, *, budget: float, every: bool) -> Results:
+    """Predicts all walks of `rows`, and measures those for which there is time."""
+    deadline = time.monotonic() + budget
+    out.mkdir(parents=True, exist_ok=True)
+    gpu = torch.cuda.is_available() and fusedrnn.build_info()["cuda"]
+    results: Results = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "commit": machine.commit(),
+        "walks": [],
+    }
+    chosen = [c for c in cases(rows, threads=[1]) if c.mode == "forward" and not c.row.resets]
+    for case in chosen:
+        for asked in ["", *(alternatives(case) if every and gpu else ())]:
+            ops.override_plan(asked)
+            try:
+                found = predictions(case)
+                if gpu and time.monotonic() < deadline:
+                    measure(case, found)
+            finally:
+                ops.override_plan("")
+            results["walks"] += [walk | {"asked": asked} for walk in found]
+            for name, text in (
+                ("walks.json", json.dumps(results, indent=1) + "\n"),
+                ("walks.md", markdown(results)),
+            ):
+                part = out / f"{name}.part"
+                part.write_text(text)
+                part.replace(out / name)
+    return results
+
+
+def alternatives(case: Case) -> Iterator[str]:
+    """Other ways to walk than the plan's own."""
+    yield "team=stepwise"
+    yield "team=block"
+    units = sorted({-(-case.row.H // n + 15) // 16 * 16 for n in range(2, 17)})
+    yield from (f"team=cluster,blocks={-(-case.row.H // u)}" for u in units if u < case.row.H)
+
+
+def predictions(case: Case) -> list[dict[str, Any]]:
+    """What the plan says of both passes."""
+    row = case.row
+    dtype = "float32" if case.dtype == "tf32" else case.dtype
+    plan = fusedrnn.plan(
+        CELLS[case.cell], device="cuda", time=row.T, batch=row.B,
+        input_size=row.I if row.layers == 1 else row.directions * row.H, hidden_size=row.H,
+        proj_size=row.proj_size, bidirectional=row.directions == 2, dtype=getattr(torch, dtype),
+        training=True, allow_tf32=case.dtype == "tf32",
+    )  # fmt: skip
+    assert isinstance(plan, fusedrnn.CudaPlan)
+    return [
+        {"row": row.name, "sizes": row.sizes, "cell": case.cell, "dtype": case.dtype, "pass": name}
+        | asdict(getattr(plan, name))
+        for name in ("forward", "backward")
+        if name == "forward" or "train" in row.modes
+    ]
+
+
+def measure(case: Case, walks: list[dict[str, Any]]) -> None:
+    """Adds `measured_ns`, a step of one layer, to each of a case's walks."""
+    row = case.row
+    passes = [walk["pass"] for walk in walks]
+    mode = "train" if "backward" in passes else "forward"
+    full = Case(row=row, cell=case.cell, mode=mode, threads=1, dtype=case.dtype)
+    try:
+        with runner.precision(full):
+            step = OURS.build(full, make_data(full))
+            step.repeat(2)
+            torch.cuda.synchronize()
+            activities = [torch.profiler.ProfilerActivity.CUDA]
+            with torch.profiler.profile(activities=activities) as profile:
+                step.repeat(3)
+                torch.cuda.synchronize()
+    except Exception as error:  # the other walks stand without it
+        for walk in walks:
+            walk["error"] = f"{type(error).__name__}: {error}"
+        return
+    times = {e.key: e.self_device_time_total / 3 * 1e3 for e in profile.key_averages()}
+    for walk in walks:
+        if walk["team"] == "stepwise":
+            found = sum(times.values()) / len(passes)
+        else:
+            found = sum(t for name, t in times.items() if KERNELS[walk["pass"]] in name)
+        walk["measured_ns"] = found / (row.T * row.layers)
+
+
+def markdown(results: Results) -> str:
+    """The whole report."""
+    lines = [
+        "# A step of every GPU row's walk",
+        "",
+        f"- {results['gpu'] or 'no GPU: nothing was measured, predictions are for an H200'}; "
+        f"commit {results['commit']}, {results['date']}",
+        "- predicted: by the model of csrc/cuda/plan.cpp (docs/kernels.md), of all waves; "
+        "measured: of the walk's kernels alone, without a team of all kernels of a call",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
+    ]
+    for walk in results["walks"]:
+        cells = [walk[name] for name in ("row", "sizes", "cell", "dtype", "pass", "team")]
+        cells += [walk[name] or "" for name in ("blocks", "units", "rows", "teams", "at_once")]
+        measured = f"{walk['measured_ns']:.0f}" if "measured_ns" in walk else walk.get("error", "")
+        cells += [f"{walk['step_ns']:.0f}", measured, walk["asked"] or ""]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
