@@ -135,7 +135,9 @@ def nvcc_flags() -> list[str]:
     while len(words) > 1 and Path(words[0]).name in ("ccache", "sccache", "distcc", "icecc"):
         words = words[1:]
     host = [*words[1:], *host_flags()]
-    return [*common_flags(), "-lineinfo", f"-ccbin={words[0]}", *(f"-Xcompiler={f}" for f in host)]
+    # Line numbers are most of a library, and compress well.
+    flags = [*common_flags(), "-lineinfo", "-Xfatbin=-compress-all", f"-ccbin={words[0]}"]
+    return [*flags, *(f"-Xcompiler={f}" for f in host)]
 
 
 @dataclass(frozen=True)
