@@ -26,6 +26,7 @@ import torch
 from benchmarks import machine, runner
 from benchmarks.peers import OURS, PEERS
 from benchmarks.peers.peer import make_data
+from benchmarks.report import write_whole
 from benchmarks.timing import geometric_mean
 from benchmarks.workloads import GPU_ROWS, Case, Row, cases, rows_named
 
@@ -132,13 +133,8 @@ def describe() -> dict[str, Any]:
 
 def write(out: Path, results: Results) -> None:
     """Both files, whole at any time."""
-    for name, text in (
-        ("results.json", json.dumps(results, indent=1) + "\n"),
-        ("report.md", markdown(results)),
-    ):
-        part = out / f"{name}.part"
-        part.write_text(text)
-        part.replace(out / name)
+    write_whole(out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(out / "report.md", markdown(results))
 
 
 def markdown(results: Results) -> str:

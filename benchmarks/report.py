@@ -29,11 +29,16 @@ def write(folder: Path, results: Results) -> None:
 
 
 def keep(folder: Path, results: Results) -> None:
-    """Writes the JSON, whole at any time: also of a run that is interrupted after this."""
+    """Writes the JSON: also of a run that is interrupted after this."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "results.json.part"
-    part.write_text(json.dumps(results, indent=1) + "\n")
-    part.replace(folder / "results.json")
+    write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file that is whole at any time."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text)
+    part.replace(file)
 
 
 def remake(folder: Path) -> None:

@@ -27,6 +27,7 @@ import fusedrnn
 from benchmarks import machine, runner
 from benchmarks.peers import OURS
 from benchmarks.peers.peer import make_data
+from benchmarks.report import write_whole
 from benchmarks.workloads import GPU_ROWS, Case, Row, cases, rows_named
 from fusedrnn import ops
 
@@ -41,7 +42,7 @@ Results = dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the table and prints it."""
+    """Writes the table, and prints where; 1 if a walk failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.walks", description=__doc__)
     parser.add_argument("out", type=Path, help="folder for walks.json and walks.md")
     parser.add_argument("--rows", type=lambda text: text.split(","), default=["*"], help="g1,g9*")
@@ -79,13 +80,8 @@ def run(rows: list[Row], out: Path, *, budget: float, every: bool) -> Results:
             finally:
                 ops.override_plan("")
             results["walks"] += [walk | {"asked": asked} for walk in found]
-            for name, text in (
-                ("walks.json", json.dumps(results, indent=1) + "\n"),
-                ("walks.md", markdown(results)),
-            ):
-                part = out / f"{name}.part"
-                part.write_text(text)
-                part.replace(out / name)
+            write_whole(out / "walks.json", json.dumps(results, indent=1) + "\n")
+            write_whole(out / "walks.md", markdown(results))
     return results
 
 

@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+
+from cuda_emulation.build import asan_environment
 
 
 def in_a_process(code: str, **environment: str) -> str:
@@ -15,4 +18,15 @@ def in_a_process(code: str, **environment: str) -> str:
         env=os.environ | environment,
     )  # fmt: skip
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    return done.stdout
+
+
+def under_address_sanitizer(code: str) -> str:
+    """The same in the tests' folder, where emulated kernels of the variant asan can be loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parent,
+        env=asan_environment() | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.returncode, done.stderr[-3000:])
     return done.stdout

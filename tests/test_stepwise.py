@@ -16,7 +16,7 @@ import pytest
 import torch
 from cases import Case, check
 from cuda_emulation import backend as emulated
-from cuda_emulation.build import asan_environment
+from processes import under_address_sanitizer
 from torch import nn
 
 import fusedrnn
@@ -59,12 +59,7 @@ def test_no_access_out_of_bounds() -> None:
                 check(case, torch.bfloat16)
         print("checked")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parent,
-        env=asan_environment() | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.stdout == "checked\n", done.stderr[-3000:]
+    assert under_address_sanitizer(code) == "checked\n"
 
 
 # Units enough that a thread has 16 bytes of them.

@@ -8,17 +8,11 @@ several launches for one walk.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import pytest
 import torch
 from cases import Case, check, largest
 from cuda_emulation import backend as emulated
-from cuda_emulation.build import asan_environment
+from processes import under_address_sanitizer
 from torch import Tensor
 
 import fusedrnn
@@ -121,12 +115,7 @@ def test_no_access_out_of_bounds() -> None:
                         check(case, dtype)
         print("checked")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parent,
-        env=asan_environment() | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.stdout == "checked\n", done.stderr[-3000:]
+    assert under_address_sanitizer(code) == "checked\n"
 
 
 def numbers(case: Case, dtype: torch.dtype, plan: str, seed: int = 1) -> dict[str, Tensor]:

@@ -10,14 +10,16 @@
 //   load(rows, memory)   from the 512 bytes of a fragment, where lane l left its words at 16 l
 //   load(columns, ...)   from one step of k of the operand (layout: walk.h)
 //   multiply(sum, rows, columns)
-//   fetch<kTransposed, kPairs>(weights, at)  a lane's four words of a fragment as they are in
-//   memory;
-//                        at(row, k) is the index of a weight, or negative for a zero. Neighbours
-//                        along k are neighbours in memory; along rows, if transposed. kPairs: both
-//                        of two neighbours are there or neither, at an even index from 4 bytes on
-//   arrange<kTransposed>(words)              what the product wants of them: apart from fetch, for
-//                        loads of many fragments to be under way together
-//   put(operand, k, column, value)  one value of the right operand
+//   fetch<kTransposed, kPairs>(weights, at)
+//                        a lane's four words of a fragment as they are in memory; at(row, k) is the
+//                        index of a weight, or negative for a zero. Neighbours along k are
+//                        neighbours in memory; along rows, if transposed. kPairs: of two neighbours
+//                        both are there or neither, and both may be loaded at once (has_pairs)
+//   arrange<kTransposed>(words)
+//                        what the product wants of them; apart from fetch, so that the loads of
+//                        several fragments are under way together
+//   put(operand, k, column, value)
+//                        one value of the right operand
 #pragma once
 
 #include "ptx.cuh"

@@ -128,7 +128,7 @@ int64_t at_once(const CudaDevice& device, int blocks) {
 // A team of these sizes, if the device can have it: its steps, and the time of the whole walk.
 bool consider(const Shape& s, const CudaDevice& device, Pass pass, const Team& team, WalkPlan& plan,
               double& time) {
-  plan.team = team.blocks == 1 ? CudaTeam::block : CudaTeam::cluster;
+  plan.team = team.kind();
   plan.size = team;
   plan.shared_limit = device.shared_bytes;
   plan.teams = s.directions * div_up(s.B, team.rows);
@@ -155,25 +155,25 @@ WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool all
   const PlanOverride& wanted = plan_override();
   WalkPlan best, tried;
   best.step_ns = stepwise_step(s, pass);
-  int asked_team = -1, asked_blocks = 0, asked_rows = 0;
-  wanted.choose("team", asked_team, {"stepwise", "block", "cluster"});
+  enum class Asked { stepwise, block, cluster, nothing } asked = Asked::nothing;
+  int asked_blocks = 0, asked_rows = 0;
+  wanted.choose("team", asked, {"stepwise", "block", "cluster"});
   wanted.limit("blocks", asked_blocks, kMostBlocks);
   wanted.limit("rows", asked_rows, kMostRows);
   if (s.P || s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps || s.B > kMostSteps ||
-      asked_team == 0 || !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
+      asked == Asked::stepwise || !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
     return best;
 
-  const bool is_asked = asked_team > 0;
-  double least_time = is_asked ? 1e300 : static_cast<double>(s.T) * best.step_ns;
+  double least_time = asked != Asked::nothing ? 1e300 : static_cast<double>(s.T) * best.step_ns;
   const int H = static_cast<int>(s.H), B = static_cast<int>(std::min<int64_t>(s.B, kMostRows));
   asked_rows = std::min(cut(asked_rows, kColumns), cut(B, kColumns)) * kColumns;
-  const int first = asked_team == 2 ? 2 : 1, last = asked_team == 1 ? 1 : kMostBlocks;
+  const int first = asked == Asked::cluster ? 2 : 1, last = asked == Asked::block ? 1 : kMostBlocks;
   for (int n = first, units_before = 0; n <= last; ++n) {
     Team team;
     team.units = cut(cut(H, n), kTile) * kTile;
     team.blocks = cut(H, team.units);
-    if (asked_team == 2 && team.blocks == 1) team.blocks = n;  // more than the units need
-    if (team.units == units_before && !is_asked) continue;
+    if (asked == Asked::cluster && team.blocks == 1) team.blocks = n;  // more than the units need
+    if (team.units == units_before && asked == Asked::nothing) continue;
     units_before = team.units;
     if (asked_blocks && team.blocks != asked_blocks) continue;
     for (team.rows = kColumns; team.rows < B + kColumns; team.rows += kColumns) {

@@ -19,7 +19,7 @@ namespace fusedrnn {
 class BlockTeam {
  public:
   static constexpr int kSince = 0;  // compute capability, times ten
-  static constexpr bool kAlone = true;
+  static constexpr CudaTeam kind = CudaTeam::block;
 
   __device__ __forceinline__ BlockTeam(uint64_t*, unsigned) {}
 
@@ -42,7 +42,7 @@ class BlockTeam {
 class ClusterTeam {
  public:
   static constexpr int kSince = 90;
-  static constexpr bool kAlone = false;
+  static constexpr CudaTeam kind = CudaTeam::cluster;
 
   __device__ __forceinline__ ClusterTeam(uint64_t* barriers, unsigned size)
       : barriers_(barriers), size_(size), rank_(blockIdx.x % size) {}

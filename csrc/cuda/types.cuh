@@ -83,8 +83,8 @@ __device__ __forceinline__ void load_or_zero(const E* from, S (&to)[N]) {
   for (int i = 0; i < N; ++i) to[i] = 0;
 }
 
-// Two values that a thread keeps for later, in one register if they fit; of loads that are still
-// under way each in its own, since packing would wait for them.
+// Two values that a thread keeps for later, in one register if they fit. Not for values that are
+// still being loaded: packing waits for them.
 template <class E, bool kFit = kIsHalf<E>>
 struct Pair {
   E value[2];
@@ -114,11 +114,12 @@ __device__ __forceinline__ E narrowed(Sum<E> x) {
   return value;
 }
 
-// The functions that cell.h asks for, as accurate as CUDA has them; but for fp32's division in
-// sigmoid, which is good to 2 ulp without the branches of an exact one. Far out sigmoid is exactly
-// 0 and 1, since exp overflows to infinity there.
+// In fp32 good to 2 ulp, without the branches of an exact division; 0 of infinity.
 __device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
 __device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.0f, x); }
+
+// The functions that cell.h asks for, otherwise as accurate as CUDA has them. Far out sigmoid is
+// exactly 0 and 1, since exp overflows to infinity there.
 template <class S>
 struct DeviceMath {
   __device__ __forceinline__ static S sigmoid(S x) { return reciprocal(1 + ::exp(-x)); }

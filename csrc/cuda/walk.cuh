@@ -127,7 +127,7 @@ void launch_teams(const char* what, void (*kernel)(Walk), const Walk& walk, cons
   config.blockDim = dim3(static_cast<unsigned>(walk.sizes.warps * kLanes));
   config.dynamicSmemBytes = static_cast<size_t>(walk.sizes.bytes);
   config.stream = stream;
-  if (Team::kSince >= 90) config.attrs = &cluster, config.numAttrs = 1;
+  if (Team::kind == CudaTeam::cluster) config.attrs = &cluster, config.numAttrs = 1;
   // Of the function, not of the launch: the same for all, whoever else launches it now.
   check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_limit),

@@ -58,8 +58,8 @@ constexpr int held_forward(Cell cell, Arithmetic a) {  // steps of k
   const int fragments = a == Arithmetic::tf32 || cell == Cell::gru ? 16 : 20;
   return a == Arithmetic::f32 ? 0 : fragments / tiles_of(cell);
 }
-constexpr int held_backward(Arithmetic a, bool alone) {  // alone: a team of one block
-  return a == Arithmetic::f32 ? 0 : a == Arithmetic::tf32 || alone ? 6 : 7;
+constexpr int held_backward(Arithmetic a, CudaTeam team) {
+  return a == Arithmetic::f32 ? 0 : a == Arithmetic::tf32 || team == CudaTeam::block ? 6 : 7;
 }
 
 constexpr int least(int a, int b) { return a < b ? a : b; }
@@ -79,6 +79,7 @@ struct Regions {
 // What a plan decides of a walk.
 struct Team {
   int blocks = 1, units = 0, rows = 0;
+  constexpr CudaTeam kind() const { return blocks == 1 ? CudaTeam::block : CudaTeam::cluster; }
 };
 
 // Forward, the slices of h go to the other blocks by stores of 16 bytes, which arrive first, or if
@@ -162,7 +163,7 @@ constexpr BackwardSizes backward_sizes(Cell cell, Arithmetic arithmetic, const T
   s.block_tiles = team.units / kTile;
   s.hop_blocks = s.warps / s.block_tiles, s.hop_tiles = s.warps % s.block_tiles;
   s.full_warps = s.tiles - (s.turns - 1) * s.warps;
-  const int held_steps = least(s.steps, held_backward(arithmetic, team.blocks == 1));
+  const int held_steps = least(s.steps, held_backward(arithmetic, team.kind()));
   const auto fragments = [&](int tiles) {
     return tiles * s.steps - least(tiles, kHeldTiles) * held_steps;
   };

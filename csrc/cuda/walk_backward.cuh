@@ -40,7 +40,7 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
   using Base::sequences_, Base::first_unit_;
   using Base::w_, Base::z_, Base::seat_, Base::d_, Base::shared_, Base::team_;
   static constexpr int kSaved = C::saved ? C::saved : 1;
-  static constexpr int kHeld = held_backward(A::arithmetic, Team::kAlone);  // steps of k
+  static constexpr int kHeld = held_backward(A::arithmetic, Team::kind);  // steps of k
   using Held = HeldWeights<A, kHeldTiles, kHeld>;
 
  public:
