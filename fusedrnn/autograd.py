@@ -27,6 +27,7 @@ from torch.autograd import Function, forward_ad
 from fusedrnn import ops, reference
 from fusedrnn.checkpoint import checkpointed_backward, checkpointed_forward
 from fusedrnn.reference import LSTM
+from fusedrnn.sequences import padded_forward
 
 Tensors = tuple[Tensor, ...]
 Optionals = Sequence[Tensor | None]
@@ -47,24 +48,37 @@ def layer(
     has_biases: bool,
     bidirectional: bool,
     checkpoint: int | None = None,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer, differentiable: `reference.layer` by the kernels. Returns output, hn, cn.
 
     With `checkpoint` gradients are computed as checkpoint.py says, if the cell has a reserve.
+    `lengths`, see sequences.py, are for calls that a compiler captures alone.
     """
     steps = checkpoint if checkpoint is not None and ops.SAVED[cell] else 0
     differentiable = torch.is_grad_enabled() and _any_requires_grad(input, hx, cx, weights)
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     allow_tf32 = ops.allow_tf32(input)
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    if tracing or torch.compiler.is_compiling():
+    if is_captured():
         # Compilers see the ops, which are differentiable, but cannot transform them.
         if transformed:
+            if batch_sizes is not None or lengths is not None:
+                raise NotImplementedError(
+                    "torch.func transforms of a layer with packed input or lengths can't be "
+                    "compiled, since a graph has no loop over their values; compile the model "
+                    "without the transform, or call the transform outside of torch.compile"
+                )
             return reference.layer(
                 input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional
             )
         # A trace of torch.jit serves with gradients and without: there, weights decide.
-        save = differentiable or (tracing and _any_requires_grad(input, hx, cx, weights))
+        save = differentiable or (_is_traced() and _any_requires_grad(input, hx, cx, weights))
+        if lengths is not None:
+            output, hn, cn, _ = padded_forward(
+                input, lengths, hx, cx, weights, cell, has_biases, bidirectional, save, steps,
+                allow_tf32,
+            )  # fmt: skip
+            return output, hn, cn
         op, keep = (checkpointed_forward, steps) if save and steps else (ops.layer_forward, save)
         output, hn, cn, _ = op(
             input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, keep, allow_tf32
@@ -81,6 +95,16 @@ def layer(
         cell, has_biases, bidirectional, steps, allow_tf32, batch_sizes, input, hx, cx, *weights
     )  # fmt: skip
     return output, hn, cn
+
+
+def is_captured() -> bool:
+    """Whether a compiler or torch.jit.trace is making a graph of what is called."""
+    return torch.compiler.is_compiling() or _is_traced()
+
+
+def _is_traced() -> bool:
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return traced
 
 
 class LayerFunction(Function):

@@ -85,6 +85,32 @@ def check_batch_sizes(batch_sizes: Any) -> None:
     raise RuntimeError(got)
 
 
+def check_lengths(lengths: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
+    """Checks the lengths of the sequences of `input` [T, B, I], but for their values."""
+    if batch_sizes is not None:
+        raise ValueError("lengths: expected None with a packed input, which has its own lengths")
+    if input.dim() != 3:
+        raise ValueError(
+            f"lengths: expected None without a batch, got lengths for an input of shape "
+            f"{tuple(input.shape)}"
+        )
+    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int64, torch.int32):
+        _reject_lengths(TypeError, lengths, input)
+    if lengths.dim() != 1 or lengths.size(0) != input.size(1):
+        _reject_lengths(RuntimeError, lengths, input)
+
+
+def check_length_values(lengths: Tensor, steps: int) -> None:
+    """Checks that no sequence is empty or longer than the input."""
+    outside = (lengths < 1) | (lengths > steps)
+    if outside.any():
+        at = int(outside.nonzero()[0])
+        raise RuntimeError(
+            f"lengths: expected values from 1 to {steps}, the steps of input, got "
+            f"{int(lengths[at])} at {at}"
+        )
+
+
 def check_checkpoint(checkpoint: Any) -> None:
     """Checks how many steps lie between the states that are kept, None or a positive int."""
     if checkpoint is None:
@@ -189,6 +215,15 @@ def check_cell(
             if state.dtype != input.dtype or state.device != input.device:
                 _check_like_input(f"hx[{which}]" if cell == LSTM else "hx", state, input)
     return dims == 1
+
+
+def _reject_lengths(error: type[Exception], lengths: Any, input: Tensor) -> NoReturn:
+    got = f"{lengths.dtype} of shape {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else (
+        _kind(lengths)
+    )  # fmt: skip
+    raise error(
+        f"lengths: expected an int64 or int32 tensor of shape (B,) = ({input.size(1)},), got {got}"
+    )
 
 
 def _reject_shape(

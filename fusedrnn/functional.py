@@ -26,12 +26,14 @@ from fusedrnn.checks import (
     check_cell,
     check_checkpoint,
     check_input,
+    check_lengths,
     check_states,
     check_steps,
     check_weights,
     split_state,
 )
 from fusedrnn.reference import GATES, GRU, LSTM, RNN_RELU, RNN_TANH
+from fusedrnn.sequences import Layout
 
 __all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
 
@@ -48,6 +50,7 @@ def rnn_tanh(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
     checkpoint: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Elman networks with tanh: h' = tanh(W_ih x + b_ih + W_hh h + b_hh).
@@ -66,6 +69,10 @@ def rnn_tanh(
         batch_first: whether input and output are [B, T, ...].
         batch_sizes: makes the input a packed one: int64 [T] on the CPU, how many sequences are
             alive at each step, as in torch's `PackedSequence`, sorted.
+        lengths: int64 or int32 [B] on any device, the steps of each sequence of a padded input,
+            from 1 to T. The output behind a sequence's end is zero, its final state is that of its
+            last step, and the reverse direction begins there; what the input holds behind the end
+            is not read. None if all have T steps.
         checkpoint: keeps the states of every so many steps for backward and no gates, which are
             computed again there: less memory for more time, see `fusedrnn.LSTM`. It changes nothing
             in simple networks, which keep no gates, nor where no gradient is needed.
@@ -84,7 +91,8 @@ def rnn_tanh(
     check_weights(RNN_TANH, weights, num_layers, bias, bidirectional)
     return run_layers(
         RNN_TANH, "rnn_tanh", input, hx, None, weights, num_layers, bias,
-        dropout if training else 0.0, bidirectional, batch_first, batch_sizes, checkpoint,
+        dropout if training else 0.0, bidirectional, batch_first, batch_sizes, lengths,
+        checkpoint,
     )[:2]  # fmt: skip
 
 
@@ -100,6 +108,7 @@ def rnn_relu(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
     checkpoint: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Elman networks with relu: h' = relu(W_ih x + b_ih + W_hh h + b_hh).
@@ -109,7 +118,8 @@ def rnn_relu(
     check_weights(RNN_RELU, weights, num_layers, bias, bidirectional)
     return run_layers(
         RNN_RELU, "rnn_relu", input, hx, None, weights, num_layers, bias,
-        dropout if training else 0.0, bidirectional, batch_first, batch_sizes, checkpoint,
+        dropout if training else 0.0, bidirectional, batch_first, batch_sizes, lengths,
+        checkpoint,
     )[:2]  # fmt: skip
 
 
@@ -125,6 +135,7 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
     checkpoint: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Long short-term memory, with the projection of h if `weights` has one.
@@ -144,7 +155,8 @@ def lstm(
     h, c = (None, None) if hx is None else split_state(hx)
     return run_layers(
         LSTM, "lstm", input, h, c, weights, num_layers, bias,
-        dropout if training else 0.0, bidirectional, batch_first, batch_sizes, checkpoint,
+        dropout if training else 0.0, bidirectional, batch_first, batch_sizes, lengths,
+        checkpoint,
     )  # fmt: skip
 
 
@@ -160,6 +172,7 @@ def gru(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
     checkpoint: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gated recurrent units, the reset gate after the recurrent product as in cuDNN and torch.
@@ -174,7 +187,8 @@ def gru(
     check_weights(GRU, weights, num_layers, bias, bidirectional)
     return run_layers(
         GRU, "gru", input, hx, None, weights, num_layers, bias,
-        dropout if training else 0.0, bidirectional, batch_first, batch_sizes, checkpoint,
+        dropout if training else 0.0, bidirectional, batch_first, batch_sizes, lengths,
+        checkpoint,
     )[:2]  # fmt: skip
 
 
@@ -191,6 +205,7 @@ def run_layers(
     bidirectional: bool,
     batch_first: bool,
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
     checkpoint: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All layers of a network whose weights are known to be complete, to (output, hn, cn).
@@ -210,6 +225,15 @@ def run_layers(
         parts = 2 * num_layers if bidirectional else num_layers
         batch = None if one else _batch(input, batch_sizes, hx)
         check_states(cell, hx, cx, parts, batch, input, weights)
+    layout = None
+    if lengths is not None:
+        check_lengths(lengths, input, batch_sizes)
+        if input.size(1) == 0:
+            lengths = None
+        elif not autograd.is_captured():
+            layout, lengths = Layout(input, lengths), None
+            input, batch_sizes = layout.pack(input), layout.batch_sizes
+            hx, cx = layout.sort(hx), layout.sort(cx)
     if one:
         input = input.unsqueeze(1)
         hx = None if hx is None else hx.unsqueeze(1)
@@ -222,17 +246,20 @@ def run_layers(
     autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type)
     projected = autocast and cell == LSTM and _is_projected(weights)
     if autocast:
-        one_op = batch_sizes is None and not empty and not projected
+        one_op = batch_sizes is None and lengths is None and not empty and not projected
         fused = cell != GRU and (cell != LSTM or one_op)
         input, hx, cx, weights = _cast(input, hx, cx, weights, fused=fused)
     output, hn, cn = _stack(
         cell, input, hx, cx, weights, num_layers, has_biases, dropout, bidirectional, batch_sizes,
-        checkpoint,
+        lengths, checkpoint,
     )  # fmt: skip
     if projected and output.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(input.device.type)
         output, hn = output.to(dtype), hn.to(dtype)
 
+    if layout is not None:
+        output, batch_sizes = layout.pad(output), None
+        hn, cn = layout.unsort(hn), layout.unsort(cn)
     if one:
         return output.squeeze(1), hn.squeeze(1), cn.squeeze(1) if cell == LSTM else cn
     if empty:
@@ -292,13 +319,15 @@ def _stack(
     dropout: float,
     bidirectional: bool,
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
     checkpoint: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The layers one after the other, with dropout between them."""
     if num_layers == 1:
         return autograd.layer(
-            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, checkpoint
-        )
+            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, checkpoint,
+            lengths,
+        )  # fmt: skip
     directions = 2 if bidirectional else 1
     count = len(weights) // num_layers
     output, hn, cn = input, [], []
@@ -314,6 +343,7 @@ def _stack(
             has_biases,
             bidirectional,
             checkpoint,
+            lengths,
         )
         hn.append(h)
         cn.append(c)

@@ -60,7 +60,12 @@ class _Layers(RNNBase):
         return text if self.checkpoint is None else f"{text}, checkpoint={self.checkpoint}"
 
     def _run(
-        self, input: Tensor, hx: Tensor | None, cx: Tensor | None, batch_sizes: Tensor | None
+        self,
+        input: Tensor,
+        hx: Tensor | None,
+        cx: Tensor | None,
+        batch_sizes: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         cell = CELL_OF_MODE[self.mode]
         return functional.run_layers(
@@ -76,11 +81,16 @@ class _Layers(RNNBase):
             self.bidirectional,
             self.batch_first,
             batch_sizes,
+            lengths,
             self.checkpoint,
         )
 
     def _run_packed(
-        self, input: PackedSequence, hx: Tensor | None, cx: Tensor | None
+        self,
+        input: PackedSequence,
+        hx: Tensor | None,
+        cx: Tensor | None,
+        lengths: Tensor | None,
     ) -> tuple[PackedSequence, Tensor, Tensor]:
         """States come and go in the order of the sequences that the user packed."""
         data, batch_sizes, sorted_indices, unsorted_indices = input
@@ -89,7 +99,7 @@ class _Layers(RNNBase):
             check_states(cell, hx, cx, parts, len(sorted_indices), data, weights_of(self))
             hx = hx.index_select(1, sorted_indices)
             cx = None if cx is None else cx.index_select(1, sorted_indices)
-        output, hn, cn = self._run(data, hx, cx, batch_sizes)
+        output, hn, cn = self._run(data, hx, cx, batch_sizes, lengths)
         if unsorted_indices is not None:
             hn = hn.index_select(1, unsorted_indices)
             cn = cn.index_select(1, unsorted_indices) if self.mode == "LSTM" else cn
@@ -105,7 +115,9 @@ class _OneState(_Layers):
         super().__init__(mode, *arguments, **options)
 
     @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(
@@ -113,13 +125,17 @@ class _OneState(_Layers):
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs all layers over `input` from the states `hx`; see the class."""
         if isinstance(input, PackedSequence):
-            packed, hn, _ = self._run_packed(input, hx, None)
+            packed, hn, _ = self._run_packed(input, hx, None, lengths)
             return packed, hn
-        output, hn, _ = self._run(input, hx, None, None)
+        output, hn, _ = self._run(input, hx, None, None, lengths)
         return output, hn
 
 
@@ -144,6 +160,12 @@ class RNN(_OneState):
     `PackedSequence`; and `hx`, the first states [num_layers * D, B, H] ([num_layers * D, H] for one
     sequence), D the number of directions, or None for zeros. It returns the output of the last
     layer, [T, B, D*H] or laid out as the input, and the final states, laid out as `hx`.
+
+    A padded input may come with `lengths`, int64 or int32 [B] on any device: how many steps each
+    sequence has, from 1 to T. Output behind a sequence's end is zero, its final state is that of
+    its last step, where the reverse direction begins, and no work is done for the padding. It is
+    what `pack_padded_sequence` and `pad_packed_sequence` around the layers would compute, in one
+    call and within one graph of `torch.compile` or `torch.export`.
 
         >>> rnn = fusedrnn.RNN(10, 20, num_layers=2)
         >>> output, hn = rnn(torch.randn(5, 3, 10))
@@ -268,7 +290,11 @@ class LSTM(_Layers):
 
     @overload
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
     @overload
@@ -277,14 +303,18 @@ class LSTM(_Layers):
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Runs all layers over `input` from the states `hx`; see the class."""
         h, c = (None, None) if hx is None else split_state(hx)
         if isinstance(input, PackedSequence):
-            packed, hn, cn = self._run_packed(input, h, c)
+            packed, hn, cn = self._run_packed(input, h, c, lengths)
             return packed, (hn, cn)
-        output, hn, cn = self._run(input, h, c, None)
+        output, hn, cn = self._run(input, h, c, None, lengths)
         return output, (hn, cn)
 
     def get_expected_cell_size(

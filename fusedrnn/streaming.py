@@ -212,6 +212,12 @@ class Streaming:
 
     def __call__(self, input: Tensor) -> Tensor:
         """The output of the next step or steps; see the class."""
+        if torch.compiler.is_compiling():
+            raise NotImplementedError(
+                "fusedrnn.Streaming keeps its state and packed weights outside of any graph, so it "
+                "can't be part of one: call it outside of torch.compile and torch.export, or "
+                "compile the module itself, with the state as its argument and result"
+            )
         self._keep_up()
         try:
             if self.module.batch_first and input.dim() == 3:

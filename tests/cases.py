@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
 
@@ -47,7 +47,7 @@ class Case:
     P: int = 0
     hx: bool = True
     unbatched: bool = False
-    packed: str = ""  # "", "sorted" or "unsorted"
+    packed: str = ""  # "", "sorted", "unsorted", or "padded": with `lengths`
     strided: bool = False  # input, states and weights not contiguous
     seed: int = 0
 
@@ -107,15 +107,19 @@ class Case:
         }
         x, *states = (strided(leaf) if self.strided else leaf for leaf in leaves.values())
         sequence: Tensor | PackedSequence = x
-        if self.packed:
+        ours_padded = self.packed == "padded" and type(module).__module__.startswith("fusedrnn")
+        options = {"lengths": self.lengths()} if ours_padded else {}
+        if self.packed and not ours_padded:
             sequence = pack_padded_sequence(
                 x, self.lengths(), self.batch_first, enforce_sorted=self.packed == "sorted"
             )
         hx = None if not states else tuple(states) if self.cell == "lstm" else states[0]
         with warnings.catch_warnings(), torch.set_grad_enabled(grads):
             warnings.simplefilter("ignore")  # torch.nn's, that oneDNN has no projections
-            output, final = module(sequence, hx)
+            output, final = module(sequence, hx, **options)
         hn, *cn = final if self.cell == "lstm" else (final,)
+        if self.packed == "padded" and not ours_padded:
+            output, _ = pad_packed_sequence(output, self.batch_first, total_length=self.T)
         y = output.data if isinstance(output, PackedSequence) else output
         results = {"output": y, "hn": hn} | ({"cn": cn[0]} if cn else {})
         if grads:

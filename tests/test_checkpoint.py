@@ -298,24 +298,6 @@ def test_opcheck(variant: str, k: int) -> None:
     assert set(results.values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
-def test_compile_whole_graph(name: str) -> None:
-    torch._dynamo.reset()
-    module = getattr(fusedrnn, name)(5, 6, num_layers=2, bidirectional=True, checkpoint=3)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    for steps in (4, 7, 2):
-        x = torch.randn(steps, 3, 5)
-        results = []
-        for function in (module, compiled):
-            module.zero_grad()
-            leaf = x.clone().requires_grad_()
-            output = function(leaf)[0]
-            output.square().sum().backward()
-            grads = [leaf.grad, *(p.grad.clone() for p in module.parameters())]
-            results.append([output.detach(), *grads])
-        torch.testing.assert_close(*results)
-
-
 def test_export() -> None:
     module = fusedrnn.LSTM(5, 6, checkpoint=3)
     steps, batch = torch.export.Dim("steps", min=2), torch.export.Dim("batch", min=2)

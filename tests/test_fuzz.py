@@ -30,7 +30,7 @@ def cases(draw: st.DrawFn) -> Case:
         P=draw(st.integers(0, H - 1)) if cell == "lstm" and draw(st.booleans()) else 0,
         hx=draw(st.booleans()),
         unbatched=unbatched,
-        packed="" if unbatched else draw(st.sampled_from(["", "sorted", "unsorted"])),
+        packed="" if unbatched else draw(st.sampled_from(["", "sorted", "unsorted", "padded"])),
         strided=draw(st.booleans()),
         seed=draw(st.integers(0, 10_000)),
     )

@@ -1,4 +1,4 @@
-"""The raw ops as torch.library wants them, and modules under compilers."""
+"""The raw ops as torch.library wants them; modules under compilers are in test_compile.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fusedrnn
 from fusedrnn import ops
+from fusedrnn.sequences import padded_backward, padded_forward
 
 CELLS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 
@@ -58,6 +59,33 @@ def test_opcheck_backward(variant: str) -> None:
     assert set(results.values()) == {"SUCCESS"}
 
 
+LENGTHS = torch.tensor([2, 4, 1])
+
+
+@pytest.mark.parametrize("k", [0, 3])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "packed"])
+def test_opcheck_padded(variant: str, k: int) -> None:
+    given = arguments(**VARIANTS[variant], grad=True)
+    padded = (given[0], LENGTHS, *given[2:9], k)
+    assert set(opcheck(padded_forward, padded).values()) == {"SUCCESS"}
+    x, _, hx, cx, weights, *rest = arguments(**VARIANTS[variant])
+    y, hn, cn, reserve = padded_forward(x, LENGTHS, hx, cx, weights, *rest, k)
+    grads = (torch.randn_like(y), torch.randn_like(hn), torch.randn_like(cn) if cx is not None
+             else None)  # fmt: skip
+    operands = (*grads, x, LENGTHS, hx, cx, weights, y, reserve)
+    results = opcheck(padded_backward, (*operands, *rest[:3], k, -1))
+    assert set(results.values()) == {"SUCCESS"}
+
+
+def test_padded_ops_have_first_derivatives_alone() -> None:
+    x, _, *rest = arguments("lstm", grad=True)
+    y = padded_forward(x, LENGTHS, *rest)[0]
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        torch.autograd.grad(torch.autograd.grad(y.sum(), x, create_graph=True)[0].sum(), x)
+    with pytest.raises(RuntimeError, match="save=False"):
+        padded_forward(x, LENGTHS, *rest[:-1], False)[0].sum().backward()
+
+
 def test_gradients_not_asked_for_are_empty() -> None:
     given = arguments("lstm")
     y, _, _, reserve = ops.layer_forward(*given)
@@ -69,48 +97,6 @@ def test_gradients_not_asked_for_are_empty() -> None:
             zip([x, hx, cx, *weights], [given[0], given[2], given[3], *given[4]], strict=True)
         ):
             assert grad.shape == (operand.shape if needs >> i & 1 else (0,)), (needs, i)
-
-
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
-def test_compile_whole_graph(name: str) -> None:
-    torch._dynamo.reset()
-    module = getattr(fusedrnn, name)(5, 6, num_layers=2, bidirectional=True, batch_first=True)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    for steps in (4, 7):
-        x = torch.randn(3, steps, 5)
-        results = []
-        for f in (module, compiled):
-            module.zero_grad()
-            leaf = x.clone().requires_grad_()
-            output = f(leaf)[0]
-            output.square().sum().backward()
-            grads = [leaf.grad, *(p.grad.clone() for p in module.parameters())]
-            results.append([output.detach(), *grads])
-        for a, b in zip(*results, strict=True):
-            torch.testing.assert_close(a, b)
-
-
-@pytest.mark.slow
-def test_compile_with_inductor() -> None:
-    torch._dynamo.reset()
-    module = torch.nn.Sequential(torch.nn.Linear(5, 5), fusedrnn.GRU(5, 6)).eval()
-    x = torch.randn(4, 3, 5)
-    with torch.no_grad():
-        found = torch.compile(module, fullgraph=True)(x)
-        torch.testing.assert_close(found, module(x))
-
-
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
-def test_export(name: str, strict: bool) -> None:
-    module = getattr(fusedrnn, name)(5, 6, batch_first=True).eval()
-    x = torch.randn(3, 4, 5)
-    steps, batch = torch.export.Dim("steps", min=2), torch.export.Dim("batch", min=2)
-    program = torch.export.export(
-        module, (x,), dynamic_shapes={"input": {0: batch, 1: steps}}, strict=strict
-    )
-    other = torch.randn(7, 9, 5)
-    torch.testing.assert_close(program.module()(other)[0], module(other)[0])
 
 
 def test_packed_of_a_model_under_fake_tensors() -> None:

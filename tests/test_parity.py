@@ -31,6 +31,8 @@ SHAPES = [
     Case(T=12, B=9, packed="unsorted", bidirectional=True, layers=2),
     Case(T=7, B=6, packed="unsorted", batch_first=True, hx=False),
     Case(T=150, B=10, packed="sorted", H=20, I=3),
+    Case(T=12, B=9, packed="padded", bidirectional=True, layers=2),
+    Case(T=7, B=6, packed="padded", batch_first=True, hx=False),
     Case(T=2, B=2, I=64, H=64),
 ]
 PROJECTED = [

@@ -1,0 +1,155 @@
+"""Padded input with `lengths`: what parity tests (`packed="padded"` in cases.py) leave open."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import Case
+from torch import Tensor, nn
+from torch.func import grad, jacrev, jvp
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import fusedrnn
+from fusedrnn import functional
+from fusedrnn.sequences import Layout
+
+NAMES = ["LSTM", "GRU", "RNN"]
+T, B = 6, 4
+LENGTHS = torch.tensor([3, 6, 1, 6])
+
+
+def network(name: str, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return getattr(fusedrnn, name)(5, 7, dtype=torch.float64, **options)
+
+
+def x(**options: object) -> Tensor:
+    return torch.randn(T, B, 5, dtype=torch.float64, **options)
+
+
+def test_layout() -> None:
+    padded = torch.arange(4 * 3).view(4, 3, 1)
+    layout = Layout(padded, torch.tensor([2, 4, 1]))
+    assert layout.batch_sizes.tolist() == [3, 2, 1, 1]
+    assert layout.rows.tolist() == [1, 0, 2, 4, 3, 7, 10]  # as drawn in sequences.py
+    assert layout.order.tolist() == [1, 0, 2] and layout.place.tolist() == [1, 0, 2]
+    packed = pack_padded_sequence(padded, torch.tensor([2, 4, 1]), enforce_sorted=False)
+    assert torch.equal(layout.pack(padded), packed.data)
+    assert torch.equal(layout.pad(packed.data), pad_packed_sequence(packed)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_lies_behind_the_end_is_not_read(name: str, device: torch.device) -> None:
+    module = network(name, num_layers=2, bidirectional=True).to(device)
+    padded = x().to(device)
+    behind = torch.arange(T, device=device)[:, None] >= LENGTHS.to(device)
+    spoiled = padded.masked_fill(behind[..., None], torch.nan).requires_grad_()
+    output, states = module(spoiled, lengths=LENGTHS)
+    expected, expected_states = module(padded, lengths=LENGTHS)
+    torch.testing.assert_close((output, states), (expected, expected_states), rtol=0, atol=0)
+    assert (output[behind] == 0).all()
+    output.sum().backward()
+    assert spoiled.grad is not None and (spoiled.grad[behind] == 0).all()
+    assert spoiled.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+def test_full_lengths_change_nothing(kind: torch.dtype) -> None:
+    module, padded = network("GRU", bidirectional=True), x()
+    found = module(padded, lengths=torch.full((B,), T, dtype=kind))
+    torch.testing.assert_close(found, module(padded))
+
+
+def test_an_empty_batch() -> None:
+    module = network("LSTM", num_layers=2)
+    empty = torch.empty(T, 0, 5, dtype=torch.float64)
+    output, (h, c) = module(empty, lengths=torch.empty(0, dtype=torch.int64))
+    assert output.shape == (T, 0, 7) and h.shape == c.shape == (2, 0, 7)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
+def test_functional(name: str) -> None:
+    module = Case(cell=name, I=5, H=7).module()
+    run = getattr(functional, name)
+    output, *states = run(x := torch.randn(T, B, 5).double(), None, [*module.parameters()],
+                          lengths=LENGTHS)  # fmt: skip
+    expected, final = module(x, lengths=LENGTHS)
+    torch.testing.assert_close(
+        [output, *states], [expected, *(final if name == "lstm" else [final])]
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_higher_derivatives_and_transforms(name: str) -> None:
+    module, padded = network(name), x()
+
+    def loss(given: Tensor) -> Tensor:
+        return module(given, lengths=LENGTHS)[0].square().sum()
+
+    def one_by_one(given: Tensor) -> Tensor:  # torch's packing knows no transforms
+        each = [module(given[:n, b])[0].square().sum() for b, n in enumerate(LENGTHS.tolist())]
+        return torch.stack(each).sum()
+
+    tangent = x()
+    for transform in (grad, lambda f: grad(lambda v: grad(f)(v).square().sum()), jacrev,
+                      lambda f: lambda v: jvp(f, (v,), (tangent,))[1]):  # fmt: skip
+        torch.testing.assert_close(transform(loss)(padded), transform(one_by_one)(padded))
+    many = torch.stack([padded, tangent])
+    torch.testing.assert_close(
+        torch.vmap(grad(loss))(many), torch.stack([grad(loss)(padded), grad(loss)(tangent)])
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"proj_size": 3}], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_is_that_of_packed_input(name: str, options: dict[str, int]) -> None:
+    if options and name != "LSTM":
+        return
+    theirs = getattr(nn, name)(5, 7, **options)
+    ours = fusedrnn.replace(getattr(nn, name)(5, 7, **options)).model
+    ours.load_state_dict(theirs.state_dict())
+    padded = x().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, states = ours(padded, lengths=LENGTHS)
+        expected, final = theirs(pack_padded_sequence(padded, LENGTHS, enforce_sorted=False))
+    assert found.dtype == expected.data.dtype
+    for ours_, theirs_ in zip(states, final, strict=True):
+        assert ours_.dtype == theirs_.dtype
+        torch.testing.assert_close(ours_, theirs_, rtol=2e-2, atol=2e-2)
+
+
+def test_a_trace_takes_other_lengths() -> None:
+    module = network("LSTM").requires_grad_(False)
+    traced = torch.jit.trace(
+        lambda given, lengths: module(given, lengths=lengths)[0], (x(), LENGTHS)
+    )
+    other = torch.tensor([2, 2, 6, 5])
+    padded = x()
+    torch.testing.assert_close(traced(padded, other), module(padded, lengths=other)[0])
+
+
+@pytest.mark.parametrize(
+    "lengths, error, message",
+    [
+        ([3, 6, 1, 6], TypeError, r"an int64 or int32 tensor .* = \(4,\), got list"),
+        (torch.ones(B), TypeError, "got torch.float32 of shape"),
+        (torch.ones(3, dtype=torch.int64), RuntimeError, r"got torch.int64 of shape \(3,\)"),
+        (torch.ones(B, 1, dtype=torch.int64), RuntimeError, r"of shape \(4, 1\)"),
+        (torch.tensor([1, 0, 2, 3]), RuntimeError, "from 1 to 6, the steps of input, got 0 at 1"),
+        (torch.tensor([1, 2, 3, 7]), RuntimeError, "from 1 to 6, the steps of input, got 7 at 3"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_errors(lengths: object, error: type[Exception], message: str) -> None:
+    module = network("GRU")
+    with pytest.raises(error, match=message):
+        module(x(), lengths=lengths)
+
+
+def test_lengths_where_there_are_none() -> None:
+    module = network("GRU")
+    with pytest.raises(ValueError, match="lengths: expected None without a batch"):
+        module(x()[:, 0], lengths=LENGTHS)
+    packed = pack_padded_sequence(x(), LENGTHS, enforce_sorted=False)
+    with pytest.raises(ValueError, match="lengths: expected None with a packed input"):
+        module(packed, lengths=LENGTHS)
