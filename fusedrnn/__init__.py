@@ -4,6 +4,8 @@
     fusedrnn.replace(model)      puts these modules in the place of torch.nn's in a model
     fusedrnn.Streaming(module)   inference step by step, with the state kept between calls
     fusedrnn.functional          the same without a module
+    fusedrnn.onnx.export(...)    a model with these modules as ONNX's own operators
+    fusedrnn.from_onnx(...)      a module with the weights of such an operator
     fusedrnn.plan(...)           how a call would be run: threads, steps at once, team
     fusedrnn.build_info()        what this build was made with and for
 
@@ -17,10 +19,11 @@ from typing import Any
 
 import torch
 
-from fusedrnn import _C, functional, ops
+from fusedrnn import _C, functional, onnx, ops
 from fusedrnn._C import build_info
 from fusedrnn.convert import Replacement, replace
 from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fusedrnn.onnx import from_onnx
 from fusedrnn.reference import CELLS
 from fusedrnn.streaming import Streaming
 
@@ -40,7 +43,9 @@ __all__ = [
     "Replacement",
     "Streaming",
     "build_info",
+    "from_onnx",
     "functional",
+    "onnx",
     "plan",
     "replace",
 ]

@@ -19,6 +19,13 @@ from torch import Tensor
 
 from fusedrnn.reference import CELLS, GATES, LSTM
 
+PACKED_IN_ONNX = (
+    "ONNX has no packed sequences, and this model calls a layer of fusedrnn with a PackedSequence. "
+    "To export it, call the layer with the padded tensor and lengths=, which becomes the "
+    "operator's sequence_lens"
+)
+"""What a packed layer answers to an exporter to ONNX."""
+
 
 def check_input(
     name: str, input: Any, batch_sizes: Tensor | None, weights: Sequence[Tensor]

@@ -19,7 +19,7 @@ from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn import functional
-from fusedrnn.checks import check_checkpoint, check_states, split_state
+from fusedrnn.checks import PACKED_IN_ONNX, check_checkpoint, check_states, split_state
 from fusedrnn.reference import GRU as GRU_CELL
 from fusedrnn.reference import LSTM as LSTM_CELL
 from fusedrnn.reference import RNN_RELU, RNN_TANH
@@ -93,6 +93,8 @@ class _Layers(RNNBase):
         lengths: Tensor | None,
     ) -> tuple[PackedSequence, Tensor, Tensor]:
         """States come and go in the order of the sequences that the user packed."""
+        if torch.onnx.is_in_onnx_export():  # said here: torch.export may fail on sizes of no value
+            raise NotImplementedError(PACKED_IN_ONNX)
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
             cell, parts = CELL_OF_MODE[self.mode], self.num_layers * (1 + self.bidirectional)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from fusedrnn import modules, ops
 from fusedrnn.checkpoint import checkpointed_forward
+from fusedrnn.checks import PACKED_IN_ONNX
 from fusedrnn.convert import DTYPES
 from fusedrnn.reference import CELLS
 
@@ -72,6 +73,8 @@ def export(
     f: str | os.PathLike[str] | None = None,
     *,
     custom_translation_table: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+    export_params: bool = True,
+    keep_initializers_as_inputs: bool = False,
     external_data: bool = True,
     **options: Any,
 ) -> torch.onnx.ONNXProgram:
@@ -85,7 +88,8 @@ def export(
         args: the inputs of an example call.
         f: the file to write, if any.
         custom_translation_table: for other ops than ours; goes before ours.
-        external_data: whether the weights go to a file beside `f`, as torch has it.
+        export_params, keep_initializers_as_inputs, external_data: how `f` is written, as torch has
+            it: with weights, these as inputs too, these in a file beside it.
         options: everything else of `torch.onnx.export`, such as `dynamic_shapes` and
             `input_names`.
 
@@ -98,13 +102,16 @@ def export(
             cause, the text says why: it is projected (`proj_size`), packed or in bfloat16.
     """
     table = translation_table() | dict(custom_translation_table or {})
-    program = torch.onnx.export(
-        model, args, dynamo=True, custom_translation_table=table, **options
-    )
+    program = torch.onnx.export(model, args, dynamo=True, custom_translation_table=table, **options)
     assert program is not None
     _fold_weights(program.model)
     if f is not None:
-        program.save(f, external_data=external_data)
+        program.save(
+            f,
+            include_initializers=export_params,
+            keep_initializers_as_inputs=keep_initializers_as_inputs,
+            external_data=external_data,
+        )
     return program
 
 
@@ -156,9 +163,7 @@ def from_onnx(model: Any, node: str | None = None) -> nn.Module:
     if isinstance(model, str | os.PathLike):
         model = onnx.load(os.fspath(model))
     elif not isinstance(model, onnx.ModelProto):
-        raise TypeError(
-            f"model: expected an onnx.ModelProto or a path, got {type(model).__name__}"
-        )
+        raise TypeError(f"model: expected an onnx.ModelProto or a path, got {type(model).__name__}")
     return _module(_Node(_find(model.graph, node), _Constants(model)))
 
 
@@ -187,11 +192,7 @@ def _layer_forward(
     **__: Any,
 ) -> list[Value]:
     if batch_sizes is not None:
-        raise NotImplementedError(
-            "ONNX has no packed sequences, and this model calls a layer of fusedrnn with a "
-            "PackedSequence. To export it, call the layer with the padded tensor and "
-            "lengths=, which becomes the operator's sequence_lens"
-        )
+        raise NotImplementedError(PACKED_IN_ONNX)
     return _operator(input, None, hx, cx, weights, cell, has_biases, bidirectional)
 
 
@@ -286,10 +287,9 @@ def _reordered(op: Any, ir: Any, value: Value, gates: tuple[int, ...], hidden_si
 def _fold_weights(model: Any) -> None:
     """Computes what our translations make of constants, however large."""
     optimizer, passes = _import("onnxscript.optimizer"), _import("onnx_ir.passes.common")
-    ours = f"{ops.layer_forward.namespace}."
 
     def is_ours(node: Any) -> bool:
-        return ours in node.metadata_props.get("pkg.torch.onnx.class_hierarchy", "")
+        return "torch.ops.fusedrnn." in node.metadata_props.get("pkg.torch.onnx.fx_node", "")
 
     unlimited = 2**62
     optimizer.fold_constants(
@@ -301,3 +301,207 @@ def _fold_weights(model: Any) -> None:
 
 
 # Import.
+
+INPUTS = {
+    "RNN": ("X", "W", "R", "B", "sequence_lens", "initial_h"),
+    "GRU": ("X", "W", "R", "B", "sequence_lens", "initial_h"),
+    "LSTM": ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"),
+}
+"""The inputs of each operator; optional ones may be missing or have the name ""."""
+
+STANDARD = ("", "ai.onnx")
+"""The names of ONNX's own domain."""
+
+NOT_CONSTANT = {"If", "Loop", "Scan", "SequenceMap", "Bernoulli", "Multinomial"} | {
+    f"Random{kind}" for kind in ("Normal", "NormalLike", "Uniform", "UniformLike")
+}
+"""Nodes that are random, or have subgraphs, which may refer to anything."""
+
+
+class _Constants:
+    """The values of a graph that are known without running it.
+
+    Initializers, constants, and what nodes make of these: exporters leave some of the reordering
+    of weights in the graph.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._onnx = _import("onnx")
+        self._evaluator = _import("onnx.reference").ReferenceEvaluator
+        self._opsets = {opset.domain: opset.version for opset in model.opset_import}
+        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._makers = {name: node for node in model.graph.node for name in node.output}
+        self._computed: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        """The array of that name, or None if it is not a constant."""
+        if name not in self._computed:
+            self._computed[name] = self._compute(name)
+        return self._computed[name]
+
+    def _compute(self, name: str) -> Any:
+        if name in self._initializers:
+            return self._onnx.numpy_helper.to_array(self._initializers[name])
+        maker = self._makers.get(name)
+        if maker is None or maker.domain not in STANDARD or maker.op_type in NOT_CONSTANT:
+            return None
+        inputs = {name: self.get(name) for name in maker.input if name}
+        if any(array is None for array in inputs.values()):
+            return None
+        results = self._evaluator(maker, opsets=self._opsets).run(None, inputs)
+        return results[list(maker.output).index(name)]
+
+
+class _Node:
+    """A node's attributes and inputs by name, and errors that begin with the node."""
+
+    def __init__(self, proto: Any, constants: _Constants) -> None:
+        self.kind: str = proto.op_type
+        self._shown = f"{proto.op_type} node {_name(proto)!r}"
+        self._inputs = dict(zip(INPUTS[self.kind], proto.input, strict=False))
+        self._constants = constants
+        get = _import("onnx").helper.get_attribute_value
+        self._attributes = {attribute.name: get(attribute) for attribute in proto.attribute}
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        value = self._attributes.get(name, default)
+        return _text(value) if isinstance(value, bytes) else value
+
+    def has(self, name: str) -> bool:
+        return bool(self._inputs.get(name))
+
+    def constant(self, name: str) -> Any:
+        """The array of an input, or None if it is not a constant."""
+        return self._constants.get(self._inputs[name])
+
+    def refuse(self, why: str) -> ValueError:
+        return ValueError(f"{self._shown}: {why}")
+
+
+def _name(node: Any) -> str:
+    """Nodes need no name; their outputs have one."""
+    return str(node.name or next(filter(None, node.output), ""))
+
+
+def _find(graph: Any, name: str | None) -> Any:
+    nodes = [n for n in graph.node if n.op_type in INPUTS and n.domain in STANDARD]
+    known = ", ".join(f"{_name(n)!r} ({n.op_type})" for n in nodes) or "none"
+    if name is None and len(nodes) != 1:
+        raise ValueError(
+            f"node: expected one of the model's LSTM, GRU and RNN nodes by name, for it has not "
+            f"exactly one; it has {known}"
+        )
+    found = [n for n in nodes if name is None or name == n.name or name in filter(None, n.output)]
+    if len(found) != 1:
+        raise ValueError(
+            f"node: expected the name of one of the model's LSTM, GRU and RNN nodes, {known}; "
+            f"got {name!r}"
+        )
+    return found[0]
+
+
+def _module(node: _Node) -> nn.Module:
+    directions = _directions(node)
+    cell, operator = _cell(node, directions)
+    _refuse_what_modules_do_not(node)
+    w, r = _weight(node, "W"), _weight(node, "R")
+    b = _weight(node, "B") if node.has("B") else None
+    gates, hidden_size = len(operator.gates), r.size(-1)
+    shapes = {
+        "W": (w, (directions, gates * hidden_size, w.size(-1))),
+        "R": (r, (directions, gates * hidden_size, hidden_size)),
+        "B": (b, (directions, 2 * gates * hidden_size)),
+    }
+    for name, (tensor, shape) in shapes.items():
+        if tensor is not None and tensor.shape != shape:
+            raise node.refuse(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+    if (claimed := node.attribute("hidden_size", hidden_size)) != hidden_size:
+        raise node.refuse(f"hidden_size is {claimed}, and R is made for {hidden_size}")
+
+    options: dict[str, Any] = {}
+    if operator.kind == "RNN":
+        options["nonlinearity"] = cell.removeprefix("rnn_")
+    if cell == "gru_reset_before":
+        options["reset_after"] = False
+    module: nn.Module = nn.utils.skip_init(
+        getattr(modules, operator.kind), w.size(-1), hidden_size, bias=b is not None,
+        batch_first=node.attribute("layout", 0) == 1, bidirectional=directions == 2, dtype=w.dtype,
+        **options,
+    )  # fmt: skip
+    # Where ONNX has torch's gates: the inverse of `gates`.
+    places = [operator.gates.index(gate) for gate in range(gates)]
+    with torch.no_grad():
+        for direction, suffix in enumerate(("", "_reverse")[:directions]):
+            parts = {"weight_ih": w[direction], "weight_hh": r[direction]}
+            if b is not None:
+                parts["bias_ih"], parts["bias_hh"] = b[direction].chunk(2)
+            for name, part in parts.items():
+                own = part.unflatten(0, (gates, hidden_size))[places].flatten(0, 1)
+                module.get_parameter(f"{name}_l0{suffix}").copy_(own)
+    return module
+
+
+def _directions(node: _Node) -> int:
+    direction = node.attribute("direction", "forward")
+    if direction == "reverse":
+        raise node.refuse(
+            "direction 'reverse' alone is not what the modules do. Set it to 'forward', and flip "
+            "the module's input and output in time"
+        )
+    if direction not in ("forward", "bidirectional"):
+        raise node.refuse(f"direction: expected 'forward' or 'bidirectional', got {direction!r}")
+    return 2 if direction == "bidirectional" else 1
+
+
+def _cell(node: _Node, directions: int) -> tuple[str, Operator]:
+    """The cell of the node's operator that has its activations and its place of the reset gate."""
+    candidates = {name: op for name, op in OPERATORS.items() if op.kind == node.kind}
+    default = next(iter(candidates.values())).activations * directions
+    given = [_text(activation) for activation in node.attribute("activations", default)]
+    reset = bool(node.attribute("linear_before_reset", 0))
+    for name, operator in candidates.items():
+        # ONNX's names are the same in any case, as onnxruntime reads them.
+        same = [a.lower() for a in given] == [a.lower() for a in operator.activations * directions]
+        if same and reset == bool(operator.attributes.get("linear_before_reset", 0)):
+            return name, operator
+    expected = sorted({str(list(op.activations * directions)) for op in candidates.values()})
+    raise node.refuse(f"activations: expected {' or '.join(expected)}, got {given}")
+
+
+def _refuse_what_modules_do_not(node: _Node) -> None:
+    if (clip := node.attribute("clip")) is not None:
+        raise node.refuse(f"clip={clip}: the modules do not clip the input of activations")
+    if node.attribute("input_forget", 0):
+        raise node.refuse("input_forget=1: the modules do not couple input and forget gate")
+    if node.has("P") and _is_not_zero(node, "P"):
+        raise node.refuse("P: the modules have no peepholes")
+    for name in ("initial_h", "initial_c"):
+        if node.has(name) and node.constant(name) is not None and _is_not_zero(node, name):
+            raise node.refuse(
+                f"{name} is a constant that is not zero, which no module holds. Take that input "
+                "away from the node, and give it to the module as hx"
+            )
+
+
+def _is_not_zero(node: _Node, name: str) -> bool:
+    array = node.constant(name)
+    return array is None or bool(array.astype("float64").any())
+
+
+def _weight(node: _Node, name: str) -> Tensor:
+    array = node.constant(name) if node.has(name) else None
+    if array is None:
+        raise node.refuse(
+            f"{name}: expected a constant of the graph, got "
+            + ("a value that is computed from its inputs" if node.has(name) else "nothing")
+        )
+    dtype = getattr(torch, array.dtype.name, None)
+    if dtype not in DTYPES:
+        raise node.refuse(f"{name}: there are no kernels for {array.dtype.name}")
+    if dtype == torch.bfloat16:  # which torch does not take from NumPy
+        array = array.astype("float32")
+    return torch.tensor(array).to(dtype)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
