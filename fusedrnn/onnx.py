@@ -221,7 +221,7 @@ def _operator(
     has_biases: bool,
     bidirectional: bool,
 ) -> list[Value]:
-    """The node and what turns its output: (output, hn), and cn of an LSTM.
+    """The node, and what brings its output into our layout: output, hn, and cn of an LSTM.
 
     What the ops return beside that is empty, or for gradients alone, and so in no exported graph.
     """
@@ -232,8 +232,8 @@ def _operator(
     if count % 2:
         raise NotImplementedError(
             "ONNX's LSTM has no projection, so an LSTM with proj_size > 0 cannot be exported. "
-            "Export a model whose LSTM has proj_size=0, trained so; or export this one by "
-            "torch.export, which keeps fusedrnn's own op"
+            "Train and export the model with proj_size=0, or keep this one and save it by "
+            "torch.export, whose programs run fusedrnn's own op"
         )
     if input.dtype == ir.DataType.BFLOAT16:
         raise NotImplementedError(
@@ -242,7 +242,7 @@ def _operator(
         )
     hidden_size = weights[0].shape[0] // len(operator.gates)
 
-    def rows(values: Sequence[Value]) -> Value:
+    def rows(values: Sequence[Value]) -> list[Value]:
         """Gates in ONNX's order."""
         return [_reordered(op, ir, value, operator.gates, hidden_size) for value in values]
 
@@ -289,7 +289,8 @@ def _fold_weights(model: Any) -> None:
     optimizer, passes = _import("onnxscript.optimizer"), _import("onnx_ir.passes.common")
 
     def is_ours(node: Any) -> bool:
-        return "torch.ops.fusedrnn." in node.metadata_props.get("pkg.torch.onnx.fx_node", "")
+        source = node.metadata_props.get("pkg.torch.onnx.fx_node", "")
+        return "torch.ops.fusedrnn." in source and node.op_type not in INPUTS
 
     unlimited = 2**62
     optimizer.fold_constants(
@@ -330,26 +331,28 @@ class _Constants:
         self._evaluator = _import("onnx.reference").ReferenceEvaluator
         self._opsets = {opset.domain: opset.version for opset in model.opset_import}
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._makers = {name: node for node in model.graph.node for name in node.output}
+        self._makers: dict[str, Any] = {}
+        for node in model.graph.node:  # each after those whose outputs it takes
+            known = all(name in self._initializers or name in self._makers for name in _given(node))
+            if known and node.domain in STANDARD and node.op_type not in NOT_CONSTANT:
+                self._makers |= {name: node for name in node.output}
         self._computed: dict[str, Any] = {}
 
     def get(self, name: str) -> Any:
         """The array of that name, or None if it is not a constant."""
-        if name not in self._computed:
-            self._computed[name] = self._compute(name)
-        return self._computed[name]
-
-    def _compute(self, name: str) -> Any:
         if name in self._initializers:
             return self._onnx.numpy_helper.to_array(self._initializers[name])
-        maker = self._makers.get(name)
-        if maker is None or maker.domain not in STANDARD or maker.op_type in NOT_CONSTANT:
-            return None
-        inputs = {name: self.get(name) for name in maker.input if name}
-        if any(array is None for array in inputs.values()):
-            return None
-        results = self._evaluator(maker, opsets=self._opsets).run(None, inputs)
-        return results[list(maker.output).index(name)]
+        if name in self._makers and name not in self._computed:
+            node = self._makers[name]
+            inputs = {input: self.get(input) for input in _given(node)}
+            results = self._evaluator(node, opsets=self._opsets).run(None, inputs)
+            self._computed |= dict(zip(node.output, results, strict=True))
+        return self._computed.get(name)
+
+
+def _given(node: Any) -> list[str]:
+    """The names of its inputs, without optional ones that are left out."""
+    return [name for name in node.input if name]
 
 
 class _Node:
