@@ -32,6 +32,7 @@ from fusedrnn.checkpoint import checkpointed_forward
 from fusedrnn.checks import PACKED_IN_ONNX
 from fusedrnn.convert import DTYPES
 from fusedrnn.reference import CELLS
+from fusedrnn.sequences import padded_forward
 
 __all__ = ["export", "from_onnx", "translation_table"]
 
@@ -125,13 +126,11 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         ImportError: onnxscript is not installed.
     """
     _import("onnxscript")
-    table: dict[Callable[..., Any], Callable[..., Any]] = {
+    return {
         ops.layer_forward: _layer_forward,
         checkpointed_forward: _layer_forward,
+        padded_forward: _padded_forward,
     }
-    if padded_forward := getattr(torch.ops.fusedrnn, "padded_forward", None):
-        table[padded_forward.default] = _padded_forward
-    return table
 
 
 def from_onnx(model: Any, node: str | None = None) -> nn.Module:
@@ -208,7 +207,10 @@ def _padded_forward(
     *_: Any,
     **__: Any,
 ) -> list[Value]:
-    return _operator(input, lengths, hx, cx, weights, cell, has_biases, bidirectional)
+    found = _operator(input, lengths, hx, cx, weights, cell, has_biases, bidirectional)
+    # The reserve's size depends on the lengths, so a graph keeps it, unused, with gradients enabled.
+    nothing = _import("onnxscript").opset18.Constant(value_floats=[])
+    return found + [nothing] * (4 - len(found))
 
 
 def _operator(

@@ -35,7 +35,6 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 NODES = ("LSTM", "GRU", "RNN")
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-TAKES_LENGTHS = "lengths" in inspect.signature(fusedrnn.LSTM.forward).parameters
 RESETS_BEFORE = "reset_after" in inspect.signature(fusedrnn.GRU).parameters
 DOCS = Path(__file__).parent.parent / "docs" / "onnx.md"
 
@@ -429,7 +428,6 @@ def test_lengths() -> None:
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.skipif(not TAKES_LENGTHS, reason="modules do not take lengths")
 def test_lengths_of_modules() -> None:
     torch.manual_seed(0)
 
