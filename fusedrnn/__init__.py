@@ -4,8 +4,10 @@
     fusedrnn.replace(model)      puts these modules in the place of torch.nn's in a model
     fusedrnn.Streaming(module)   inference step by step, with the state kept between calls
     fusedrnn.functional          the same without a module
+    fusedrnn.from_keras(layer)   the module of a Keras layer, with its weights
+    fusedrnn.from_tf1(...)       the same from a TensorFlow 1 checkpoint
+    fusedrnn.from_onnx(...)      the same from an ONNX node
     fusedrnn.onnx.export(...)    a model with these modules as ONNX's own operators
-    fusedrnn.from_onnx(...)      a module with the weights of such an operator
     fusedrnn.plan(...)           how a call would be run: threads, steps at once, team
     fusedrnn.build_info()        what this build was made with and for
 
@@ -22,10 +24,12 @@ import torch
 from fusedrnn import _C, functional, onnx, ops
 from fusedrnn._C import build_info
 from fusedrnn.convert import Replacement, replace
+from fusedrnn.keras import from_keras
 from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fusedrnn.onnx import from_onnx
 from fusedrnn.reference import CELLS
 from fusedrnn.streaming import Streaming
+from fusedrnn.tensorflow1 import from_tf1
 
 __version__ = "0.1.0"
 
@@ -43,7 +47,9 @@ __all__ = [
     "Replacement",
     "Streaming",
     "build_info",
+    "from_keras",
     "from_onnx",
+    "from_tf1",
     "functional",
     "onnx",
     "plan",
