@@ -152,7 +152,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
     else:
         import numpy  # whoever has arrays has it; torch does without
 
-        array = numpy.array(value)
+        array = numpy.asarray(value).copy()
         if array.dtype.name == "bfloat16":  # not NumPy's own, and torch does not take it
             tensor = torch.from_numpy(array.view("int16")).view(torch.bfloat16)
         elif array.dtype.kind != "f":
