@@ -208,7 +208,7 @@ def _padded_forward(
     **__: Any,
 ) -> list[Value]:
     found = _operator(input, lengths, hx, cx, weights, cell, has_biases, bidirectional)
-    # The reserve's size depends on the lengths, so a graph keeps it, unused, with gradients enabled.
+    # The reserve's size depends on the lengths: with gradients enabled a graph keeps it, unused.
     nothing = _import("onnxscript").opset18.Constant(value_floats=[])
     return found + [nothing] * (4 - len(found))
 

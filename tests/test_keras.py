@@ -8,6 +8,7 @@ seconds.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import in_a_process
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -524,6 +526,33 @@ def zeros(*shapes: Sequence[int]) -> list[np.ndarray]:
 def test_weights_that_do_not_fit(weights: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fusedrnn.from_keras(weights, **options)
+
+
+def test_another_backend() -> None:
+    """Keras on torch, which computes some products of float64 in float32."""
+    if importlib.util.find_spec("keras") is None:
+        pytest.skip("no keras")
+    code = """
+        import keras, numpy, torch
+        import fusedrnn
+
+        assert keras.backend.backend() == "torch"
+        x = numpy.random.default_rng(0).standard_normal((3, 5, 4)).astype("float32")
+        for kind, cell in (("LSTM", "lstm"), ("GRU", "gru"), ("SimpleRNN", "rnn")):
+            layer = getattr(keras.layers, kind)(6, return_sequences=True)
+            layer = keras.layers.Bidirectional(layer)
+            expected = layer(x).detach()
+            for module in (
+                fusedrnn.from_keras(layer),
+                fusedrnn.from_keras(list(layer.weights), cell=cell),
+            ):
+                torch.testing.assert_close(
+                    module(torch.from_numpy(x))[0].detach(), expected.cpu(), rtol=0, atol=1e-5
+                )
+                print(module)
+    """
+    shown = in_a_process(code, KERAS_BACKEND="torch")
+    assert shown.count("bidirectional=True") == 6
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "SimpleRNN", reset_before("GRU")])
