@@ -6,8 +6,8 @@
 
 For rows J and D a training step (forward, backward) of LSTM and GRU without checkpoints and with k
 from 4 to T; beside it `torch.nn` without, and with `torch.utils.checkpoint` around chunks of k
-steps. All sides take turns, as everywhere (timing.py); peak memory is that of memory.py. With one
-thread the clock is that thread's own time, which neighbours do not lengthen.
+steps. All sides take turns, as everywhere (fusedrnn/timing.py); peak memory is that of memory.py.
+With one thread the clock is that thread's own time, which neighbours do not lengthen.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, memory, runner, timing
+from benchmarks import machine, memory
 from benchmarks.peers import OURS, TORCH_NN, Peer, checkpointed, checkpointed_torch
 from benchmarks.peers.peer import make_data
 from benchmarks.report import RESULTS
 from benchmarks.tables import NAMES
 from benchmarks.workloads import Case, rows_named
+from fusedrnn import timing
+from fusedrnn.parity import check_parity
 
 ROWS = ("J", "D")
 CELLS = ("lstm", "gru")
@@ -81,7 +83,7 @@ def curve(case: Case, *, quick: bool) -> Results:
     steps = {name: peer.build(case, data) for name, peer in sides.items()}
     expected = steps[OURS.name].results()
     for name, step in steps.items():
-        runner.check_parity(step.results(), expected, dtype=case.dtype, peer=name)
+        check_parity(step.results(), expected, dtype=case.dtype, peer=name)
     seconds = timing.measure(
         {name: step.repeat for name, step in steps.items()},
         budget=QUICK_BUDGET if quick else BUDGET,

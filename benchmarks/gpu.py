@@ -27,8 +27,8 @@ from benchmarks import machine, runner
 from benchmarks.peers import OURS, PEERS
 from benchmarks.peers.peer import make_data
 from benchmarks.report import write_whole
-from benchmarks.timing import geometric_mean
 from benchmarks.workloads import GPU_ROWS, Case, Row, cases, rows_named
+from fusedrnn.timing import geometric_mean
 
 PEER = "torch.nn"
 COLUMNS = (

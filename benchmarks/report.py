@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks.peers import TORCH_NN
 from benchmarks.tables import NAMES, PASS_NAMES, Results, markdown, measured, threads_in_words
-from benchmarks.timing import geometric_mean
 from benchmarks.workloads import CELLS, PASSES, ROWS
+from fusedrnn.timing import geometric_mean
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"

@@ -8,9 +8,8 @@ left out there and the record says why. Timings are never asserted.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,19 +17,9 @@ from torch import Tensor
 
 from benchmarks.peers import PEERS, STREAMING, TORCH_NN, Peer, lead
 from benchmarks.peers.peer import Step, make_data
-from benchmarks.timing import Repeat, measure, ratio, spread
 from benchmarks.workloads import Case
-
-# Relative difference (of norms) beyond which two sides did not compute the same thing. Loose on
-# purpose: the tests hold the numbers rule, this only keeps us from timing something wrong. int8 is
-# compared with torch.nn in float32.
-PARITY_BOUND = {
-    "float64": 1e-8, "float32": 1e-3, "tf32": 0.03, "float16": 0.1, "bfloat16": 0.25, "int8": 0.15,
-}  # fmt: skip
-
-
-class ParityError(Exception):
-    """Two sides of a case gave different results."""
+from fusedrnn.parity import check_parity, float32_products
+from fusedrnn.timing import finished, measure, ratio, spread
 
 
 def skipped(case: Case) -> str | None:
@@ -54,7 +43,7 @@ def run(
     try:
         with precision(case):
             steps = _steps(case, peers, record)
-            repeats = {name: _finished(step.repeat, case) for name, step in steps.items()}
+            repeats = {name: finished(step.repeat, case.row.device) for name, step in steps.items()}
             samples = measure(repeats, budget=budget * len(steps) / 2)
     except Exception as error:  # any failure of one case: the other cases still count
         return record | {"error": f"{type(error).__name__}: {error}"}
@@ -74,27 +63,6 @@ def run(
 def peak_fraction(case: Case, seconds: float, peak: float | None) -> float | None:
     """Which part of the machine's multiply-add rate a call of `seconds` makes use of."""
     return case.flops / (seconds * peak) if peak else None
-
-
-def check_parity(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, dtype: str, peer: str
-) -> None:
-    """Raises ParityError when any of our results is not, roughly, the peer's."""
-    if ours.keys() != theirs.keys():
-        raise ParityError(f"results: expected those of {peer}, {[*theirs]}; got {[*ours]}")
-    for name, expected in theirs.items():
-        got = ours[name]
-        if got.shape != expected.shape:
-            raise ParityError(
-                f"{name}: expected shape {tuple(expected.shape)} as from {peer}, "
-                f"got {tuple(got.shape)}"
-            )
-        difference = _relative_difference(got.double(), expected.double())
-        if not difference <= PARITY_BOUND[dtype]:  # also when it is NaN
-            raise ParityError(
-                f"{name}: expected within {PARITY_BOUND[dtype]:g} of {peer}'s (relative), "
-                f"got {difference:.3g}"
-            )
 
 
 def _steps(case: Case, peers: Sequence[Peer], record: dict[str, Any]) -> dict[str, Step]:
@@ -146,36 +114,9 @@ def _ratios(samples: dict[str, list[float]], ours: str) -> dict[str, dict[str, f
     }
 
 
-def _finished(repeat: Repeat, case: Case) -> Repeat:
-    """`repeat` until all is done: a GPU's calls return before their work is."""
-    if case.row.device == "cpu":
-        return repeat
-
-    def run(calls: int) -> None:
-        repeat(calls)
-        torch.cuda.synchronize()
-
-    return run
-
-
-@contextmanager
-def precision(case: Case) -> Iterator[None]:
+def precision(case: Case) -> AbstractContextManager[None]:
     """tf32 on a GPU where the case says so, and nowhere else."""
-    cudnn: Any = torch.backends.cudnn
-    before = cudnn.rnn.fp32_precision
-    cudnn.rnn.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
-    try:
-        yield
-    finally:
-        cudnn.rnn.fp32_precision = before
-
-
-def _relative_difference(got: Tensor, expected: Tensor) -> float:
-    difference = float((got - expected).norm())
-    scale = float(expected.norm())
-    if not difference:
-        return 0.0
-    return difference / scale if scale else math.inf
+    return float32_products("tf32" if case.dtype == "tf32" else "ieee")
 
 
 def _identity(case: Case) -> dict[str, Any]:

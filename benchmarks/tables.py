@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks.peers import OURS, STREAMING, STREAMING_INT8, TORCH_NN
-from benchmarks.timing import geometric_mean
 from benchmarks.workloads import CELLS, PASSES, ROWS, TARGET_THREADS, target
+from fusedrnn.timing import geometric_mean
 
 PASS_NAMES = {"forward": "forward", "train": "forward + backward"}
 NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}

@@ -162,6 +162,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("version", [] { return FUSEDRNN_VERSION; });
   m.def("build_info", &build_info);
   m.def("cpu_capability", [] { return fusedrnn::name_of(fusedrnn::cpu_capability()); });
+  m.def("cpu_capabilities", [] {
+    py::list names;
+    for (const fusedrnn::Capability c : fusedrnn::cpu_capabilities())
+      names.append(fusedrnn::name_of(c));
+    return names;
+  });
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("time"), py::arg("batch"),
         py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("directions"),
         py::arg("dtype"), py::arg("threads"), py::arg("training"), py::arg("packed"),

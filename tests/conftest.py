@@ -11,6 +11,7 @@ from cuda_emulation import backend as emulated
 from hypothesis import settings
 
 import fusedrnn
+from fusedrnn.parity import float32_products
 
 # A test that takes a `device` runs on all of these. "emulated" are tensors of the CPU whose layers
 # the CUDA kernels compute, in the emulation, each in another random order of threads: as planned,
@@ -47,10 +48,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 @pytest.fixture
 def ieee() -> Iterator[None]:
     """float32 products without tf32, whatever a test leaves behind; tf32 has a test of its own."""
-    before = torch.backends.cudnn.rnn.fp32_precision
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
-    yield
-    torch.backends.cudnn.rnn.fp32_precision = before
+    with float32_products("ieee"):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import runner
 from benchmarks.peers import OTHERS, STREAMING, STREAMING_INT8, TORCH_NN
 from benchmarks.peers.peer import ThreadsOnce, beyond, make_data
 from benchmarks.workloads import CELLS, DTYPES, Case, Row
+from fusedrnn.parity import check_parity
 
 PLAIN = Row(name="X", source="", T=5, I=3, H=6, B=4, dtypes=DTYPES)
 ROWS = {
@@ -49,7 +49,7 @@ def test_numbers_are_those_of_torch_nn(peer, kind, cell) -> None:
         step = peer.build(case, data)
         step.repeat(2)
         got = step.results()
-        runner.check_parity(got, expected, dtype=case.dtype, peer=TORCH_NN.name)
+        check_parity(got, expected, dtype=case.dtype, peer=TORCH_NN.name)
         assert got.keys() == expected.keys()
         if case.dtype == "float32":  # closer than what the runner asks for
             for name, tensor in expected.items():

@@ -11,11 +11,12 @@ import torch
 
 import fusedrnn
 from benchmarks import __main__ as command
-from benchmarks import checkpoint, memory, report, roofline, runner, tables, timing
+from benchmarks import checkpoint, memory, report, roofline, runner, tables
 from benchmarks.peers import TORCH_NN, peers_named
 from benchmarks.peers.peer import OptionalPeer
 from benchmarks.workloads import CELLS, ROWS, Case, Row, cases, flops, rows_named, target
-from fusedrnn import _C
+from fusedrnn import _C, timing
+from fusedrnn.parity import ParityError, check_parity
 
 
 def test_flops_are_counted_by_hand() -> None:
@@ -92,11 +93,11 @@ def test_measure_takes_turns_on_a_clock_of_our_own() -> None:
 
 def test_parity_is_checked_before_timing() -> None:
     right = {"output": torch.ones(3)}
-    runner.check_parity(right, right, dtype="float32", peer="torch.nn")
+    check_parity(right, right, dtype="float32", peer="torch.nn")
     for wrong in ({"output": torch.ones(3) * 1.1}, {"output": torch.ones(4)}, {},
                   {"output": torch.full((3,), float("nan"))}):  # fmt: skip
-        with pytest.raises(runner.ParityError):
-            runner.check_parity(wrong, right, dtype="float32", peer="torch.nn")
+        with pytest.raises(ParityError):
+            check_parity(wrong, right, dtype="float32", peer="torch.nn")
 
 
 class Stand(OptionalPeer):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Case, check
 
 import fusedrnn
+from fusedrnn.parity import Case, check
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVELS = ["portable", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16"]

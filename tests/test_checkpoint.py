@@ -9,7 +9,6 @@ import pickle
 
 import pytest
 import torch
-from cases import FP64, Case, check, largest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_fuzz import EXAMPLES, cases
@@ -23,6 +22,7 @@ from torch.library import opcheck
 import fusedrnn
 from fusedrnn import functional
 from fusedrnn.checkpoint import checkpointed_backward, checkpointed_forward
+from fusedrnn.parity import FP64, Case, check, largest
 
 CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
 T = 7

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from cases import Case, check
 from torch import Tensor, nn
 
 import fusedrnn
 from fusedrnn import ops
+from fusedrnn.parity import Case, check
 
 pytestmark = [
     pytest.mark.cuda,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 import torch
-from cases import Case, check
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from fusedrnn.parity import Case, check
 
 EXAMPLES = int(os.environ.get("FUSEDRNN_FUZZ", 200))
 

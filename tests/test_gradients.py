@@ -6,12 +6,12 @@ import threading
 
 import pytest
 import torch
-from cases import Case
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
 import fusedrnn
+from fusedrnn.parity import Case
 
 CELLS = ["lstm", "gru", "rnn_tanh"]
 SHAPES = [

@@ -1,13 +1,13 @@
-"""The modules compute torch.nn's numbers: outputs, states, every gradient (rule: cases.py)."""
+"""The modules compute torch.nn's numbers: outputs, states, gradients (fusedrnn/parity.py)."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from cases import Case, check, strided
 from torch import nn
 
 import fusedrnn
+from fusedrnn.parity import Case, check, strided
 
 CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import Case
 from test_parity import CELLS, PROJECTED, SHAPES
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fusedrnn import reference
+from fusedrnn.parity import Case
 
 LAYERS = [c for c in SHAPES + PROJECTED if c.layers == 1 and not c.unbatched and not c.batch_first]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_capability import LEVELS, check_at
@@ -20,6 +19,7 @@ from torch.nn.utils import prune
 
 import fusedrnn
 from fusedrnn import ops
+from fusedrnn.parity import Case, check
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru"]

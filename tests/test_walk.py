@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import Case, check, largest
 from cuda_emulation import backend as emulated
 from processes import under_address_sanitizer
 from torch import Tensor
 
 import fusedrnn
+from fusedrnn.parity import Case, check, largest
 from fusedrnn.reference import CELLS
 
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=emulated.missing())
@@ -106,7 +106,7 @@ def test_no_access_out_of_bounds() -> None:
     """AddressSanitizer watches every access of every kernel, in a process of its own."""
     code = """
         import torch, test_walk
-        from cases import check
+        from fusedrnn.parity import check
         from cuda_emulation import backend as emulated
         for team in test_walk.TEAMS[:3]:
             with emulated.installed("asan", seed=1, plan=team):

@@ -36,12 +36,11 @@ bool supports(Capability capability) {
 }
 
 Capability chosen() {
+  const std::vector<Capability> supported = cpu_capabilities();
   if (const char* wanted = std::getenv("FUSEDRNN_CPU_CAPABILITY"))
-    for (const Capability c : kAll)
-      if (std::strcmp(wanted, name_of(c)) == 0 && supports(c)) return c;
-  for (const Capability c : kAll)
-    if (supports(c)) return c;
-  return Capability::portable;
+    for (const Capability c : supported)
+      if (std::strcmp(wanted, name_of(c)) == 0) return c;
+  return supported.front();
 }
 
 }  // namespace
@@ -49,6 +48,13 @@ Capability chosen() {
 Capability cpu_capability() {
   static const Capability capability = chosen();
   return capability;
+}
+
+std::vector<Capability> cpu_capabilities() {
+  std::vector<Capability> supported;
+  for (const Capability c : kAll)
+    if (supports(c)) supported.push_back(c);
+  return supported;
 }
 
 const char* name_of(Capability capability) {

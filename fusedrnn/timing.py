@@ -24,6 +24,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import torch
+
 SAMPLE = 0.025  # seconds that one sample lasts at least
 LEAD_IN = 0.005  # seconds of untimed calls before a sample ...
 LEAD_IN_UP_TO = 0.030  # ... unless one call is longer than this, and has its own lead-in
@@ -63,6 +65,18 @@ def measure(
     finally:
         if collecting:
             gc.enable()
+
+
+def finished(repeat: Repeat, device: torch.device | str) -> Repeat:
+    """`repeat` until all is done: a GPU's calls return before their work is."""
+    if torch.device(device).type == "cpu":
+        return repeat
+
+    def run(calls: int) -> None:
+        repeat(calls)
+        torch.cuda.synchronize(device)
+
+    return run
 
 
 def spread(values: Sequence[float]) -> Spread:

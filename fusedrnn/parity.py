@@ -2,7 +2,8 @@
 
 A `Case` is everything that a network is and is fed. `Case.run` gives all its numbers by name:
 output, final states, and the gradient of every input, state and parameter, for a loss that weighs
-all outputs at random. `check` holds the rule for them:
+all outputs at random. `compare` measures them by this rule, `check` raises where they break it; the
+tests and `fusedrnn verify` share both:
 
     fp64    ours and torch.nn's agree to 1e-10 of the tensor's largest magnitude
     others  our error against the fp64 oracle is at most twice torch.nn's, in the same dtype on the
@@ -18,9 +19,12 @@ test_reference.py holds our own reference to the oracle.
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +66,7 @@ class Case:
     def module(self, package: object = fusedrnn, dtype: torch.dtype = torch.float64) -> nn.Module:
         """The network in torch.nn or fusedrnn; parameters depend on the seed alone."""
         torch.manual_seed(self.seed)
-        options = dict(
+        options: dict[str, Any] = dict(
             num_layers=self.layers, bias=self.bias, batch_first=self.batch_first,
             bidirectional=self.bidirectional, dtype=torch.float64,
         )  # fmt: skip
@@ -71,7 +75,7 @@ class Case:
             options["nonlinearity"] = self.cell[4:]
         if self.P:
             options["proj_size"] = self.P
-        module = getattr(package, name)(self.I, self.H, **options)
+        module: nn.Module = getattr(package, name)(self.I, self.H, **options)
         return module.to(dtype)
 
     def inputs(self) -> Numbers:
@@ -127,7 +131,8 @@ class Case:
             weights = [torch.randn(r.shape, generator=generator) for r in results.values()]
             torch.autograd.backward(list(results.values()), [w.to(y) for w in weights])
             for name, leaf in [*leaves.items(), *module.named_parameters()]:
-                assert leaf.grad is not None, f"{self}: no gradient of {name}"
+                if leaf.grad is None:
+                    raise AssertionError(f"{self}: no gradient of {name}")
                 results[f"grad of {name}"], leaf.grad = leaf.grad, None
         return {name: value.detach() for name, value in results.items()}
 
@@ -163,40 +168,157 @@ def largest(tensor: Tensor) -> Tensor:
     return tensor.abs().max().double() if tensor.numel() else torch.zeros((), dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class Error:
+    """How far one tensor of a case is from what it should be, and how far it may be.
+
+    Attributes:
+        name: the tensor: "output", "hn", "cn" or "grad of" an input, state or parameter.
+        error: the largest difference, from torch.nn in float64 and else from the fp64 oracle.
+        allowed: the most that the rule lets it be.
+        largest: the tensor's largest magnitude, to see the error against.
+        torch_error: torch.nn's own error; 0 in float64, where it is the measure.
+    """
+
+    name: str
+    error: float
+    allowed: float
+    largest: float
+    torch_error: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the rule is kept; an error that is NaN breaks it."""
+        return self.error <= self.allowed
+
+    @property
+    def used(self) -> float:
+        """The part of what is allowed that was used: up to 1 where the rule is kept."""
+        if self.error == 0:
+            return 0.0
+        return self.error / self.allowed if self.allowed else math.inf
+
+
+def compare(
+    case: Case,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    inference: Callable[[nn.Module], nn.Module] | None = None,
+) -> list[Error]:
+    """Runs a case with ours and torch.nn and measures every number by the rule.
+
+    `inference` wraps our module in something that is called like it but has no gradients.
+
+    Raises:
+        AssertionError: a result has another name, shape or dtype than torch.nn's.
+    """
+    inputs, grads = case.inputs(), inference is None
+    module = case.module(fusedrnn, dtype).to(device)
+    ours = case.run(inference(module) if inference else module, inputs, grads)
+    theirs = case.run(case.module(nn, dtype).to(device), inputs, grads)
+    for what, found, expected in (
+        ("results", list(ours), list(theirs)),
+        ("shapes", *({n: tuple(v.shape) for n, v in side.items()} for side in (ours, theirs))),
+        ("dtypes", *({n: v.dtype for n, v in side.items()} for side in (ours, theirs))),
+    ):
+        if found != expected:
+            raise AssertionError(f"{case} in {dtype}: {what}: expected {expected}, got {found}")
+    if dtype == torch.float64:
+        scales = {name: float(largest(value)) for name, value in theirs.items()}
+        return [
+            Error(
+                name,
+                error=float(largest(value - theirs[name])),
+                allowed=FP64 * scales[name] + 1e-300,
+                largest=scales[name],
+                torch_error=0.0,
+            )
+            for name, value in ours.items()
+        ]
+    # The oracle computes with the parameters as rounded to dtype.
+    module = case.module(nn, dtype).double()
+    oracle = case.run(module, inputs, grads)
+    ulp = torch.finfo(dtype).eps
+    reach = sensitivity(case, module, inputs, oracle, ulp)
+    errors = []
+    for name, exact in oracle.items():
+        scale = float(largest(exact))
+        error, torch_error = (
+            float(largest(side[name].cpu().double() - exact)) for side in (ours, theirs)
+        )
+        allowed = 2 * torch_error + 4 * ulp * scale + 4 * float(reach[name])
+        errors.append(Error(name, error, allowed, scale, torch_error))
+    return errors
+
+
 def check(
     case: Case,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     inference: Callable[[nn.Module], nn.Module] | None = None,
 ) -> None:
-    """Runs a case with ours and torch.nn and holds the numbers to the rule.
+    """Holds a case to the rule, see `compare`.
 
-    `inference` wraps our module in something that is called like it but has no gradients.
+    Raises:
+        AssertionError: what broke it, where, and by how much.
     """
-    inputs, grads = case.inputs(), inference is None
-    module = case.module(fusedrnn, dtype).to(device)
-    ours = case.run(inference(module) if inference else module, inputs, grads)
-    theirs = case.run(case.module(nn, dtype).to(device), inputs, grads)
-    assert list(ours) == list(theirs), case
-    for name, value in ours.items():
-        assert value.shape == theirs[name].shape, (str(case), name)
-        assert value.dtype == theirs[name].dtype, (str(case), name)
-    if dtype == torch.float64:
-        for name, value in ours.items():
-            error, scale = largest(value - theirs[name]), largest(theirs[name])
-            assert error <= FP64 * scale + 1e-300, f"{case}, {name}: {error:.1e} of {scale:.1e}"
-        return
-    # The oracle computes with the parameters as rounded to dtype.
-    module = case.module(nn, dtype).double()
-    oracle = case.run(module, inputs, grads)
-    ulp = torch.finfo(dtype).eps
-    reach = sensitivity(case, module, inputs, oracle, ulp)
-    for name, value in ours.items():
-        exact = oracle[name]
-        error = largest(value.cpu().double() - exact)
-        theirs_error = largest(theirs[name].cpu().double() - exact)
-        floor = 4 * ulp * largest(exact) + 4 * reach[name]
-        assert error <= 2 * theirs_error + floor, (
-            f"{case} in {dtype}, {name}: error {error:.2e}, torch.nn's {theirs_error:.2e}, "
-            f"floor {floor:.2e}, largest {largest(exact):.2e}"
-        )
+    for found in compare(case, dtype, device, inference):
+        if not found.holds:
+            raise AssertionError(
+                f"{case} in {dtype}, {found.name}: error {found.error:.2e}, allowed "
+                f"{found.allowed:.2e}, torch.nn's {found.torch_error:.2e}, largest "
+                f"{found.largest:.2e}"
+            )
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """float32 layers on CUDA devices multiply in "ieee" or "tf32" here, torch.nn's and ours."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.rnn.fp32_precision
+    cudnn.rnn.fp32_precision = precision
+    try:
+        yield
+    finally:
+        cudnn.rnn.fp32_precision = before
+
+
+# Relative difference (of norms) beyond which two sides did not compute the same thing. Loose on
+# purpose: the rule above is the rule, this only keeps us from timing something wrong. int8 is
+# compared with torch.nn in float32.
+PARITY_BOUND = {
+    "float64": 1e-8, "float32": 1e-3, "tf32": 0.03, "float16": 0.1, "bfloat16": 0.25, "int8": 0.15,
+}  # fmt: skip
+
+
+class ParityError(Exception):
+    """Two sides of a case gave different results."""
+
+
+def check_parity(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, dtype: str, peer: str
+) -> None:
+    """Raises ParityError when any of our results is not, roughly, the peer's."""
+    if ours.keys() != theirs.keys():
+        raise ParityError(f"results: expected those of {peer}, {[*theirs]}; got {[*ours]}")
+    for name, expected in theirs.items():
+        got = ours[name]
+        if got.shape != expected.shape:
+            raise ParityError(
+                f"{name}: expected shape {tuple(expected.shape)} as from {peer}, "
+                f"got {tuple(got.shape)}"
+            )
+        difference = _relative_difference(got.double(), expected.double())
+        if not difference <= PARITY_BOUND[dtype]:  # also when it is NaN
+            raise ParityError(
+                f"{name}: expected within {PARITY_BOUND[dtype]:g} of {peer}'s (relative), "
+                f"got {difference:.3g}"
+            )
+
+
+def _relative_difference(got: Tensor, expected: Tensor) -> float:
+    difference = float((got - expected).norm())
+    scale = float(expected.norm())
+    if not difference:
+        return 0.0
+    return difference / scale if scale else math.inf
