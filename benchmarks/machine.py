@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from fusedrnn.command_line.info import cores, cpu_model, environment
+
 PEAK_SECONDS = 0.2
 PEAK_TRIES = 3
 
@@ -26,8 +28,8 @@ def describe(thread_counts: Iterable[int], versions: dict[str, str]) -> dict[str
     """Everything about machine, software and moment that a reader of the figures needs."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cpu": cpu_model(),
+        "cores": cores(),
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -37,9 +39,7 @@ def describe(thread_counts: Iterable[int], versions: dict[str, str]) -> dict[str
             "fusedrnn": introspect("cpu_capability"),
         },
         "environment": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name.startswith(("FUSEDRNN_", "OMP_", "MKL_", "GOMP_", "KMP_", "ONEDNN_"))
+            name: value for name, value in sorted(environment().items()) if value is not None
         },
         "commit": commit(),
         "load_average_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -62,16 +62,6 @@ def introspect(function: str, *arguments: object) -> Any:
         return None
     found = getattr(native, function, None)
     return None if found is None else found(*arguments)
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
 
 
 def _memory_gib() -> float | None:
