@@ -262,7 +262,7 @@ def test_bench_in_words(shown: Callable[..., tuple[int, str]]) -> None:
     which = ["--proj-size", "2", "--bidirectional", "--dtype", "bfloat16", "--budget", "0.1"]
     status, text = shown("bench", *SIZES, *which, *ONE_THREAD)
     assert status == 0
-    assert "T9 B4 I5 H6 bidirectional proj2" in text and "forward+backward" in text
+    assert "T9 B4 I5 H6 dirs2 proj2" in text and "forward+backward" in text
     assert "lstm" in text and "gru" not in text  # which has no projection
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
+from fusedrnn.parity import Case
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

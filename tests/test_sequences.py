@@ -1,16 +1,16 @@
-"""Padded input with `lengths`: what parity tests (`packed="padded"` in cases.py) leave open."""
+"""Padded input with `lengths`: what parity tests (`packed="padded"` in parity.py) leave open."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from cases import Case
 from torch import Tensor, nn
 from torch.func import grad, jacrev, jvp
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
 from fusedrnn import functional
+from fusedrnn.parity import Case
 from fusedrnn.sequences import Layout
 
 NAMES = ["LSTM", "GRU", "RNN"]

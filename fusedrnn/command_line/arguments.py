@@ -43,7 +43,7 @@ class Problem:
     def __str__(self) -> str:
         text = f"T{self.time} B{self.batch} I{self.input_size} H{self.hidden_size}"
         text += f" layers{self.layers}" if self.layers > 1 else ""
-        text += " bidirectional" if self.bidirectional else ""
+        text += " dirs2" if self.bidirectional else ""
         return text + (f" proj{self.proj_size}" if self.proj_size else "")
 
     def as_dict(self) -> dict[str, int | bool]:

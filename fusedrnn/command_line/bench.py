@@ -112,7 +112,8 @@ def failed(report: Mapping[str, Any]) -> bool:
 
 def show(report: Mapping[str, Any]) -> list[Table | str]:
     """The report as a table."""
-    where = report["gpu"] or f"{report['cpu']}, {report['threads']} threads"
+    count = report["threads"]
+    where = report["gpu"] or f"{report['cpu']}, {count} thread{'s' if count > 1 else ''}"
     columns = ("problem", "cell", "pass", ">fusedrnn ms", ">torch.nn ms", ">ratio", "quartiles")
     rows = []
     for row in report["rows"]:

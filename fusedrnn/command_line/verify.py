@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all-capabilities",
         action="store_true",
-        help="also with every lower instruction set of the CPU, each in a process of its own",
+        help="also with every other instruction set of the CPU, each in a process of its own",
     )
     add_threads(parser)
 
