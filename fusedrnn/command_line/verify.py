@@ -50,6 +50,7 @@ VARIANTS = {
     "plain": Case(hx=False),
     "initial state": Case(),
     "packed": Case(packed="unsorted"),
+    "lengths": Case(packed="padded"),
     "bidirectional": Case(bidirectional=True, layers=2),
     "batch first": Case(batch_first=True),
     "projected": Case(P=12),  # an LSTM's alone
