@@ -69,8 +69,10 @@ def replace(model: nn.Module) -> Replacement:
         model: any module.
 
     Returns:
-        A `Replacement`: the model, the names of what was replaced, and what was skipped and why.
+        The model, the names of what was replaced, and what was skipped and why.
 
+        >>> encoder = torch.nn.LSTM(80, 512, num_layers=2, bidirectional=True)
+        >>> model = torch.nn.ModuleDict({"encoder": encoder, "head": torch.nn.Linear(1024, 10)})
         >>> print(fusedrnn.replace(model))
         replaced 1, skipped 0
           encoder: LSTM(80, 512, num_layers=2, bidirectional=True)

@@ -1,0 +1,259 @@
+"""The documentation is true: what it shows runs, and what it links to is there.
+
+- Every Python block of the README and of docs/*.md runs, a page's blocks one after the other in one
+  namespace. `<!-- not run: why -->` before a block excuses it.
+- Every message of docs/troubleshooting.md comes up: the block behind it raises it. Where that needs
+  what is not here, the comment before it says so and names the file that has the message.
+- Every `>>>` example of the docstrings gives what it shows.
+- The site builds without a warning, so without dead links, has every public name, and loads nothing
+  from elsewhere.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fusedrnn
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TROUBLES = ROOT / "docs/troubleshooting.md"
+GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
+    # The README's model is whatever its reader has.
+    "README.md": lambda: {"torch": torch, "model": torch.nn.Sequential(torch.nn.GRU(3, 4))}
+}
+"""What the reader of a page has before its first block."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page.
+
+    Attributes:
+        page: the file.
+        language: as behind the fence.
+        text: what is in it.
+        line: where that begins, from 1.
+        excuse: why it is not run, if a comment before it says so.
+    """
+
+    page: Path
+    language: str
+    text: str
+    line: int
+    excuse: str | None
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+    def run(self, namespace: dict[str, Any]) -> None:
+        """Runs Python; tracebacks, and whoever asks for the source, find the lines in the page."""
+        code = "\n" * (self.line - 1) + self.text
+        exec(compile(code, str(self.page), "exec"), namespace)
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    at = 0
+    while at < len(lines):
+        fence = re.fullmatch(r"```(\w*)", lines[at])
+        at += 1
+        if fence is None:
+            assert not lines[at - 1].lstrip().startswith("```"), f"{page.name}:{at}: not understood"
+            continue
+        end = lines.index("```", at)
+        before = " ".join(lines[:at - 1]).rpartition("<!--")[2].strip()
+        excuse = re.fullmatch(r"not run: (.+) -->", before)
+        text = "\n".join(lines[at:end]) + "\n"
+        yield Block(page, fence[1], text, at + 1, excuse[1] if excuse else None)
+        at = end + 1
+
+
+@pytest.fixture
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to be in, and nothing left behind of what a page sets."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.filterwarnings("ignore")  # torch's, of what is deprecated, and of other libraries
+def test_python_blocks(page: Path, somewhere: Path) -> None:
+    namespace = {"__name__": "__main__"} | GIVEN.get(page.name, dict)()
+    raising = {block for _, block in troubles()} if page == TROUBLES else set()
+    for block in blocks_of(page):
+        if block.language == "python" and block.excuse is None and block not in raising:
+            block.run(namespace)
+
+
+# Troubleshooting.
+
+
+def troubles() -> list[tuple[Block, Block | None]]:
+    """Every message and what raises it, None for those that are excused."""
+    pairs: list[tuple[Block, Block | None]] = []
+    for block in blocks_of(TROUBLES):
+        if block.language == "text":
+            assert not pairs or pairs[-1][1] or pairs[-1][0].excuse, f"{pairs[-1][0]}: not raised"
+            pairs.append((block, None))
+        elif pairs and pairs[-1][1] is None and pairs[-1][0].excuse is None:
+            pairs[-1] = (pairs[-1][0], block)
+    return pairs
+
+
+def matches(quoted: str, found: str) -> bool:
+    """Whether a message is in a text, whatever the line breaks; an ellipsis stands for anything."""
+    parts = [re.escape(" ".join(part.split())) for part in quoted.split("…")]
+    return re.search(".*?".join(parts), " ".join(found.split())) is not None
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to run shell commands in, with a copy of the source in which nothing was built.
+
+    `python` is the one of the tests; `pip install .` runs the build alone, in such a copy.
+    """
+    folder = tmp_path_factory.mktemp("commands")
+    source = folder / "a-copy-of-the-source"
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in ("fusedrnn", "csrc"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = f'cd {source} && exec "{sys.executable}" setup.py -q build_ext --build-lib built'
+    for name, line in (("python", f'exec "{sys.executable}" "$@"'), ("pip", build)):
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def output_of(command: str, folder: Path) -> str:
+    """What a shell command that has to fail prints."""
+    path = os.pathsep.join([str(folder), os.environ["PATH"]])
+    python_path = os.pathsep.join([str(ROOT)] * ("a-copy" not in command))
+    environment = os.environ | {"PATH": path, "PYTHONPATH": python_path}
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0, done.stdout
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("message, cause", troubles(), ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_troubles(message: Block, cause: Block | None, request: pytest.FixtureRequest) -> None:
+    if cause is None:
+        assert message.excuse is not None, f"{message}: nothing raises it"
+        why, _, file = message.excuse.rpartition("; from ")
+        assert why, f"{message}: expected 'not run: why; from file'"
+        source = (ROOT / file).read_text(encoding="utf-8")
+        found = re.sub(r'"\s*f?"', "", source)  # adjacent literals are one
+        quoted = message.text.removeprefix("fusedrnn: cannot build: ").removeprefix("ImportError: ")
+        for part in quoted.split("…"):
+            assert " ".join(part.split()) in " ".join(found.split()), (part, file)
+        return
+    if cause.language == "console":
+        command = cause.text.removeprefix("$ ")
+        found = output_of(command, request.getfixturevalue("commands"))
+    else:
+        namespace = {"__name__": "__main__"}
+        next(block for block in blocks_of(TROUBLES) if block.language == "python").run(namespace)
+        with pytest.raises(Exception) as error:
+            cause.run(namespace)
+        found = f"{error.type.__name__}: {error.value}"
+    assert matches(message.text, found), f"{message}: {found}"
+
+
+# Docstrings.
+
+
+MODULES = [fusedrnn] + [
+    importlib.import_module(f"fusedrnn.{found.name}")
+    for found in pkgutil.iter_modules(fusedrnn.__path__)
+    if found.name not in ("_C", "__main__")
+]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module: Any, somewhere: Path) -> None:
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    for test in doctest.DocTestFinder().find(module, extraglobs=globals_of_examples()):
+        runner.run(test)
+    assert runner.summarize(verbose=False).failed == 0
+
+
+def globals_of_examples() -> dict[str, Any]:
+    return {"torch": torch, "fusedrnn": fusedrnn}
+
+
+def test_there_are_examples() -> None:
+    finder = doctest.DocTestFinder()
+    found = [t.name for module in MODULES for t in finder.find(module) if t.examples]
+    assert {"fusedrnn.modules.LSTM", "fusedrnn.streaming.Streaming"} <= set(found)
+
+
+# The site.
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not (ROOT / "benchmarks/results").exists():
+        pytest.skip("a source distribution has no reports, to which pages link")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def test_public_names_are_in_the_api(site: Path) -> None:
+    page = (site / "api.html").read_text(encoding="utf-8")
+    modules = {"fusedrnn": fusedrnn.__all__, "fusedrnn.functional": fusedrnn.functional.__all__}
+    names = [f"{module}.{name}" for module, all_of in modules.items() for name in all_of]
+    anchors = set(re.findall(r'id="([\w.]+)"', page))
+    missing = [name for name in names if name not in anchors and name not in modules]
+    assert not missing, f"public, and not in docs/api.md: {missing}"
+
+
+def test_build_info_is_described(site: Path) -> None:
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8").partition("build_info")[2]
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [*fusedrnn.build_info()]
+
+
+def test_figures_come_from_the_readme(site: Path) -> None:
+    page = (site / "numbers.html").read_text(encoding="utf-8")
+    row = re.search(r"^\| K [^|]*\| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert row is not None and all(f">{ratio}<" in page for ratio in row[1].split(" | "))
+
+
+def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="?(https?:[^" >]+)', text)
+        assert not loaded, (page.name, loaded)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+def test_links_of_other_pages(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")]
+    assert [link for link in links if not (ROOT / link).exists()] == []

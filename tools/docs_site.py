@@ -1,0 +1,48 @@
+"""What the documentation takes from elsewhere in the repository, so that each thing is written once.
+
+    <!-- from README.md: speed -->    in a page becomes what stands in the README between
+                                      <!-- speed:begin --> and <!-- speed:end -->
+    ../benchmarks/results/<name>/     the reports there, which the benchmarks wrote, are pages of the
+                                      site, with their pictures
+
+mkdocs calls these functions (`hooks` in mkdocs.yml). Links are written as they hold in the
+repository, where its other readers follow them, and lead to those pages in the site.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files, InclusionLevel
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORTS = "benchmarks/results"
+
+
+def on_files(files: Files, config: Any, **_: Any) -> Files:
+    """Adds the reports."""
+    for path in sorted((ROOT / REPORTS).glob("*/*")):
+        if path.suffix in (".md", ".png"):
+            place = path.relative_to(ROOT).as_posix()
+            report = File.generated(config, place, abs_src_path=str(path))
+            report.inclusion = InclusionLevel.NOT_IN_NAV
+            files.append(report)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Puts in what a page quotes, and turns its links to reports."""
+    markdown = re.sub(r"<!-- from README\.md: (\w+) -->", lambda m: of_readme(m[1]), markdown)
+    return markdown.replace(f"](../{REPORTS}/", f"]({REPORTS}/")
+
+
+def of_readme(name: str) -> str:
+    """What stands between a pair of markers in the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", text, re.DOTALL)
+    if found is None:
+        raise PluginError(f"README.md: expected markers {name}:begin and {name}:end")
+    return found[1]
