@@ -10,7 +10,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint build cuda-build-check clean
+.PHONY: help demo test bench lint docs build cuda-build-check clean
 SHELL := /bin/bash
 
 chosen = $(filter command environment,$(firstword $(origin $(1))))
@@ -51,6 +51,10 @@ bench: build  ## measure against torch.nn
 lint: build  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+docs: build  ## the documentation, into build/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet $(ARGS)
+	@echo "build/site/index.html"
 
 build: $(STAMPS)/native $(STAMPS)/package  ## the environment and the native libraries
 

@@ -39,6 +39,7 @@ dtype that they are given: what it does depends on the whole network, see functi
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -46,8 +47,19 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from fusedrnn._C import override_plan as _override_shown_plan
 from fusedrnn.reference import GATES, LSTM
+
+_BUILD = (
+    "Build it with `pip install .` (or `pip install -e . --no-build-isolation`) in fusedrnn's "
+    "source folder, with the Python and the torch that are used here."
+)
+try:
+    from fusedrnn._C import override_plan as _override_shown_plan
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"fusedrnn's native module _C is not in {Path(__file__).parent}: it has not been built for "
+        f"this Python ({sys.implementation.cache_tag}). {_BUILD}"
+    ) from error
 
 LIBRARY = Path(__file__).parent / "lib" / "libfusedrnn.so"
 CUDA_LIBRARY = LIBRARY.with_name("libfusedrnn_cuda.so")
@@ -65,9 +77,7 @@ def _load(library: Path) -> ctypes.CDLL:
     except OSError as error:
         reason = str(error) if library.exists() else "it has not been built"
         raise ImportError(
-            f"fusedrnn's native library {library} could not be loaded: {reason}. Build it with "
-            "`pip install .` (or `pip install -e . --no-build-isolation`) in fusedrnn's source "
-            "folder, with the Python and the torch that are used here."
+            f"fusedrnn's native library {library} could not be loaded: {reason}. {_BUILD}"
         ) from error
     return ctypes.CDLL(str(library))  # loaded by now: this finds it again
 

@@ -1,7 +1,8 @@
 """The documentation is true: what it shows runs, and what it links to is there.
 
-- Every Python block of the README and of docs/*.md runs, a page's blocks one after the other in one
-  namespace. `<!-- not run: why -->` before a block excuses it.
+- Every Python block of the README and of docs/*.md runs, a page's blocks one after the other in
+  one namespace, and prints what the page shows as `output`. `<!-- not run: why -->` before a block
+  excuses it.
 - Every message of docs/troubleshooting.md comes up: the block behind it raises it. Where that needs
   what is not here, the comment before it says so and names the file that has the message.
 - Every `>>>` example of the docstrings gives what it shows.
@@ -70,17 +71,25 @@ def blocks_of(page: Path) -> Iterator[Block]:
     lines = page.read_text(encoding="utf-8").splitlines()
     at = 0
     while at < len(lines):
-        fence = re.fullmatch(r"```(\w*)", lines[at])
+        fence = re.fullmatch(r"```(\w*).*", lines[at])
         at += 1
         if fence is None:
-            assert not lines[at - 1].lstrip().startswith("```"), f"{page.name}:{at}: not understood"
+            assert not lines[at - 1].lstrip().startswith("```"), (
+                f"{page.name}:{at}: a fence that is not at the margin"
+            )
             continue
         end = lines.index("```", at)
-        before = " ".join(lines[:at - 1]).rpartition("<!--")[2].strip()
+        before = " ".join(lines[: at - 1]).rpartition("<!--")[2].strip()
         excuse = re.fullmatch(r"not run: (.+) -->", before)
         text = "\n".join(lines[at:end]) + "\n"
         yield Block(page, fence[1], text, at + 1, excuse[1] if excuse else None)
         at = end + 1
+
+
+def matches(quoted: str, found: str) -> bool:
+    """Whether a message is in a text, whatever the line breaks; an ellipsis stands for anything."""
+    parts = [re.escape(" ".join(part.split())) for part in quoted.split("…")]
+    return re.search(".*?".join(parts), " ".join(found.split())) is not None
 
 
 @pytest.fixture
@@ -93,12 +102,18 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.filterwarnings("ignore")  # torch's, of what is deprecated, and of other libraries
-def test_python_blocks(page: Path, somewhere: Path) -> None:
+def test_python_blocks(page: Path, somewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     namespace = {"__name__": "__main__"} | GIVEN.get(page.name, dict)()
     raising = {block for _, block in troubles()} if page == TROUBLES else set()
+    printed = ""
     for block in blocks_of(page):
-        if block.language == "python" and block.excuse is None and block not in raising:
+        if block.excuse is not None or block in raising:
+            continue
+        if block.language == "python":
             block.run(namespace)
+            printed += capsys.readouterr().out
+        elif block.language == "output":
+            assert matches(block.text, printed), f"{block}: {printed}"
 
 
 # Troubleshooting.
@@ -114,12 +129,6 @@ def troubles() -> list[tuple[Block, Block | None]]:
         elif pairs and pairs[-1][1] is None and pairs[-1][0].excuse is None:
             pairs[-1] = (pairs[-1][0], block)
     return pairs
-
-
-def matches(quoted: str, found: str) -> bool:
-    """Whether a message is in a text, whatever the line breaks; an ellipsis stands for anything."""
-    parts = [re.escape(" ".join(part.split())) for part in quoted.split("…")]
-    return re.search(".*?".join(parts), " ".join(found.split())) is not None
 
 
 @pytest.fixture(scope="module")
@@ -193,13 +202,10 @@ MODULES = [fusedrnn] + [
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_examples_in_docstrings(module: Any, somewhere: Path) -> None:
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
-    for test in doctest.DocTestFinder().find(module, extraglobs=globals_of_examples()):
+    given = {"torch": torch, "fusedrnn": fusedrnn}
+    for test in doctest.DocTestFinder().find(module, extraglobs=given):
         runner.run(test)
     assert runner.summarize(verbose=False).failed == 0
-
-
-def globals_of_examples() -> dict[str, Any]:
-    return {"torch": torch, "fusedrnn": fusedrnn}
 
 
 def test_there_are_examples() -> None:
@@ -248,7 +254,8 @@ def test_figures_come_from_the_readme(site: Path) -> None:
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
-        loaded = re.findall(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="?(https?:[^" >]+)', text)
+        loading = r'<(?:script|img|link|iframe)[^>]*(?:src|href)="?(https?:[^" >]+)'
+        loaded = re.findall(loading, text)
         assert not loaded, (page.name, loaded)
 
 

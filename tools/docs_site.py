@@ -1,9 +1,9 @@
-"""What the documentation takes from elsewhere in the repository, so that each thing is written once.
+"""What the documentation takes from elsewhere in the repository: each thing is written once.
 
-    <!-- from README.md: speed -->    in a page becomes what stands in the README between
-                                      <!-- speed:begin --> and <!-- speed:end -->
-    ../benchmarks/results/<name>/     the reports there, which the benchmarks wrote, are pages of the
-                                      site, with their pictures
+    <!-- from README.md: speed -->    a line of a page that becomes what stands in the README
+                                      between <!-- speed:begin --> and <!-- speed:end -->
+    ../benchmarks/results/<name>/     the reports there, which the benchmarks wrote, are pages of
+                                      the site, with their pictures
 
 mkdocs calls these functions (`hooks` in mkdocs.yml). Links are written as they hold in the
 repository, where its other readers follow them, and lead to those pages in the site.
@@ -35,7 +35,8 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Puts in what a page quotes, and turns its links to reports."""
-    markdown = re.sub(r"<!-- from README\.md: (\w+) -->", lambda m: of_readme(m[1]), markdown)
+    quotation = re.compile(r"^<!-- from README\.md: (\w+) -->$", re.MULTILINE)
+    markdown = quotation.sub(lambda found: of_readme(found[1]), markdown)
     return markdown.replace(f"](../{REPORTS}/", f"]({REPORTS}/")
 
 
