@@ -2,7 +2,7 @@
 
 - Every Python block of the README and of docs/*.md runs, a page's blocks one after the other in
   one namespace, and prints what the page shows as `output`. `<!-- not run: why -->` before a block
-  excuses it.
+  excuses it, `<!-- needs torch 2.11 -->` where torch is older.
 - Every message of docs/troubleshooting.md comes up: the block behind it raises it. Where that needs
   what is not here, the comment before it says so and names the file that has the message.
 - Every `>>>` example of the docstrings gives what it shows.
@@ -79,11 +79,21 @@ def blocks_of(page: Path) -> Iterator[Block]:
             )
             continue
         end = lines.index("```", at)
-        before = " ".join(lines[: at - 1]).rpartition("<!--")[2].strip()
-        excuse = re.fullmatch(r"not run: (.+) -->", before)
         text = "\n".join(lines[at:end]) + "\n"
-        yield Block(page, fence[1], text, at + 1, excuse[1] if excuse else None)
+        yield Block(page, fence[1], text, at + 1, excuse_in(" ".join(lines[: at - 1])))
         at = end + 1
+
+
+def excuse_in(text_before: str) -> str | None:
+    """Why a block is not run, by the comment that ends the text before it."""
+    comment = text_before.rpartition("<!--")[2].strip()
+    if said := re.fullmatch(r"not run: (.+) -->", comment):
+        return said[1]
+    if needed := re.fullmatch(r"needs torch (\d+)\.(\d+) -->", comment):
+        have = tuple(int(part) for part in torch.__version__.split(".")[:2])
+        if have < (int(needed[1]), int(needed[2])):
+            return f"torch {torch.__version__} is older than {needed[1]}.{needed[2]}"
+    return None
 
 
 def matches(quoted: str, found: str) -> bool:
@@ -177,6 +187,8 @@ def test_troubles(message: Block, cause: Block | None, request: pytest.FixtureRe
         for part in quoted.split("…"):
             assert " ".join(part.split()) in " ".join(found.split()), (part, file)
         return
+    if cause.excuse is not None:
+        pytest.skip(cause.excuse)
     if cause.language == "console":
         command = cause.text.removeprefix("$ ")
         found = output_of(command, request.getfixturevalue("commands"))
