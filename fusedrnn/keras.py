@@ -76,9 +76,9 @@ def from_keras(
         ValueError: the layer has no weights yet, has an option or shape that no module of ours
             has, or the layers of a list do not fit each other.
 
-        >>> layer = keras.layers.LSTM(20, return_sequences=True)
-        >>> expected = layer(x)  # [B, T, 10], which builds it
-        >>> output, (hn, cn) = fusedrnn.from_keras(layer)(torch.from_numpy(x))
+        layer = keras.layers.LSTM(20, return_sequences=True)
+        expected = layer(x)  # [B, T, 10], which builds it
+        output, (hn, cn) = fusedrnn.from_keras(layer)(torch.from_numpy(x))
     """
     kind = None if cell is None else kind_of(cell)
     named = [("layer", layer)]

@@ -34,7 +34,7 @@ from fusedrnn.convert import DTYPES
 from fusedrnn.reference import CELLS
 from fusedrnn.sequences import padded_forward
 
-__all__ = ["export", "from_onnx", "translation_table"]
+__all__ = ["export", "translation_table"]
 
 Value = Any
 """A value of the graph that is being made, or None: onnxscript's, which may not be installed."""

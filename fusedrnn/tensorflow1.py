@@ -81,9 +81,9 @@ def from_tf1(
         TypeError: `variables` is no mapping.
         ValueError: variables are missing, or are not those of such cells, or do not fit.
 
-        >>> reader = tf.train.load_checkpoint(path)
-        >>> names = reader.get_variable_to_shape_map()
-        >>> lstm = fusedrnn.from_tf1({n: reader.get_tensor(n) for n in names}, scope="decoder/rnn")
+        reader = tf.train.load_checkpoint(path)
+        names = reader.get_variable_to_shape_map()
+        lstm = fusedrnn.from_tf1({n: reader.get_tensor(n) for n in names}, scope="decoder/rnn")
     """
     if not isinstance(variables, Mapping):
         raise TypeError(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -775,12 +774,3 @@ def test_tf1_variables_that_do_not_fit(
 def test_tf1_takes_a_mapping() -> None:
     with pytest.raises(TypeError, match="^variables: expected a mapping .*got ndarray"):
         fusedrnn.from_tf1(np.zeros((7, 12)))
-
-
-def test_the_page_runs(tf: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code of docs/keras.md, in order, in one namespace."""
-    page = (Path(__file__).parent.parent / "docs" / "keras.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert code
-    monkeypatch.chdir(tmp_path)
-    exec("\n".join(code), {})

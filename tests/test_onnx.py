@@ -11,7 +11,6 @@ import inspect
 import itertools
 import logging
 import random
-import re
 import subprocess
 import sys
 import warnings
@@ -36,7 +35,6 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 NODES = ("LSTM", "GRU", "RNN")
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 RESETS_BEFORE = "reset_after" in inspect.signature(fusedrnn.GRU).parameters
-DOCS = Path(__file__).parent.parent / "docs" / "onnx.md"
 
 
 @pytest.fixture(autouse=True)
@@ -724,12 +722,3 @@ for f in (fusedrnn.onnx.translation_table, lambda: fusedrnn.from_onnx("model.onn
         f"fusedrnn.onnx needs the package {name}: pip install 'fusedrnn[onnx]'"
         for name in ("onnxscript", "onnx")
     ]
-
-
-def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    assert len(blocks) >= 4
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, DOCS.name, "exec"), names)
