@@ -9,17 +9,21 @@
     fusedrnn/_C.<abi>.so          csrc/python.cpp: version, build info, cpu capability, plan.
                                   pybind11 and no torch.
 
+Each carries the version of the package: fusedrnn/_native.py refuses one that is left of another.
+
 `build_ext` writes one build.ninja and runs it: ninja compiles in parallel, reads the compilers'
 depfiles and compares command lines, so that a rebuild compiles only what a change touches. Its
-folder, build/ninja/<platform and Python>, stays between calls; pip's temporary folders do not.
+folder, build/ninja/<platform>, stays between calls; pip's temporary folders do not. All versions of
+Python share it: only what csrc/python.cpp compiles to is each one's own.
 
 Environment: CXX, CXXFLAGS, LDFLAGS, MAX_JOBS (parallel compilations), DEBUG=1 (-O0 -g, assertions),
 FUSEDRNN_BUILD_CUDA=0/1, CUDA_HOME, TORCH_CUDA_ARCH_LIST; nvcc itself reads NVCC_APPEND_FLAGS.
+FUSEDRNN_TORCH: the folder of a torch package, for its headers, where this Python has no torch.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import importlib.util
 import os
 import platform
@@ -30,10 +34,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -41,6 +47,7 @@ ROOT = Path(__file__).resolve().parent
 OPS = "fusedrnn.lib.libfusedrnn"
 CUDA = "fusedrnn.lib.libfusedrnn_cuda"
 INTROSPECTION = "fusedrnn._C"
+MINIMUM_SETUPTOOLS = 77  # knows licenses as pyproject.toml names ours
 MINIMUM_TORCH = (2, 10)
 STABLE_ABI = "0x020a000000000000"  # MINIMUM_TORCH as torch/headeronly/version.h encodes it
 
@@ -60,9 +67,9 @@ if ON_X86:
 KERNELS = {"avx2_vnni": "quantized.cpp", "avx512_vnni": "quantized.cpp"}
 KERNELS |= {"avx512_bf16": "*_half.cpp"}
 
-# Plain C++ of csrc/ that the introspection module carries, too. The first is every library's.
-SHARED = "plan_override.cpp"
-INTROSPECTED = (SHARED, "cpu/plan.cpp", "cpu/capability.cpp", "cpu/peak.cpp", "cuda/plan.cpp")
+# Plain C++ of csrc/ that every library carries, and that the introspection module carries, too.
+SHARED = ("plan_override.cpp", "version.cpp")
+INTROSPECTED = (*SHARED, "cpu/plan.cpp", "cpu/capability.cpp", "cpu/peak.cpp", "cuda/plan.cpp")
 
 # Where torch's own names for families of GPUs point (TORCH_CUDA_ARCH_LIST).
 CUDA_FAMILIES = dict(
@@ -78,8 +85,22 @@ def fail(message: str) -> SystemExit:
     return SystemExit(f"\nfusedrnn: cannot build: {message}\n")
 
 
+def check_setuptools() -> None:
+    """Older ones stop at pyproject.toml, and say something else."""
+    if int(setuptools.__version__.split(".")[0]) < MINIMUM_SETUPTOOLS:
+        raise fail(
+            f"setuptools {MINIMUM_SETUPTOOLS} or later is required, found {setuptools.__version__}"
+            f"; `pip install 'setuptools>={MINIMUM_SETUPTOOLS}'`."
+        )
+
+
 def package_folder(name: str) -> Path:
     """Where a build requirement is installed. Not imported: importing torch takes seconds."""
+    elsewhere = os.environ.get("FUSEDRNN_TORCH") if name == "torch" else None
+    if elsewhere:
+        if not Path(elsewhere, "version.py").is_file():
+            raise fail(f"FUSEDRNN_TORCH: expected the folder of a torch package, got {elsewhere!r}")
+        return Path(elsewhere)
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise fail(
@@ -89,9 +110,13 @@ def package_folder(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def torch_says(name: str) -> Any:
+    """`torch.version`'s value of this name."""
+    return runpy.run_path(str(package_folder("torch") / "version.py"))[name]
+
+
 def torch_version() -> str:
-    package_folder("torch")
-    version = importlib.metadata.version("torch")
+    version = str(torch_says("__version__"))
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < MINIMUM_TORCH:
         raise fail(f"torch 2.10 or later is required, found torch {version}.")
     return version
@@ -244,7 +269,7 @@ def cuda_library(torch: str) -> tuple[CudaLibrary | None, str]:
     if asked == "0":
         return None, "CUDA library: left out, FUSEDRNN_BUILD_CUDA=0."
     missing = []
-    torch_cuda = runpy.run_path(str(package_folder("torch") / "version.py"))["cuda"]
+    torch_cuda = torch_says("cuda")
     if torch_cuda is None and asked != "1":  # nothing of torch is needed, but it could not use it
         missing.append(f"torch {torch} is a CPU build")
     nvcc = Nvcc.find()
@@ -272,6 +297,27 @@ def threads(cuda: CudaLibrary) -> int:
     return max(1, min(jobs // max(1, files), len(cuda.gencode)))
 
 
+def python_include() -> str:
+    """Where the headers of this Python are."""
+    folder = sysconfig.get_path("include")
+    if not Path(folder, "Python.h").exists():
+        raise fail(
+            f"no Python.h in {folder}. Install this Python's headers (Debian, Ubuntu: `apt install "
+            "python3-dev`; Fedora: `dnf install python3-devel`), or install a ready-made wheel."
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process builds in this folder meanwhile."""
+    import fcntl  # Linux's, and `fail` says on other systems that it must be Linux
+
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class NinjaBuild(build_ext):
     """Writes build.ninja, runs it, and puts the libraries where setuptools wants them."""
 
@@ -287,9 +333,15 @@ class NinjaBuild(build_ext):
         torch = torch_version()
         cuda, cuda_line = cuda_library(torch)
         self.extensions = [e for e in self.extensions if cuda or e.name != CUDA]
-        tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        folder = Path("build", "ninja", tag)
+        folder = Path("build", "ninja", sysconfig.get_platform())
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
+        with alone(ROOT / folder):
+            self.build_libraries(folder, torch, cuda)
+        if not cuda:  # an earlier build's would be loaded
+            Path(self.get_ext_fullpath(CUDA)).unlink(missing_ok=True)
+        print(f"fusedrnn: {cuda_line}", flush=True)
+
+    def build_libraries(self, folder: Path, torch: str, cuda: CudaLibrary | None) -> None:
         libraries = self.write_ninja(folder, torch, cuda)
         command = [sys.executable, "-m", "ninja", "-f", str(folder / "build.ninja")]
         if os.environ.get("MAX_JOBS"):
@@ -302,9 +354,6 @@ class NinjaBuild(build_ext):
             self.copy_file(str(ROOT / library), str(target))
             print(f"fusedrnn: built {self.get_ext_filename(name)}", end="")
             print(f" (CPU kernels: {', '.join(INSTRUCTION_SETS)})" if name == OPS else "")
-        if not cuda:  # an earlier build's would be loaded
-            Path(self.get_ext_fullpath(CUDA)).unlink(missing_ok=True)
-        print(f"fusedrnn: {cuda_line}", flush=True)
 
     def copy_extensions_to_source(self) -> None:  # after an --inplace or editable build
         (ROOT / "fusedrnn" / "lib").mkdir(exist_ok=True)
@@ -320,9 +369,9 @@ class NinjaBuild(build_ext):
 
         x86 = ["-DFUSEDRNN_X86=1"] if ON_X86 else []
         stable = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", f"-isystem{torch_folder / 'include'}"]
-        python = [f"-isystem{pybind / 'include'}", f"-isystem{sysconfig.get_path('include')}"]
+        python = [f"-isystem{pybind / 'include'}", f"-isystem{python_include()}"]
+        version = [f'-DFUSEDRNN_VERSION="{self.distribution.get_version()}"']
         python += [
-            f'-DFUSEDRNN_VERSION="{self.distribution.get_version()}"',
             f'-DFUSEDRNN_TORCH_VERSION="{torch}"',
             f'-DFUSEDRNN_CUDA_TARGETS="{" ".join(cuda.targets if cuda else [])}"',
         ]
@@ -380,7 +429,7 @@ class NinjaBuild(build_ext):
                 if path.suffix in ((".cu", ".cpp") if cuda else (".cpp",))
                 and (cuda or f"cuda/{path.name}" in INTROSPECTED)
             }
-            shared = {ROOT / "csrc" / SHARED: compile(ROOT / "csrc" / SHARED, [])}
+            shared = {path: compile(path, version) for path in (ROOT / "csrc" / n for n in SHARED)}
             introspected = [ROOT / "csrc" / name for name in INTROSPECTED]
             objects = {
                 OPS: [
@@ -391,7 +440,7 @@ class NinjaBuild(build_ext):
                     *kernels,
                 ],
                 INTROSPECTION: [
-                    compile(ROOT / "csrc/python.cpp", python),
+                    compile(ROOT / "csrc/python.cpp", python, str(sys.implementation.cache_tag)),
                     *((shared | cpu | gpu)[path] for path in introspected),
                 ],
             }
@@ -411,6 +460,7 @@ class NinjaBuild(build_ext):
 
 
 if __name__ == "__main__":
+    check_setuptools()
     setup(
         ext_modules=[Extension(name, sources=[]) for name in (OPS, CUDA, INTROSPECTION)],
         cmdclass={"build_ext": NinjaBuild},

@@ -13,6 +13,7 @@
 #include "cpu/plan.h"
 #include "cuda/plan.h"
 #include "plan_override.h"
+#include "version.h"
 
 namespace py = pybind11;
 
@@ -123,7 +124,7 @@ void override_plan(const std::string& text) {
 
 py::dict build_info() {
   py::dict d;
-  d["version"] = FUSEDRNN_VERSION;
+  d["version"] = fusedrnn_version();
   d["compiler"] =
 #if defined(__clang__)
       std::string("clang ") + __clang_version__;
@@ -132,7 +133,6 @@ py::dict build_info() {
 #endif
   d["torch"] = FUSEDRNN_TORCH_VERSION;
   std::string target;
-  d["cuda"] = FUSEDRNN_CUDA_TARGETS[0] != '\0';
   py::list targets;
   for (std::istringstream words(FUSEDRNN_CUDA_TARGETS); words >> target;) targets.append(target);
   d["cuda_targets"] = targets;
@@ -159,7 +159,7 @@ void def_limit(py::module_& m, const char* name, double (*limit)(int, double), c
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Introspection of the native part of fusedrnn.";
-  m.def("version", [] { return FUSEDRNN_VERSION; });
+  m.def("version", &fusedrnn_version);
   m.def("build_info", &build_info);
   m.def("cpu_capability", [] { return fusedrnn::name_of(fusedrnn::cpu_capability()); });
   m.def("cpu_capabilities", [] {

@@ -16,13 +16,18 @@ Importing it loads the native library; nothing else happens.
 
 from __future__ import annotations
 
+__version__ = "0.1.0"  # of the package and of its libraries; setuptools reads it here
+
+# First: it says what is missing, before anything else needs it.
+from fusedrnn import _native  # noqa: F401
+
+# isort: split
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from fusedrnn import _C, functional, onnx, ops
-from fusedrnn._C import build_info
 from fusedrnn.convert import Replacement, replace
 from fusedrnn.keras import from_keras
 from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -30,8 +35,6 @@ from fusedrnn.onnx import from_onnx
 from fusedrnn.reference import CELLS
 from fusedrnn.streaming import Streaming
 from fusedrnn.tensorflow1 import from_tf1
-
-__version__ = "0.1.0"
 
 __all__ = [
     "GRU",
@@ -154,6 +157,22 @@ class CudaPlan:
     backward: CudaWalk
     units_per_thread: int
     forward_steps: int
+
+
+def build_info() -> dict[str, Any]:
+    """What this build was made with and for.
+
+    Returns:
+        version: of fusedrnn.
+        compiler: the C++ compiler.
+        torch: the version whose headers were used; any later one serves as well as that.
+        cuda_targets: what the CUDA kernels were compiled for ("sm_90a"); empty without them.
+        cuda: whether CUDA tensors can be computed here, given a GPU: there are kernels, a CUDA
+            build of torch, and nothing is wrong with the library.
+        without_cuda: why not; None if `cuda`.
+    """
+    info: dict[str, Any] = _C.build_info()
+    return info | {"cuda": ops.WITHOUT_CUDA is None, "without_cuda": ops.WITHOUT_CUDA}
 
 
 def plan(

@@ -39,30 +39,15 @@ dtype that they are given: what it does depends on the whole network, see functi
 from __future__ import annotations
 
 import ctypes
-import sys
+import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from fusedrnn import _C, _native
 from fusedrnn.reference import GATES, LSTM
-
-_BUILD = (
-    "Build it with `pip install .` (or `pip install -e . --no-build-isolation`) in fusedrnn's "
-    "source folder, with the Python and the torch that are used here."
-)
-try:
-    from fusedrnn._C import override_plan as _override_shown_plan
-except ModuleNotFoundError as error:
-    raise ImportError(
-        f"fusedrnn's native module _C is not in {Path(__file__).parent}: it has not been built for "
-        f"this Python ({sys.implementation.cache_tag}). {_BUILD}"
-    ) from error
-
-LIBRARY = Path(__file__).parent / "lib" / "libfusedrnn.so"
-CUDA_LIBRARY = LIBRARY.with_name("libfusedrnn_cuda.so")
 
 SAVED = (0, 0, 5, 4)
 """How many values per unit and row the reserve of each cell holds."""
@@ -71,20 +56,9 @@ RESERVE_UNITS = 16
 """The reserve is padded to a multiple of this many units."""
 
 
-def _load(library: Path) -> ctypes.CDLL:
-    try:
-        torch.ops.load_library(str(library))
-    except OSError as error:
-        reason = str(error) if library.exists() else "it has not been built"
-        raise ImportError(
-            f"fusedrnn's native library {library} could not be loaded: {reason}. {_BUILD}"
-        ) from error
-    return ctypes.CDLL(str(library))  # loaded by now: this finds it again
-
-
 def use_backend(device_type: str, backend: int | None) -> int | None:
     """Installs a backend, the address of a `Backend` of csrc/backend.h; returns the one before."""
-    install = _native.fusedrnn_use_backend
+    install = _libraries[0].fusedrnn_use_backend
     install.argtypes, install.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
     before: int | None = install(("cpu", "cuda").index(device_type), backend)
     return before
@@ -96,19 +70,32 @@ def override_plan(text: str) -> None:
     Raises:
         ValueError: it makes no sense.
     """
-    _override_shown_plan(text)
+    _C.override_plan(text)
     for library in _libraries:
         library.fusedrnn_override_plan(text.encode())
 
 
-_native = _load(LIBRARY)
-_libraries = [_native]  # each makes plans of its own
-if torch.version.cuda is not None and CUDA_LIBRARY.exists():
-    # Loading it touches no device and starts no driver.
-    _libraries.append(_load(CUDA_LIBRARY))
-    _cuda_backend = _libraries[-1].fusedrnn_cuda_backend
-    _cuda_backend.restype = ctypes.c_void_p
-    use_backend("cuda", _cuda_backend())
+def _load_cuda() -> str | None:
+    """Loads the CUDA kernels, which touches no device and starts no driver; says why not."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    if not _C.build_info()["cuda_targets"]:
+        return "this build of fusedrnn has no CUDA kernels"
+    try:
+        library = _native.load(_native.CUDA_LIBRARY)
+    except ImportError as error:  # whoever computes on the CPU is not kept from it
+        warnings.warn(f"CUDA tensors cannot be computed: {error}", RuntimeWarning, stacklevel=2)
+        return str(error)
+    library.fusedrnn_cuda_backend.restype = ctypes.c_void_p
+    _libraries.append(library)
+    use_backend("cuda", library.fusedrnn_cuda_backend())
+    return None
+
+
+_libraries = [_native.load(_native.LIBRARY)]  # each makes plans of its own
+WITHOUT_CUDA = _load_cuda()
+"""Why CUDA tensors cannot be computed here; None if they can, given a GPU."""
+
 layer_forward = torch.ops.fusedrnn.layer_forward.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default
 pack_weights = torch.ops.fusedrnn.pack_weights.default

@@ -21,7 +21,7 @@ import fusedrnn.ops
 FOLDER = Path(fusedrnn.ops.__file__).parent / "lib"
 OPS, CUDA = FOLDER / "libfusedrnn.so", FOLDER / "libfusedrnn_cuda.so"
 ENTRY = "fusedrnn_cuda_backend"
-OVERRIDE = "fusedrnn_override_plan"
+SHARED = ["fusedrnn_override_plan", "fusedrnn_version"]  # of every library
 WANTED = {  # what the libraries look up by name in the process, and where
     "libtorch_cuda.so": (
         "aoti_torch_get_current_cuda_stream",
@@ -57,13 +57,13 @@ def build() -> str:
 
 
 def entry() -> str:
-    """The library loads and its entry point answers; only plans can be overridden beside it."""
+    """The library loads and its entry point answers; beside it are those of every library."""
     function = getattr(ctypes.CDLL(str(CUDA)), ENTRY)
     function.restype = ctypes.c_void_p
     assert function(), f"{ENTRY}() returned null"
     shown = output("nm", "-D", "--defined-only", CUDA).splitlines()
     names = [line.split()[-1] for line in shown if line.split()[-2] == "T"]
-    assert sorted(names) == sorted([ENTRY, OVERRIDE]), f"exported: {names}"
+    assert sorted(names) == sorted([ENTRY, *SHARED]), f"exported: {names}"
     return f"{ENTRY}, {CUDA.stat().st_size / 1e6:.1f} MB"
 
 
