@@ -10,7 +10,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint docs build cuda-build-check clean
+.PHONY: help demo test bench lint docs build wheel sdist wheel-check cuda-build-check clean
 SHELL := /bin/bash
 
 chosen = $(filter command environment,$(firstword $(origin $(1))))
@@ -58,10 +58,25 @@ docs: build  ## the documentation, into build/site
 
 build: $(STAMPS)/native $(STAMPS)/package  ## the environment and the native libraries
 
+CUDA_TORCH := 2.14.1
+
+# For a release, with both libraries: FUSEDRNN_BUILD_CUDA=1 make wheel sdist wheel-check. A CPU build
+# of torch will do. Builds for those of these Pythons that are found, on PATH or by pyenv.
+WHEEL_PYTHONS := 3.10 3.11 3.12 3.13
+wheel: $(STAMPS)/requirements  ## dist/*.whl, one for each Python of WHEEL_PYTHONS
+	$(PY) tools/wheels.py build $(WHEEL_PYTHONS)
+
+sdist: $(STAMPS)/requirements  ## dist/*.tar.gz, the sources
+	$(PY) tools/wheels.py sdist
+
+# Every wheel beside the first of these, that of our Python beside all: gigabytes are downloaded.
+WHEEL_TORCHES := $(shell sed -n 's/^torch==//p' constraints.txt) $(CUDA_TORCH) 2.10.0
+wheel-check: $(STAMPS)/requirements  ## install dist/*.whl where no compiler is and test them there
+	$(PY) tools/wheels.py check $(WHEEL_TORCHES)
+
 # All that a wheel with the CUDA library holds, for all our architectures, beside a CUDA build of
 # torch: in an environment made for this, or with VENV= or PYTHON= in one that is there, which gets
 # the build tools if it lacks them and is left alone otherwise.
-CUDA_TORCH := 2.14.1
 CHECKED := build/cuda-build-check
 ifeq ($(call chosen,VENV)$(call chosen,PYTHON),)
 cuda-build-check:  ## build the CUDA library with nvcc and check what can be checked without a GPU

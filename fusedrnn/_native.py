@@ -49,8 +49,9 @@ def load(library: Path) -> ctypes.CDLL:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
+        reason = error.__cause__ or error  # some versions of torch put words of theirs before it
         raise _broken(
-            f"{library} could not be loaded beside torch {torch.__version__}: {error}"
+            f"{library} could not be loaded beside torch {torch.__version__}: {reason}"
         ) from error
     loaded = ctypes.CDLL(str(library))  # loaded by now: this finds it again
     try:
@@ -81,7 +82,7 @@ def check_torch() -> None:
 
 
 def _place(module: ModuleType) -> str:
-    return str(Path(next(iter(module.__path__), "")))
+    return module.__file__ or ", ".join(module.__path__)  # a folder without code has no file
 
 
 def _import_introspection() -> ModuleType:
