@@ -48,6 +48,7 @@ OPS = "fusedrnn.lib.libfusedrnn"
 CUDA = "fusedrnn.lib.libfusedrnn_cuda"
 INTROSPECTION = "fusedrnn._C"
 MINIMUM_SETUPTOOLS = 77  # knows licenses as pyproject.toml names ours
+REQUIRED = ("torch", "ninja", "pybind11")
 MINIMUM_TORCH = (2, 10)
 STABLE_ABI = "0x020a000000000000"  # MINIMUM_TORCH as torch/headeronly/version.h encodes it
 
@@ -103,9 +104,11 @@ def package_folder(name: str) -> Path:
         return Path(elsewhere)
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
+        missing = [other for other in REQUIRED if importlib.util.find_spec(other) is None]
         raise fail(
-            f"the Python package {name!r} is not installed. `pip install .` brings all build "
-            "requirements; with --no-build-isolation install torch, ninja and pybind11 first."
+            f"not installed in {sys.executable}'s environment: {', '.join(missing or [name])}. "
+            "`pip install .` brings all build requirements; with --no-build-isolation `pip install "
+            f"{' '.join(REQUIRED)}` first."
         )
     return Path(spec.submodule_search_locations[0])
 

@@ -1,4 +1,4 @@
-"""What setup.py decides about the CUDA library: when it is built, and for which architectures."""
+"""What setup.py decides about the CUDA library, and what it says where it cannot build anything."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ NVCC_12_4 = frozenset("50 52 53 60 61 62 70 72 75 80 86 87 89 90".split())
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FUSEDRNN_BUILD_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH"):
+    for name in (
+        "FUSEDRNN_BUILD_CUDA",
+        "FUSEDRNN_TORCH",
+        "TORCH_CUDA_ARCH_LIST",
+        "CUDA_HOME",
+        "CUDA_PATH",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -119,3 +125,64 @@ def test_nvcc_gets_the_compiler_alone(
     flags = setup.nvcc_flags()
     assert f"-ccbin={host}" in flags
     assert ("-Xcompiler=-m64" in flags) == ("-m64" in command)
+
+
+@pytest.mark.parametrize(
+    "missing", [["pybind11"], ["ninja", "pybind11"], ["torch", "ninja", "pybind11"]]
+)
+def test_all_that_is_missing_is_named(missing: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        setup.importlib.util, "find_spec", lambda name: None if name in missing else find(name)
+    )
+    with pytest.raises(SystemExit, match=f"environment: {', '.join(missing)}\\. .*isolation"):
+        setup.package_folder(missing[0])
+
+
+@pytest.mark.parametrize("version, accepted", [("65.5.0", False), ("77.0.3", True), ("84", True)])
+def test_old_setuptools(version: str, accepted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup.setuptools, "__version__", version)
+    if accepted:
+        setup.check_setuptools()
+        return
+    with pytest.raises(SystemExit, match=f"setuptools 77 or later is required, found {version}"):
+        setup.check_setuptools()
+
+
+@pytest.mark.parametrize("version, accepted", [("2.9.1", False), ("2.10.0", True), ("3.0", True)])
+def test_torch_elsewhere(
+    version: str, accepted: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FUSEDRNN_TORCH", str(tmp_path))
+    with pytest.raises(SystemExit, match="FUSEDRNN_TORCH: expected the folder of a torch package"):
+        setup.torch_version()
+    (tmp_path / "version.py").write_text(f"__version__ = {version!r}", encoding="utf-8")
+    if accepted:
+        assert setup.torch_version() == version
+        return
+    with pytest.raises(SystemExit, match=f"torch 2.10 or later is required, found torch {version}"):
+        setup.torch_version()
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(SystemExit, match="no C\\+\\+ compiler .*apt install g\\+\\+.*ready-made"):
+        setup.compiler()
+    monkeypatch.setenv("CXX", "clang++-99 -m64")
+    with pytest.raises(SystemExit, match="looked for CXX=clang"):
+        setup.compiler()
+
+
+def test_no_headers_of_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert setup.python_include()
+    monkeypatch.setattr(setup.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(SystemExit, match=f"no Python.h in {tmp_path}"):
+        setup.python_include()
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_other_systems(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup.sys, "platform", system)
+    with pytest.raises(SystemExit, match=f"builds on Linux so far; this is {system}"):
+        setup.NinjaBuild.build_extensions(None)
