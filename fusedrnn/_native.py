@@ -156,7 +156,7 @@ def _broken(what: str, remedy: str | None = None) -> ImportError:
         )
     elif remedy is None:
         remedy = "Install it again: its wheel, or `pip install .` in its source folder."
-    return ImportError(f"fusedrnn cannot be imported: {what}. {remedy}")
+    return ImportError(f"fusedrnn: {what}. {remedy}")
 
 
 check_torch()

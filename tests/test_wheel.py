@@ -224,8 +224,8 @@ def test_a_users_code_is_type_checked(installed: Path) -> None:
     folder.mkdir()
     (folder / "usage.py").write_text(textwrap.dedent(USAGE), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir=/dev/null", "--python-executable",
-         installed / "bin" / "python", "usage.py"],
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir=/dev/null",
+         "--python-executable", installed / "bin" / "python", "usage.py"],
         cwd=folder, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     found = re.findall(r'note: Revealed type is "(.*?)"', done.stdout)
