@@ -17,7 +17,19 @@
 //   LSTM  i,f,o = sigmoid(.)  g = tanh(.)  c = f c_prev + i g   h = o tanh(c)
 //   GRU   r,z = sigmoid(.)  n = tanh(x_n + r n')  h = n + z (h_prev - n)
 //   RNN   h = tanh(.) or max(., 0)
+//
+// A step is one product and what follows it, but for the GRU whose reset gate comes before the
+// product: there the candidate's product waits for r h_prev of all units. That cell is divided into
+// two parts, each a cell of its own to the kernels, with slots that are a range of the whole's:
+//   gates      product of W_r, W_z and h_prev    ->  r, z, and r h_prev, the candidate's operand
+//   candidate  product of W_n and r h_prev       ->  n, h
+// Backward takes them in the other order: the candidate gives dn and dz, the product dn W_n is the
+// gradient of r h_prev, and the gates give dr. Slots: inputs, products, saved and grads are all
+// r z n. z is of the gates' product and the candidate's cell: forward it crosses over as "c", and
+// the candidate saves it.
 #pragma once
+
+#include <type_traits>
 
 #include "problem.h"
 
@@ -29,7 +41,22 @@
 
 namespace fusedrnn {
 
-struct LstmCell {
+// A cell that is one part, itself.
+template <class C>
+struct UndividedCell {
+  using Whole = C;
+  using First = C;
+  using Last = C;
+  static constexpr int first_gate = 0;  // of the whole's gates, as inputs and products count them
+  static constexpr int first_slot = 0;  // of the whole's saved values and gradients
+};
+
+template <class C>
+constexpr bool is_part = !std::is_same_v<C, typename C::Whole>;
+template <class C>
+constexpr bool is_divided = !std::is_same_v<typename C::First, typename C::Last>;
+
+struct LstmCell : UndividedCell<LstmCell> {
   static constexpr Cell cell = Cell::lstm;
   static constexpr int inputs = 4, products = 4, saved = 5, grads = 4;
   static constexpr bool has_c = true;            // carries c beside h
@@ -64,7 +91,7 @@ struct LstmCell {
   }
 };
 
-struct GruCell {
+struct GruCell : UndividedCell<GruCell> {
   static constexpr Cell cell = Cell::gru;
   static constexpr int inputs = 3, products = 3, saved = 4, grads = 4;
   static constexpr bool has_c = false, has_late_input = true, has_carry = true;
@@ -92,8 +119,73 @@ struct GruCell {
   }
 };
 
+struct GruResetBeforeCell;
+
+struct ResetBeforeGates {
+  using Whole = GruResetBeforeCell;
+  static constexpr int first_gate = 0, first_slot = 0;
+  static constexpr int inputs = 2, products = 2, saved = 1, grads = 1;
+  static constexpr bool has_c = true, has_late_input = false, has_carry = true;
+  FUSEDRNN_CELL constexpr int gate_of_product(int slot) { return slot; }
+  FUSEDRNN_CELL constexpr int input_of_product(int slot) { return slot; }
+
+  // Of h the candidate's operand, of c its update gate.
+  template <class M, class V>
+  FUSEDRNN_CELL void forward(const V* product, V /*late*/, V h_prev, V& c, V& h, V* save) {
+    const V r = M::sigmoid(product[0]);
+    save[0] = r;
+    c = M::sigmoid(product[1]);
+    h = r * h_prev;
+  }
+
+  // dh: of the candidate's operand, which is computed again into `h`, where h_prev was. dc: what
+  // reaches h_prev past the products, to which its way through the operand is added.
+  template <class M, class V>
+  FUSEDRNN_CELL void backward(const V* save, V& h, V dh, V& dc, V* grad, V& /*carry*/) {
+    const V r = save[0];
+    grad[0] = dh * h * (r - r * r);
+    dc = M::multiply_add(dh, r, dc);
+    h = r * h;
+  }
+};
+
+struct ResetBeforeCandidate {
+  using Whole = GruResetBeforeCell;
+  static constexpr int first_gate = 2, first_slot = 1;
+  static constexpr int inputs = 1, products = 1, saved = 2, grads = 2;
+  static constexpr bool has_c = true, has_late_input = false, has_carry = true;
+  FUSEDRNN_CELL constexpr int gate_of_product(int slot) { return slot; }
+  FUSEDRNN_CELL constexpr int input_of_product(int slot) { return slot; }
+
+  template <class M, class V>
+  FUSEDRNN_CELL void forward(const V* product, V /*late*/, V h_prev, V& c, V& h, V* save) {
+    const V z = c, n = M::tanh(product[0]);
+    save[0] = z, save[1] = n;
+    h = n + z * (h_prev - n);
+  }
+
+  // dc: what of dh came past the product of the step after; on return what goes past this one's.
+  template <class M, class V>
+  FUSEDRNN_CELL void backward(const V* save, V& h, V dh, V& dc, V* grad, V& /*carry*/) {
+    const V z = save[0], n = save[1], d = dh + dc;
+    grad[0] = d * (h - n) * (z - z * z);
+    grad[1] = d * (1 - z) * (1 - n * n);
+    dc = d * z;
+  }
+};
+
+struct GruResetBeforeCell {
+  using Whole = GruResetBeforeCell;
+  using First = ResetBeforeGates;
+  using Last = ResetBeforeCandidate;
+  static constexpr Cell cell = Cell::gru_reset_before;
+  static constexpr int inputs = 3, products = 3, saved = 3, grads = 3;
+  static constexpr bool has_c = false, has_late_input = false, has_carry = true;
+  FUSEDRNN_CELL constexpr int gate_of_product(int slot) { return slot; }
+};
+
 template <bool kTanh>
-struct RnnCell {
+struct RnnCell : UndividedCell<RnnCell<kTanh>> {
   static constexpr Cell cell = kTanh ? Cell::rnn_tanh : Cell::rnn_relu;
   static constexpr int inputs = 1, products = 1, saved = 0, grads = 1;
   static constexpr bool has_c = false, has_late_input = false, has_carry = false;

@@ -177,7 +177,7 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
            const std::vector<Tensor>& weights, int64_t cell, bool has_biases, bool bidirectional) {
   Call call;
   BackwardProblem& p = call.problem;
-  STD_TORCH_CHECK(cell >= 0 && cell <= 3, "cell: expected 0 to 3, got ", cell);
+  STD_TORCH_CHECK(cell >= 0 && cell < kCells, "cell: expected 0 to ", kCells - 1, ", got ", cell);
   p.cell = static_cast<Cell>(cell);
   p.dtype = dtype_of(input);
   p.directions = bidirectional ? 2 : 1;
@@ -267,9 +267,11 @@ Tensor pack_weights(std::vector<Tensor> weights, int64_t cell, bool has_biases,
 }
 
 std::string describe(const PackedHeader& header) {
-  static constexpr const char* cells[] = {"rnn_tanh", "rnn_relu", "lstm", "gru"};
+  static constexpr const char* cells[kCells] = {"rnn_tanh", "rnn_relu", "lstm", "gru",
+                                                "gru_reset_before"};
   static constexpr const char* dtypes[] = {"float64", "float32", "bfloat16", "float16"};
-  const bool known = header.cell >= 0 && header.cell < 4 && header.dtype >= 0 && header.dtype < 4;
+  const bool known =
+      header.cell >= 0 && header.cell < kCells && header.dtype >= 0 && header.dtype < 4;
   if (header.magic != PackedHeader::kMagic || !known) return "no packed weights";
   return std::string(cells[header.cell]) + "(I=" + std::to_string(header.I) +
          ", H=" + std::to_string(header.H) + ", P=" + std::to_string(header.P) + ") in " +
@@ -302,7 +304,7 @@ void use_packed(const Tensor& packed, int64_t at, bool has_biases, const Backend
 // by the bytes that there are, so that no product of them overflows.
 bool read_sizes(const PackedHeader& header, int64_t bytes, Shape& s) {
   const int64_t width = header.P ? header.P : header.H;
-  if (header.magic != PackedHeader::kMagic || header.cell < 0 || header.cell > 3 ||
+  if (header.magic != PackedHeader::kMagic || header.cell < 0 || header.cell >= kCells ||
       header.directions != 1 || header.I <= 0 || header.H <= 0 || header.P < 0 ||
       (header.P > 0 && header.cell != static_cast<int32_t>(Cell::lstm)) || header.I > bytes ||
       header.P > bytes || header.H > bytes / (header.I + width))

@@ -15,7 +15,8 @@
 
 namespace fusedrnn {
 
-enum class Cell : int { rnn_tanh = 0, rnn_relu = 1, lstm = 2, gru = 3 };
+enum class Cell : int { rnn_tanh = 0, rnn_relu = 1, lstm = 2, gru = 3, gru_reset_before = 4 };
+constexpr int kCells = 5;
 enum class Dtype : int { f64, f32, bf16, f16 };
 
 constexpr int64_t kHiddenPadding = 16;  // Hp is a multiple of this, whatever the vector width
@@ -24,9 +25,16 @@ constexpr int kMaxDirections = 2;
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 constexpr int64_t div_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-constexpr int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-// Slots of Hp values that forward keeps per row: LSTM i f g o c_prev; GRU hn r z n; RNN none.
-constexpr int saved_of(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
+constexpr int gates_of(Cell cell) {
+  constexpr int kGates[kCells] = {1, 1, 4, 3, 3};
+  return kGates[static_cast<int>(cell)];
+}
+// Slots of Hp values that forward keeps per row: LSTM i f g o c_prev; GRU hn r z n, or with the
+// reset before the product r z n; RNN none.
+constexpr int saved_of(Cell cell) {
+  constexpr int kSaved[kCells] = {0, 0, 5, 4, 3};
+  return kSaved[static_cast<int>(cell)];
+}
 
 constexpr int64_t size_of(Dtype dtype) {
   return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;

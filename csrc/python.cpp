@@ -95,8 +95,9 @@ py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, 
   if (!plan_override().error().empty()) throw std::invalid_argument(plan_override().error());
   if (device != "cpu" && device != "cuda")
     throw std::invalid_argument("device: expected cpu or cuda, got " + device);
-  if (cell < 0 || cell > 3)
-    throw std::invalid_argument("cell: expected 0 to 3, got " + std::to_string(cell));
+  if (cell < 0 || cell >= kCells)
+    throw std::invalid_argument("cell: expected 0 to " + std::to_string(kCells - 1) + ", got " +
+                                std::to_string(cell));
   if (directions != 1 && directions != 2)
     throw std::invalid_argument("directions: expected 1 or 2, got " + std::to_string(directions));
   if (proj_size < 0)

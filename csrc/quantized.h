@@ -27,6 +27,9 @@
 
 namespace fusedrnn {
 
+// The GRU with its reset gate before the product would round r h at each step, a second operand.
+constexpr bool has_int8(Cell cell) { return cell != Cell::gru_reset_before; }
+
 constexpr int64_t kQuad = 4;               // values of k that one lane multiplies
 constexpr int64_t kMostQuantized = 65536;  // values of k whose products fit an int32 for sure
 

@@ -48,9 +48,10 @@ void check_values(const char* name, const Tensor& t) {
 }
 
 Tensor quantize_weights(std::vector<Tensor> weights, int64_t cell, bool has_biases) {
-  STD_TORCH_CHECK(cell >= 0 && cell <= 3, "cell: expected 0 to 3, got ", cell);
+  STD_TORCH_CHECK(cell >= 0 && cell < kCells, "cell: expected 0 to ", kCells - 1, ", got ", cell);
   Shape s;
   s.cell = static_cast<Cell>(cell);
+  STD_TORCH_CHECK(has_int8(s.cell), "cell: gru_reset_before has no int8 kernels");
   STD_TORCH_CHECK(!weights.empty() && weights[0].dim() == 2,
                   "weights: expected w_ih of shape [gates * hidden_size, input_size] first");
   const Tensor& w_ih = weights[0];
@@ -86,8 +87,9 @@ int64_t read_layer(const Tensor& packed, int64_t at, Shape& s) {
   if (there >= static_cast<int64_t>(sizeof(found)))
     std::memcpy(&found, static_cast<const char*>(packed.data_ptr()) + at, sizeof(found));
   const auto width = [](int64_t n) { return n > 0 && n <= kMostQuantized; };
-  bool whole = found.magic == QuantizedHeader::kMagic && found.cell >= 0 && found.cell <= 3 &&
-               width(found.I) && width(found.H) && (found.P == 0 || width(found.P));
+  bool whole = found.magic == QuantizedHeader::kMagic && found.cell >= 0 && found.cell < kCells &&
+               has_int8(static_cast<Cell>(found.cell)) && width(found.I) && width(found.H) &&
+               (found.P == 0 || width(found.P));
   if (whole) {
     s.cell = static_cast<Cell>(found.cell);
     s.I = found.I, s.H = found.H, s.P = found.P;

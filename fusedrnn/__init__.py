@@ -203,7 +203,7 @@ def plan(
     No result depends on them beyond rounding.
 
     Args:
-        cell: "rnn_tanh", "rnn_relu", "lstm" or "gru".
+        cell: "rnn_tanh", "rnn_relu", "lstm", "gru" or "gru_reset_before".
         device: the kind of device, "cpu" or "cuda".
         time: steps.
         batch: sequences.

@@ -129,6 +129,15 @@ def check_checkpoint(checkpoint: Any) -> None:
         raise ValueError(f"{expected} {checkpoint}")
 
 
+def check_reset_after(reset_after: Any) -> None:
+    """Checks whether a GRU's reset gate comes after the recurrent product, a bool."""
+    if not isinstance(reset_after, bool):
+        raise TypeError(
+            "reset_after: expected a bool, whether the reset gate comes after the recurrent "
+            f"product, got {reset_after!r} of {_kind(reset_after)}"
+        )
+
+
 def check_weights(
     cell: int, weights: Sequence[Tensor], num_layers: int, has_biases: bool, bidirectional: bool
 ) -> None:

@@ -27,12 +27,13 @@ from fusedrnn.checks import (
     check_checkpoint,
     check_input,
     check_lengths,
+    check_reset_after,
     check_states,
     check_steps,
     check_weights,
     split_state,
 )
-from fusedrnn.reference import GATES, GRU, LSTM, RNN_RELU, RNN_TANH
+from fusedrnn.reference import GATES, GRU, GRU_RESET_BEFORE, LSTM, RNN_RELU, RNN_TANH
 from fusedrnn.sequences import Layout
 
 __all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
@@ -174,6 +175,7 @@ def gru(
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
     checkpoint: int | None = None,
+    reset_after: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Gated recurrent units, the reset gate after the recurrent product as in cuDNN and torch.
 
@@ -182,11 +184,21 @@ def gru(
         n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
         h' = (1 - z) * n + z * h
 
-    Arguments, results and errors are those of `rnn_tanh`.
+    Arguments, results and errors are those of `rnn_tanh`, and
+
+    Args:
+        reset_after: whether the reset gate comes after the product; if not, before it, as in Keras
+            with `reset_after=False` and ONNX with `linear_before_reset=0`:
+            n = tanh(W_in x + b_in + W_hn (r * h) + b_hn).
+
+    Raises:
+        TypeError: `reset_after` is no bool.
     """
-    check_weights(GRU, weights, num_layers, bias, bidirectional)
+    check_reset_after(reset_after)
+    cell = GRU if reset_after else GRU_RESET_BEFORE
+    check_weights(cell, weights, num_layers, bias, bidirectional)
     return run_layers(
-        GRU, "gru", input, hx, None, weights, num_layers, bias,
+        cell, "gru", input, hx, None, weights, num_layers, bias,
         dropout if training else 0.0, bidirectional, batch_first, batch_sizes, lengths,
         checkpoint,
     )[:2]  # fmt: skip
@@ -247,7 +259,7 @@ def run_layers(
     projected = autocast and cell == LSTM and _is_projected(weights)
     if autocast:
         one_op = batch_sizes is None and lengths is None and not empty and not projected
-        fused = cell != GRU and (cell != LSTM or one_op)
+        fused = cell not in (GRU, GRU_RESET_BEFORE) and (cell != LSTM or one_op)
         input, hx, cx, weights = _cast(input, hx, cx, weights, fused=fused)
     output, hn, cn = _stack(
         cell, input, hx, cx, weights, num_layers, has_biases, dropout, bidirectional, batch_sizes,
@@ -289,7 +301,7 @@ def run_cell(
         hx = None if hx is None else hx.unsqueeze(0)
         cx = None if cx is None else cx.unsqueeze(0)
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):
-        fused = cell != GRU and cell != LSTM
+        fused = cell in (RNN_TANH, RNN_RELU)
         input, hx, cx, weights = _cast(input, hx, cx, weights, fused=fused)
     # Sizes of nothing are allowed in a cell and unknown to the ops.
     layer = autograd.layer if weights[0].numel() else reference.layer

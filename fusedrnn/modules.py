@@ -19,15 +19,32 @@ from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn import functional
-from fusedrnn.checks import PACKED_IN_ONNX, check_checkpoint, check_states, split_state
+from fusedrnn.checks import (
+    PACKED_IN_ONNX,
+    check_checkpoint,
+    check_reset_after,
+    check_states,
+    split_state,
+)
 from fusedrnn.reference import GRU as GRU_CELL
+from fusedrnn.reference import GRU_RESET_BEFORE, RNN_RELU, RNN_TANH
 from fusedrnn.reference import LSTM as LSTM_CELL
-from fusedrnn.reference import RNN_RELU, RNN_TANH
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 CELL_OF_MODE = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "LSTM": LSTM_CELL, "GRU": GRU_CELL}
-_NAME_OF_CELL = ("RNN", "RNN", "LSTM", "GRU")
+_NAME_OF_CELL = ("RNN", "RNN", "LSTM", "GRU", "GRU")
+
+
+def cell_of(module: RNNBase) -> int:
+    """The number of a module's cell. torch.nn's GRU has no `reset_after`, and is as if true."""
+    cell = CELL_OF_MODE[module.mode]
+    return _gru_cell(getattr(module, "reset_after", True)) if cell == GRU_CELL else cell
+
+
+def _gru_cell(reset_after: bool) -> int:
+    check_reset_after(reset_after)
+    return GRU_CELL if reset_after else GRU_RESET_BEFORE
 
 
 def weights_of(module: RNNBase) -> list[Tensor]:
@@ -67,7 +84,7 @@ class _Layers(RNNBase):
         batch_sizes: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        cell = CELL_OF_MODE[self.mode]
+        cell = cell_of(self)
         return functional.run_layers(
             cell,
             _NAME_OF_CELL[cell],
@@ -97,7 +114,7 @@ class _Layers(RNNBase):
             raise NotImplementedError(PACKED_IN_ONNX)
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
-            cell, parts = CELL_OF_MODE[self.mode], self.num_layers * (1 + self.bidirectional)
+            cell, parts = cell_of(self), self.num_layers * (1 + self.bidirectional)
             check_states(cell, hx, cx, parts, len(sorted_indices), data, weights_of(self))
             hx = hx.index_select(1, sorted_indices)
             cx = None if cx is None else cx.index_select(1, sorted_indices)
@@ -211,11 +228,21 @@ class GRU(_OneState):
         n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
         h' = (1 - z) * n + z * h
 
-    Arguments, inputs and outputs are those of `RNN`, without `nonlinearity`.
+    Arguments, inputs and outputs are those of `RNN`, without `nonlinearity`, and
+
+    Args:
+        reset_after: whether the reset gate r comes after the recurrent product, as above and in
+            torch.nn. If not it comes before it, n = tanh(W_in x + b_in + W_hn (r * h) + b_hn), as
+            in the first version of Cho et al., 2014, in Keras with `reset_after=False` and in ONNX
+            with `linear_before_reset=0`. The parameters are the same. n then waits for r of all
+            units, which makes two products of a step, and there are no int8 kernels.
 
         >>> gru = fusedrnn.GRU(10, 20, bidirectional=True)
         >>> output, hn = gru(torch.randn(5, 3, 10))
     """
+
+    reset_after: bool = True
+    """Of the class as well: modules that torch.nn made, or an older pickle, do not have it."""
 
     def __init__(
         self,
@@ -230,12 +257,19 @@ class GRU(_OneState):
         dtype: torch.dtype | None = None,
         *,
         checkpoint: int | None = None,
+        reset_after: bool = True,
         **unsupported: Any,
     ) -> None:
+        check_reset_after(reset_after)
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             device=device, dtype=dtype, checkpoint=checkpoint, **unsupported,
         )  # fmt: skip
+        self.reset_after = reset_after
+
+    def extra_repr(self) -> str:
+        """The arguments that are not at their default."""
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
 
 class LSTM(_Layers):
@@ -432,9 +466,12 @@ class LSTMCell(_Cell):
 class GRUCell(_Cell):
     """One step of a gated recurrent unit: `torch.nn.GRUCell` on fused kernels.
 
-    The equations are those of `GRU`; arguments, inputs and outputs those of `RNNCell`, without
-    `nonlinearity`.
+    The equations and `reset_after` are those of `GRU`; the other arguments, inputs and outputs
+    those of `RNNCell`, without `nonlinearity`.
     """
+
+    reset_after: bool = True
+    """Of the class as well: modules that torch.nn made, or an older pickle, do not have it."""
 
     def __init__(
         self,
@@ -443,9 +480,17 @@ class GRUCell(_Cell):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
     ) -> None:
+        check_reset_after(reset_after)
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+        self.reset_after = reset_after
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state."""
-        return self._step(GRU_CELL, input, hx, None)[0]
+        return self._step(_gru_cell(self.reset_after), input, hx, None)[0]
+
+    def extra_repr(self) -> str:
+        """The arguments that are not at their default."""
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")

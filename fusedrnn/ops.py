@@ -49,7 +49,7 @@ from torch import Tensor
 from fusedrnn import _C, _native
 from fusedrnn.reference import GATES, LSTM
 
-SAVED = (0, 0, 5, 4)
+SAVED = (0, 0, 5, 4, 3)
 """How many values per unit and row the reserve of each cell holds."""
 
 RESERVE_UNITS = 16

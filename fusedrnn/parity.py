@@ -12,8 +12,8 @@ tests and `fusedrnn verify` share both:
             second part is what the problem itself makes of rounding: a bias gradient whose terms
             cancel is as small as it likes, and torch.nn's error in it may be zero by luck.)
 
-Errors are measured as the largest over a tensor. Both the oracle and torch.nn's side are torch.nn;
-test_reference.py holds our own reference to the oracle.
+Errors are measured as the largest over a tensor. Both the oracle and torch.nn's side are torch.nn,
+or plain_gru.py for the cell that it has not; test_reference.py holds our own reference to them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
+from fusedrnn.plain_gru import ResetBeforeGRU
 
 Numbers = dict[str, Tensor]
 
@@ -39,7 +40,7 @@ FP64 = 1e-10
 
 @dataclass(frozen=True)
 class Case:
-    cell: str = "lstm"  # lstm, gru, rnn_tanh, rnn_relu
+    cell: str = "lstm"  # lstm, gru, gru_reset_before, rnn_tanh, rnn_relu
     T: int = 5
     B: int = 4
     I: int = 6  # noqa: E741
@@ -64,7 +65,10 @@ class Case:
         return "-".join(shown)
 
     def module(self, package: object = fusedrnn, dtype: torch.dtype = torch.float64) -> nn.Module:
-        """The network in torch.nn or fusedrnn; parameters depend on the seed alone."""
+        """The network in torch.nn (or as plain PyTorch) or fusedrnn.
+
+        Parameters depend on the seed alone.
+        """
         torch.manual_seed(self.seed)
         options: dict[str, Any] = dict(
             num_layers=self.layers, bias=self.bias, batch_first=self.batch_first,
@@ -75,6 +79,10 @@ class Case:
             options["nonlinearity"] = self.cell[4:]
         if self.P:
             options["proj_size"] = self.P
+        if self.cell == "gru_reset_before":
+            if package is nn:
+                return ResetBeforeGRU(self.I, self.H, **options).to(dtype)
+            name, options["reset_after"] = "GRU", False
         module: nn.Module = getattr(package, name)(self.I, self.H, **options)
         return module.to(dtype)
 

@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RNN_TANH, RNN_RELU, LSTM, GRU = range(4)
+RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE = range(5)
 """The cells, as the ops number them."""
 
-CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
+CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 """The name of each cell, by its number."""
 
-GATES = (1, 1, 4, 3)
+GATES = (1, 1, 4, 3, 3)
 """How many gates each cell has, by its number."""
 
 
@@ -87,6 +87,28 @@ def gru_cell(x: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor | None) -> Tensor:
     r = torch.sigmoid(xr + hr)
     z = torch.sigmoid(xz + hz)
     n = torch.tanh(xn + r * hn)
+    return n + z * (h - n)
+
+
+def gru_reset_before_cell(x: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor | None) -> Tensor:
+    """One step of the gated recurrent unit with the reset gate before the recurrent product.
+
+        xr, xz, xn = x = W_ih x_t + b_ih          hr, hz = W_hr h + b_hr, W_hz h + b_hz
+        r = sigmoid(xr + hr)
+        z = sigmoid(xz + hz)
+        n = tanh(xn + W_hn (r * h) + b_hn)
+        h' = n + z * (h - n)
+
+    Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine
+    translation", 2014, in its first version; Keras' GRU with `reset_after=False` and ONNX's with
+    `linear_before_reset=0`. The candidate n waits for r of all units: two products a step.
+    """
+    xr, xz, xn = x.chunk(3, dim=-1)
+    w_hr, w_hz, w_hn = w_hh.chunk(3)
+    b_hr, b_hz, b_hn = (None, None, None) if b_hh is None else b_hh.chunk(3)
+    r = torch.sigmoid(xr + F.linear(h, w_hr, b_hr))
+    z = torch.sigmoid(xz + F.linear(h, w_hz, b_hz))
+    n = torch.tanh(xn + F.linear(r * h, w_hn, b_hn))
     return n + z * (h - n)
 
 
@@ -172,6 +194,8 @@ def _walk(
             h_new, c_new = lstm_cell(xs[t], h[:alive], c[:alive], w_hh, b_hh, w_hr)
         elif cell == GRU:
             h_new = gru_cell(xs[t], h[:alive], w_hh, b_hh)
+        elif cell == GRU_RESET_BEFORE:
+            h_new = gru_reset_before_cell(xs[t], h[:alive], w_hh, b_hh)
         else:
             activation = torch.tanh if cell == RNN_TANH else torch.relu
             h_new = rnn_cell(xs[t], h[:alive], w_hh, b_hh, activation)

@@ -24,8 +24,8 @@ from torch.nn.modules.rnn import RNNBase
 
 from fusedrnn import ops
 from fusedrnn.checks import check_dtype, check_features, check_states, check_steps, split_state
-from fusedrnn.modules import CELL_OF_MODE, weights_of
-from fusedrnn.reference import GATES, LSTM
+from fusedrnn.modules import CELL_OF_MODE, cell_of, weights_of
+from fusedrnn.reference import GATES, GRU_RESET_BEFORE, LSTM
 
 __all__ = ["Streaming"]
 
@@ -118,8 +118,8 @@ class Streaming:
         weights: in what form they are kept: "same", the module's dtype, or "int8", the counterpart
             of `torch.ao.quantization.quantize_dynamic`: each row of a weight matrix rounded to 255
             whole multiples of its own scale, and each row of input and h so at every step; sums,
-            cell and states are exact or float32. For float32 modules on the CPU;
-            `python -m benchmarks.accuracy` prints what it costs.
+            cell and states are exact or float32. For float32 modules on the CPU, and no GRU with
+            `reset_after=False`; `python -m benchmarks.accuracy` prints what it costs.
 
     Call it with `input`, of the module's dtype and device. One step, [B, I], or [I] if B is 1,
     gives [B, R] or [R]; R is the projection's size if there is one, else H. A chunk of steps,
@@ -169,7 +169,6 @@ class Streaming:
         self.module = module
         self.batch_size = batch_size
         self.weights = weights
-        self._cell = CELL_OF_MODE[mode]
         self._h = torch.empty(0)
         self._c: Tensor | None = None
         self.refresh()
@@ -177,6 +176,7 @@ class Streaming:
     def refresh(self) -> None:
         """Takes the module's weights as they are now. The state moves to their dtype and device."""
         module = self.module
+        self._cell = cell_of(module)
         watched = weights_of(module)
         weights = [weight.detach() for weight in watched]
         first = weights[0]
@@ -194,6 +194,11 @@ class Streaming:
         layers = [weights[i : i + each] for i in range(0, len(weights), each)]
         on_cpu = first.device.type == "cpu"
         if self.weights == "int8":
+            if self._cell == GRU_RESET_BEFORE:
+                raise ValueError(
+                    "weights: expected 'same' for a GRU with reset_after=False, which has no int8 "
+                    "kernels, got 'int8'"
+                )
             if first.dtype != torch.float32 or not on_cpu:
                 raise ValueError(
                     "weights: expected 'same' for a module that is not in float32 on the CPU, got "

@@ -17,8 +17,18 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVELS = ["portable", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16"]
 CASES = [
     Case(cell=cell, T=7, B=11, I=9, H=37, bidirectional=True, packed="unsorted", P=P)
-    for cell, P in (("lstm", 0), ("lstm", 9), ("gru", 0), ("rnn_tanh", 0), ("rnn_relu", 0))
-] + [Case(cell=cell, T=3, B=1, I=40, H=66) for cell in ("lstm", "gru", "rnn_tanh")]
+    for cell, P in (
+        ("lstm", 0),
+        ("lstm", 9),
+        ("gru", 0),
+        ("gru_reset_before", 0),
+        ("rnn_tanh", 0),
+        ("rnn_relu", 0),
+    )
+] + [
+    Case(cell=cell, T=3, B=1, I=40, H=66)
+    for cell in ("lstm", "gru", "gru_reset_before", "rnn_tanh")
+]
 
 
 def check_all() -> None:

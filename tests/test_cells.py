@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from plain_gru import ResetBeforeGRUCell
 from torch import nn
 
 import fusedrnn
 
+RESET_BEFORE = ("GRUCell", "-reset-before")
 KINDS = [("RNNCell", "tanh"), ("RNNCell", "relu"), ("LSTMCell", ""), ("GRUCell", "")]
 
 
 def build(package: object, kind: tuple[str, str], *sizes: int, **options: object) -> nn.Module:
     torch.manual_seed(3)
-    if kind[1]:
+    if kind == RESET_BEFORE:
+        if package is nn:
+            return ResetBeforeGRUCell(*sizes, dtype=torch.float64, **options)
+        options["reset_after"] = False
+    elif kind[1]:
         options["nonlinearity"] = kind[1]
     return getattr(package, kind[0])(*sizes, dtype=torch.float64, **options)
 
@@ -39,7 +45,7 @@ def run(module: nn.Module, batch: tuple[int, ...], states: bool, steps: int = 3)
     return [*results, *(t.grad for t in [*leaves, *module.parameters()])]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids="".join)
+@pytest.mark.parametrize("kind", [*KINDS, RESET_BEFORE], ids="".join)
 @pytest.mark.parametrize("batch", [(), (1,), (7,), (0,)], ids=str)
 @pytest.mark.parametrize("sizes", [(1, 1), (5, 9), (40, 33)], ids=str)
 @pytest.mark.parametrize("states", [True, False], ids=["hx", "no-hx"])
@@ -51,7 +57,7 @@ def test_numbers(kind, batch, sizes, states, bias, device) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids="".join)
+@pytest.mark.parametrize("kind", [*KINDS, RESET_BEFORE], ids="".join)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_lower_precision(kind, dtype, device) -> None:
     module = build(nn, kind, 40, 33).to(dtype)

@@ -24,7 +24,7 @@ from fusedrnn import functional
 from fusedrnn.checkpoint import checkpointed_backward, checkpointed_forward
 from fusedrnn.parity import FP64, Case, check, largest
 
-CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
+CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
 T = 7
 
 
@@ -48,7 +48,7 @@ def with_k(case: Case, k: int) -> Checkpointed:
 def grid() -> list[Case]:
     found = []
     for cell, both, packed, P, bias, first in itertools.product(
-        CELLS[:3], (False, True), ("", "sorted", "unsorted"), (0, 3), (True, False), (True, False)
+        CELLS[:4], (False, True), ("", "sorted", "unsorted"), (0, 3), (True, False), (True, False)
     ):
         if not P or cell == "lstm":
             layers = 1 + (both != first)
@@ -92,7 +92,7 @@ def test_any_device(case: Case, k: int, device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
-    for cell in ("lstm", "gru"):
+    for cell in CELLS[:3]:
         case = Checkpointed(cell=cell, T=23, B=12, I=20, H=48, bidirectional=True, packed="sorted")
         module, inputs = case.module(dtype=dtype), case.inputs()
         expected = case.run(module, inputs)
@@ -106,7 +106,7 @@ def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("packed", ["", "sorted"])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS[:3])
 def test_gradients_of_one_result_to_one_operand(cell: str, packed: str) -> None:
     case = Case(cell=cell, T=T, bidirectional=True, packed=packed)
     function, tensors = function_of(with_k(case, 3))
@@ -121,7 +121,7 @@ def test_gradients_of_one_result_to_one_operand(cell: str, packed: str) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS[:3])
 def test_gradients_not_asked_for_are_empty(cell: str, packed: bool) -> None:
     given = (*arguments(cell, bidirectional=True, packed=packed)[:8], 2)
     output, _, _, borders = checkpointed_forward(*given)
@@ -155,7 +155,7 @@ def test_gradgradcheck(case: Case) -> None:
     assert gradgradcheck(lambda input: function(input, *fixed), tensors[0])
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS[:3])
 def test_torch_func(cell: str) -> None:
     case = Case(cell=cell, T=5, B=2, I=3, H=4, hx=False)
     many, tangent = torch.randn(3, 5, 2, 3).double(), torch.randn(5, 2, 3).double()

@@ -25,7 +25,7 @@ pytestmark = [
     ),
 ]
 
-CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
+CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 

@@ -15,7 +15,7 @@ EXAMPLES = int(os.environ.get("FUSEDRNN_FUZZ", 200))
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    cell = draw(st.sampled_from(["lstm", "gru", "rnn_tanh", "rnn_relu"]))
+    cell = draw(st.sampled_from(["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]))
     H = draw(st.one_of(st.integers(1, 40), st.sampled_from([48, 63, 64, 65, 100, 129])))
     unbatched = draw(st.booleans()) and draw(st.booleans())
     return Case(

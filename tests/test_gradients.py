@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 import fusedrnn
 from fusedrnn.parity import Case
 
-CELLS = ["lstm", "gru", "rnn_tanh"]
+CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh"]
 SHAPES = [
     Case(T=3, B=2, I=2, H=3, bidirectional=True),
     Case(T=2, B=2, I=2, H=2, layers=2, bias=False),

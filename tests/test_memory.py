@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import fusedrnn
+from fusedrnn import reference
 
-CELLS = {"rnn_tanh": 0, "rnn_relu": 0, "lstm": 5, "gru": 4}
+CELLS = {"rnn_tanh": 0, "rnn_relu": 0, "lstm": 5, "gru": 4, "gru_reset_before": 3}
 
 
 def resident() -> int:
@@ -23,7 +24,7 @@ def resident() -> int:
 @pytest.mark.parametrize("H", [1, 16, 33])
 def test_reserve_holds_what_backward_needs(cell: str, H: int) -> None:
     number = list(CELLS).index(cell)
-    gates = {"lstm": 4, "gru": 3}.get(cell, 1)
+    gates = reference.GATES[number]
     weights = [torch.randn(gates * H, 7), torch.randn(gates * H, H)]
     x = torch.randn(5, 3, 7)
     padded = -(-H // 16) * 16

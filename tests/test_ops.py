@@ -11,7 +11,7 @@ import fusedrnn
 from fusedrnn import ops
 from fusedrnn.sequences import padded_backward, padded_forward
 
-CELLS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
+CELLS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 
 
 def arguments(cell: str, *, bidirectional=False, bias=True, packed=False, P=0, grad=False):

@@ -9,7 +9,7 @@ from torch import nn
 import fusedrnn
 from fusedrnn.parity import Case, check, strided
 
-CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
+CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 # What every cell goes through, one departure from the plain case at a time and some together.

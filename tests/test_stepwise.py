@@ -23,7 +23,7 @@ from fusedrnn.parity import Case, check
 
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=emulated.missing())
 
-CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
+CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
 STEPWISE = "team=stepwise"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [
@@ -83,7 +83,7 @@ def test_sixteen_bytes_a_thread(case: Case, dtype: torch.dtype) -> None:
         check(case, dtype)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
 def test_states_at_odd_addresses(cell: str) -> None:
     """A wide access may not begin between two of its own size."""
     case = Case(cell=cell, T=2, B=520, I=3, H=128)
@@ -123,7 +123,7 @@ def test_however_a_call_is_cut(override: str) -> None:
     assert done.stdout == "checked\n", done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
 def test_inputs_of_any_strides(cell: str) -> None:
     """Rows at uneven distances, at none, and dimensions of one with strides that mean nothing."""
     module = Case(cell=cell, I=4, H=8).module()

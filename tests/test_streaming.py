@@ -22,7 +22,7 @@ from fusedrnn import ops
 from fusedrnn.parity import Case, check
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru"]
+CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"]
 
 
 class Streamed(nn.Module):

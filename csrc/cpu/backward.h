@@ -5,6 +5,9 @@
 //     step    dh = dy + dgates_next W_hh, and from the registers through the cell to dgates
 //   then      dx = dgates W_ih;   dW += dgates^T [x | h_prev];   db += sum of dgates
 //
+// A cell of two parts (cell.h) has two such steps, the last part's with the product of the first
+// part's gates after it, then the first part's with the product of the last part's gates.
+//
 // Chunks keep dgates small and in cache; weight gradients are summed within a chunk and the chunks'
 // sums added, which also rounds less than one long sum.
 //
@@ -28,6 +31,9 @@ class BackwardWalk {
   static constexpr int64_t kPair = kTogether<E>;
   static constexpr int64_t L = kLanes<F>;
   static constexpr int64_t kMaxRows = 8;
+  using First = typename C::First;  // parts; for most cells the same, the cell itself
+  using Last = typename C::Last;
+  static constexpr bool kDivided = is_divided<C>;
 
  public:
   BackwardWalk(const BackwardProblem& p, const Plan& plan, S* grad_input_reverse, Layout& layout)
@@ -44,10 +50,11 @@ class BackwardWalk {
         projected_blocks_(div_up(p.P, kBlock)) {
     const int64_t steps = plan.backward_steps, rows = steps * p.B, K = depth(rows);
     const int64_t GH = gates_of(p.cell) * p.H;
-    in_place_ = plan.in_place && p.T == 1;
+    in_place_ = plan.in_place && p.T == 1 && !kDivided;
     recurrent_ = p.T > 1 || p.grad_hx;
     if (recurrent_ && !in_place_)
-      w_hh_ = layout.take<E>(state_.vectors * L * C::products * depth(p.H));
+      w_hh_ = layout.take<E>(state_.vectors * L * First::products * depth(p.H));
+    if (kDivided) last_w_hh_ = layout.take<E>(state_.vectors * L * Last::products * depth(p.H));
     if (p.grad_input && !in_place_)
       w_ih_ = layout.take<E>(inputs_.vectors * L * C::inputs * depth(p.H));
     dgates_ = layout.take<E>((steps + 1) * p.B * grad_row_);
@@ -62,8 +69,8 @@ class BackwardWalk {
     if (p.P) {
       w_hr_ = layout.take<E>(units_.vectors * L * depth(p.P));
       dr_ = layout.take<E>(rows * Rp_);
-      hidden_ = layout.take<E>(rows * Hp_);
     }
+    if (p.P || kDivided) hidden_ = layout.take<E>(rows * Hp_);
     for (int d = 0; d < p.directions; ++d) {
       const WeightGradients& g = p.grad_weights[d];
       wants_w_ih_ |= g.w_ih != nullptr, wants_w_hh_ |= g.w_hh != nullptr;
@@ -73,10 +80,9 @@ class BackwardWalk {
       a_ = layout.take<E>(C::grads * blocks_ * kBlock * K);
     if (wants_w_ih_) x_panels_.lay_out(layout, p.I, K);
     if (wants_w_hh_) h_panels_.lay_out(layout, p.R(), K);
-    if (wants_w_hr_) {
-      a_projected_ = layout.take<E>(projected_blocks_ * kBlock * K);
-      hidden_panels_.lay_out(layout, p.H, K);
-    }
+    if (wants_w_hr_) a_projected_ = layout.take<E>(projected_blocks_ * kBlock * K);
+    wants_hidden_ = wants_w_hr_ || (kDivided && wants_w_hh_);
+    if (wants_hidden_) hidden_panels_.lay_out(layout, p.H, K);
     if (kConvert) {
       if (wants_w_ih_) total_.w_ih = layout.take<F>(GH * p.I);
       if (wants_w_hh_) total_.w_hh = layout.take<F>(GH * p.R());
@@ -128,8 +134,11 @@ class BackwardWalk {
       return share(groups.count, team.rank, team.size);
     };
     if (recurrent_ && !in_place_)
-      pack_column_panels(at(w.w_hh, 0), p_.H, p_.R(), C::products, C::gate_of_product, state_,
-                         mine(state_), w_hh_);
+      pack_column_panels(at(w.w_hh, 0), p_.H, p_.R(), First::products, First::gate_of_product,
+                         state_, mine(state_), w_hh_);
+    if constexpr (kDivided)
+      pack_column_panels(at(w.w_hh, Last::first_gate * p_.H * p_.R()), p_.H, p_.R(), Last::products,
+                         Last::gate_of_product, state_, mine(state_), last_w_hh_);
     if (p_.grad_input && !in_place_)
       pack_column_panels(
           at(w.w_ih, 0), p_.H, p_.I, C::inputs, [](int g) { return g; }, inputs_, mine(inputs_),
@@ -207,9 +216,13 @@ class BackwardWalk {
       projected_gradient(d, steps, s, j, ending, false, mine);
       if (meet) team.sync();
     }
-    cell_gradient(d, steps, s, j, going, true, groups);
-    cell_gradient(d, steps, s, j, ending, false, groups);
+    cell_gradient<Last>(d, steps, s, j, going, true, groups);
+    cell_gradient<Last>(d, steps, s, j, ending, false, groups);
     if (meet) team.sync();
+    if constexpr (kDivided) {
+      cell_gradient<First>(d, steps, s, j, {going.begin, ending.end}, true, groups);
+      if (meet) team.sync();
+    }
     if (p_.grad_hx || p_.grad_cx) {
       const int64_t before = s > 0 ? steps.alive(s - 1) : 0;
       const Range starting{most(rows.begin, before), most(rows.begin, least(rows.end, alive))};
@@ -221,8 +234,8 @@ class BackwardWalk {
   // The product of dgates rows of chunk step j with W_hh, for columns of one group.
   LinearTile<E, F> recurrent_tile(int64_t group) const {
     LinearTile<E, F> tile;
-    tile.segments = {C::products, p_.H, Hp_};
-    tile.w = w_hh_ + state_.begin(group) * L * C::products * depth(p_.H);
+    tile.segments = {First::products, p_.H, Hp_};
+    tile.w = w_hh_ + state_.begin(group) * L * First::products * depth(p_.H);
     tile.column_stride = L;
     tile.columns = L;
     return tile;
@@ -254,17 +267,22 @@ class BackwardWalk {
     }
   }
 
+  // One part of a step, which for most cells is all of it.
+  template <class Part>
   void cell_gradient(int d, const Steps& steps, int64_t s, int64_t j, Range rows, bool going,
                      Range groups) {
+    // The product is with the other part's weights: that of its own gates comes after it.
+    constexpr bool kInner = kDivided && std::is_same_v<Part, First>;
+    constexpr int kProducts = kInner ? Last::products : First::products;
     GradTile<E, F> tile;
     tile.segments = p_.P    ? Segments{1, p_.P, 0}
-                    : going ? Segments{C::products, p_.H, Hp_}
+                    : going ? Segments{kProducts, p_.H, Hp_}
                             : Segments{0, 0, 0};
-    tile.carry_row = Rp_, tile.h_row = Rp_, tile.dc_row = Hp_;
+    tile.carry_row = Rp_, tile.h_row = Rp_, tile.dc_row = kDivided ? Rp_ : Hp_;
     tile.grad_row = grad_row_, tile.hidden_row = Hp_, tile.Hp = Hp_;
     const Tiles tiles(rows.size(), tile_rows(kGroup));
-    const E* const weights = p_.P ? w_hr_ : w_hh_;
-    const int64_t unit_weights = p_.P ? depth(p_.P) : C::products * depth(p_.H);
+    const E* const weights = p_.P ? w_hr_ : kInner ? last_w_hh_ : w_hh_;
+    const int64_t unit_weights = p_.P ? depth(p_.P) : kProducts * depth(p_.H);
     const bool far = groups.size() * kGroup * L * unit_weights * sizeof(E) > Ahead::kNear;
     for (int64_t i = 0; i < groups.size(); ++i) {
       const int64_t group = s % 2 ? groups.end - 1 - i : groups.begin + i;
@@ -280,23 +298,27 @@ class BackwardWalk {
       for (int64_t k = 0, b = rows.begin; k < tiles.count; b += tiles.size(k++)) {
         const int64_t R = tiles.size(k), chunk_row = j * p_.B + b;
         for (int64_t r = 0; r < R; ++r)
-          tile.rows[r] = p_.P ? dr_ + (chunk_row + r) * Rp_ : dgates(j + 1, b + r);
+          tile.rows[r] = p_.P     ? dr_ + (chunk_row + r) * Rp_
+                         : kInner ? dgates(j, b + r) + Last::first_gate * Hp_
+                                  : dgates(j + 1, b + r);
         tile.ahead = ahead.of_tile(k);
-        const Located<const F> dy = p_.P ? Located<const F>{} : incoming(d, steps, s, j, b);
+        const Located<const F> dy =
+            p_.P || kInner ? Located<const F>{} : incoming(d, steps, s, j, b);
         tile.dy = dy.first ? dy.first + unit : nullptr, tile.dy_row = dy.stride;
-        const bool carried = !p_.P && (C::has_carry || !going);
+        const bool carried = !p_.P && !kDivided && (C::has_carry || !going);
         tile.carry_in = carried ? carry_ + b * Rp_ + unit : nullptr;
         tile.carry_out = carry_ + b * Rp_ + unit;
         const Located<const F> kept = saved(d, steps, s, j, b);
-        tile.saved = C::saved ? kept.first + unit : nullptr, tile.saved_row = kept.stride;
+        tile.saved = C::saved ? kept.first + Part::first_slot * Hp_ + unit : nullptr;
+        tile.saved_row = kept.stride;
         tile.h = h_prev(C::has_carry ? j : j + 1, b) + unit;
-        tile.dc = dc_ + b * Hp_ + unit;
-        tile.grad = dgates(j, b) + unit;
-        tile.hidden = p_.P ? hidden_ + chunk_row * Hp_ + unit : nullptr;
+        tile.dc = kDivided ? tile.carry_out : dc_ + b * Hp_ + unit;
+        tile.grad = dgates(j, b) + Part::first_slot * Hp_ + unit;
+        tile.hidden = p_.P || kInner ? hidden_ + chunk_row * Hp_ + unit : nullptr;
         with_vectors(nv, [&](auto v) {
           if constexpr (v <= kGroup)
             with_rows<tile_rows(v)>(p_.B == 1 ? 0 : R,
-                                    [&](auto r) { grad_tile<C, r, v, E, F>(tile); });
+                                    [&](auto r) { grad_tile<Part, r, v, E, F>(tile); });
         });
       }
     }
@@ -316,7 +338,7 @@ class BackwardWalk {
             tile.rows[r] = dgates(j, b + r), tile.out[r] = out[r];
           if (in_place_) {
             for (int64_t r = 0; r < tiles.size(i); ++r)
-              row_times_weights(tile.rows[r], C::products, Hp_, C::gate_of_product,
+              row_times_weights(tile.rows[r], First::products, Hp_, First::gate_of_product,
                                 at(p_.weights[d].w_hh, 0), p_.H, p_.R(), column, valid, out[r]);
           } else {
             linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);
@@ -412,11 +434,11 @@ class BackwardWalk {
     const auto put = [&](const Rows& a, const Rows& b, int64_t k) {
       if (wants_w_ih_) x_panels_.put(a.x, b.x, k, K);
       if (wants_w_hh_) h_panels_.put(a.h, b.h, k, K);
-      if (wants_w_hr_) hidden_panels_.put(a.hidden, b.hidden, k, K);
+      if (wants_hidden_) hidden_panels_.put(a.hidden, b.hidden, k, K);
     };
     each_row(steps, s0, s1, team, [&](int64_t s, int64_t b, int64_t k) {
       const int64_t chunk_row = (s - s0) * p_.B + b;
-      Rows row{nullptr, h_prev(s - s0, b), hidden_ + (p_.P ? chunk_row * Hp_ : 0)};
+      Rows row{nullptr, h_prev(s - s0, b), hidden_ + (hidden_ ? chunk_row * Hp_ : 0)};
       if constexpr (kConvertOperands)
         row.x = x_ + chunk_row * p_.I;
       else
@@ -487,19 +509,23 @@ class BackwardWalk {
             [&](int64_t j, int64_t b) { return dgates(j, b) + slot * Hp_ + unit; }, a);
         add_bias(a, K, slot, unit, b_ih, b_hh, first);
       }
-      const auto products = [&](const Panels<E, F>& panels, F* out, bool recurrent) {
+      // Of the grad slots in [first_slot, end_slot).
+      const auto products = [&](const Panels<E, F>& panels, F* out, bool recurrent, int first_slot,
+                                int end_slot) {
         for (int64_t group = 0; out && group < panels.groups.count; ++group)
           for (int64_t i = mine.begin; i < mine.end; ++i) {
             const int64_t slot = i / blocks_, unit = i % blocks_ * kBlock;
             const int gate = gate_of(static_cast<int>(slot), recurrent);
-            if (gate < 0) continue;
+            if (gate < 0 || slot < first_slot || slot >= end_slot) continue;
             panels.multiply_block(a_ + i * kBlock * K, K,
                                   out + (gate * p_.H + unit) * panels.columns,
                                   least<int64_t>(kBlock, p_.H - unit), !first, group);
           }
       };
-      products(x_panels_, w_ih, false);
-      products(h_panels_, w_hh, true);
+      constexpr int kFirstSlots = kDivided ? First::products : C::grads;
+      products(x_panels_, w_ih, false, 0, C::grads);
+      products(h_panels_, w_hh, true, 0, kFirstSlots);
+      if constexpr (kDivided) products(hidden_panels_, w_hh, true, kFirstSlots, C::grads);
     }
     if (w_hr) {
       const Range blocks = share(projected_blocks_, team.rank, team.size);
@@ -576,8 +602,8 @@ class BackwardWalk {
   const Groups units_, state_, inputs_;  // column groups: of units, of h, of input values
   const int64_t blocks_, projected_blocks_;
   bool in_place_, recurrent_, wants_w_ih_ = false, wants_w_hh_ = false, wants_w_hr_ = false,
-                              wants_bias_ = false;
-  E *w_hh_ = nullptr, *w_ih_ = nullptr, *w_hr_ = nullptr;
+                              wants_hidden_ = false, wants_bias_ = false;
+  E *w_hh_ = nullptr, *last_w_hh_ = nullptr, *w_ih_ = nullptr, *w_hr_ = nullptr;
   E *dgates_, *h_prev_, *x_ = nullptr, *dr_ = nullptr, *hidden_ = nullptr;
   E *a_ = nullptr, *a_projected_ = nullptr;
   F *carry_, *dc_ = nullptr, *dy_ = nullptr, *saved_ = nullptr;

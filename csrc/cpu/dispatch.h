@@ -6,15 +6,21 @@
 namespace fusedrnn {
 namespace FUSEDRNN_ISA {
 
+// Of cells that are one part.
 template <class Call>
-inline auto with_cell(Cell cell, Call call) {
+inline auto with_undivided_cell(Cell cell, Call call) {
   switch (cell) {
     case Cell::lstm: return call(LstmCell());
     case Cell::gru: return call(GruCell());
     case Cell::rnn_relu: return call(RnnCell<false>());
-    case Cell::rnn_tanh: break;
+    default: return call(RnnCell<true>());
   }
-  return call(RnnCell<true>());
+}
+
+template <class Call>
+inline auto with_cell(Cell cell, Call call) {
+  if (cell == Cell::gru_reset_before) return call(GruResetBeforeCell());
+  return with_undivided_cell(cell, call);
 }
 
 }  // namespace FUSEDRNN_ISA

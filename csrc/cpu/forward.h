@@ -4,13 +4,16 @@
 //   chunk     gates of the chunk's rows = bias + x W_ih^T, as one product        (own rows, units)
 //     step    acc = gates + h W_hh^T, and from the registers straight through the cell
 //
+// A cell of two parts (cell.h) has two such steps, its second on what the first left for all units.
+//
 // A thread computes just the gates that it will itself consume, so that the chunk needs no barrier.
 // h is kept in two padded buffers, read and written in turn; c is updated in place. Groups of units
 // are taken forwards and backwards in turn, so that the weights last read, still in cache, come
 // first in the next step.
 //
 //   gates     [chunk rows][input slot][Hp]     chunk row (s - s0) * B + b
-//   h         [2][B][Rp]     c, hidden  [B][Hp]
+//   h         [2][B][Rp]     c, hidden  [B][Hp]     hidden: h before its projection, or the second
+//                                                 part's operand
 #pragma once
 
 #include "gate_tile.h"
@@ -27,8 +30,11 @@ class ForwardWalk {
   static constexpr bool kConvert = !std::is_same_v<S, F>;  // storage is not what is computed
   static constexpr bool kConvertOperands = !std::is_same_v<S, E>;  // nor what is multiplied
   static constexpr int64_t L = kLanes<F>;
-  static constexpr int kVectors = WeightPanels<S, F, C>::kVectors;  // of units in a gate tile
   static constexpr int64_t kMaxRows = 8;
+  using First = typename C::First;  // parts; for most cells the same, the cell itself
+  using Last = typename C::Last;
+  template <class Part>
+  using PanelsOf = WeightPanels<S, F, Part>;
 
  public:
   ForwardWalk(const Problem& p, const Plan& plan, Layout& layout)
@@ -36,20 +42,21 @@ class ForwardWalk {
         plan_(plan),
         Hp_(p.Hp()),
         Rp_(round_up(p.R(), kHiddenPadding)),
-        groups_(WeightPanels<S, F, C>::units_of(p, p.prepacked ? Plan() : plan)),
-        outputs_(WeightPanels<S, F, C>::outputs_of(p, p.prepacked ? Plan() : plan)) {
+        first_groups_(PanelsOf<First>::units_of(p, p.prepacked ? Plan() : plan)),
+        groups_(PanelsOf<Last>::units_of(p, p.prepacked ? Plan() : plan)),
+        outputs_(PanelsOf<Last>::outputs_of(p, p.prepacked ? Plan() : plan)) {
     const int64_t chunk_rows = plan.forward_steps * p.B;
     if (p.prepacked) {
       // Layout takes memory to write to; in these panels nothing is written.
       Layout given(const_cast<void*>(p.panels));
-      for (int d = 0; d < p.directions; ++d) panels_[d] = WeightPanels<S, F, C>(p, Plan(), given);
+      for (int d = 0; d < p.directions; ++d) panels_[d] = CellPanels<S, F, C>(p, Plan(), given);
     } else {
-      panels_[0] = WeightPanels<S, F, C>(p, plan, layout);
+      panels_[0] = CellPanels<S, F, C>(p, plan, layout);
       for (int d = 1; d < p.directions; ++d) panels_[d] = panels_[0];
     }
     for (E*& h : h_) h = layout.take<E>(p.B * Rp_);
-    if (C::has_c) c_ = layout.take<F>(p.B * Hp_);
-    if (p.P) hidden_ = layout.take<E>(p.B * Hp_);
+    if (C::has_c || is_divided<C>) c_ = layout.take<F>(p.B * Hp_);
+    if (p.P || is_divided<C>) hidden_ = layout.take<E>(p.B * Hp_);
     if (!plan.fuse_input) gates_ = layout.take<F>(chunk_rows * C::inputs * Hp_);
     if (kConvertOperands) x_ = layout.take<E>(chunk_rows * p.I);
     if (plan.in_place) hidden_gates_ = layout.take<F>(p.B * Hp_);
@@ -60,14 +67,19 @@ class ForwardWalk {
   void run(int d, const Team& team) {
     const Steps steps{p_, d == 1};
     const Range rows = row_share(p_, plan_, team), groups = group_share(groups_, plan_, team);
+    const Range first_groups = is_divided<C> ? group_share(first_groups_, plan_, team) : groups;
     prepare(d, team);
     team.sync();
     for (int64_t s0 = 0; s0 < p_.T; s0 += plan_.forward_steps) {
       const int64_t s1 = least(s0 + plan_.forward_steps, p_.T);
-      project_input(d, steps, s0, s1, rows, groups, team);
+      project_input(d, steps, s0, s1, rows, first_groups, groups, team);
       for (int64_t s = s0; s < s1; ++s) {
         const Range alive{rows.begin, most(rows.begin, least(rows.end, steps.alive(s)))};
-        step(d, steps, s, (s - s0) * p_.B, alive, groups);
+        step<First>(d, steps, s, (s - s0) * p_.B, alive, first_groups);
+        if constexpr (is_divided<C>) {
+          if (plan_.split == Split::units) team.sync();
+          step<Last>(d, steps, s, (s - s0) * p_.B, alive, groups);
+        }
         if (p_.P) {
           if (plan_.split == Split::units) team.sync();
           project_output(d, steps, s, alive, team);
@@ -79,7 +91,15 @@ class ForwardWalk {
   }
 
  private:
-  static int64_t depth(int64_t K) { return WeightPanels<S, F, C>::depth(K); }
+  static int64_t depth(int64_t K) { return PanelsOf<Last>::depth(K); }
+  template <class Part>
+  const PanelsOf<Part>& panels(int d) const {
+    return panels_[d].template of<Part>();
+  }
+  template <class Part>
+  const Groups& groups_of() const {
+    return std::is_same_v<Part, Last> ? groups_ : first_groups_;
+  }
   const S* weight(const void* w) const { return static_cast<const S*>(w); }
   S* output(int d, const Steps& steps, int64_t s, int64_t b) const {
     return static_cast<S*>(p_.output) + steps.row(s, b) * p_.directions * p_.R() + d * p_.R();
@@ -94,7 +114,7 @@ class ForwardWalk {
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       for (E* h : h_) initial_row(p_.hx, d, b, p_.R(), Rp_, h);
       if (C::has_c) initial_row(p_.cx, d, b, p_.H, Hp_, c_);
-      if (p_.P) fill(hidden_ + b * Hp_, Hp_);
+      if (p_.P || is_divided<C>) fill(hidden_ + b * Hp_, Hp_);
     }
   }
 
@@ -105,8 +125,8 @@ class ForwardWalk {
     fill(row + (state ? n : 0), padded - (state ? n : 0));
   }
 
-  void project_input(int d, const Steps& steps, int64_t s0, int64_t s1, Range rows, Range groups,
-                     const Team& team) {
+  void project_input(int d, const Steps& steps, int64_t s0, int64_t s1, Range rows,
+                     Range first_groups, Range groups, const Team& team) {
     if (kConvertOperands) {
       // Converted once by the team, where all of it is every thread's operand.
       const bool shared = plan_.split == Split::units;
@@ -133,24 +153,30 @@ class ForwardWalk {
       for (int64_t s = s0; s < s1; ++s) count += steps.alive(s);
     }
     if (plan_.split == Split::units) team.sync();
-    if (plan_.in_place) return project_in_place(d, from, to, count, groups);
+    project_rows<First>(d, from, to, count, first_groups);
+    if constexpr (is_divided<C>) project_rows<Last>(d, from, to, count, groups);
+  }
 
-    constexpr int most_rows = tile_rows(C::inputs * kVectors);
+  template <class Part>
+  void project_rows(int d, const E* const* from, F* const* to, int64_t count, Range groups) {
+    if (plan_.in_place) return project_in_place<Part>(d, from, to, count, groups);
+    constexpr int most_rows = tile_rows(Part::inputs * PanelsOf<Part>::kVectors);
+    const Groups& all = groups_of<Part>();
     for (int64_t group = groups.begin; group < groups.end; ++group) {
-      const int64_t unit = groups_.begin(group) * L, nv = groups_.size(group);
+      const int64_t unit = all.begin(group) * L, nv = all.size(group);
       LinearTile<E, F> tile;
       tile.segments = {1, p_.I, 0};
-      tile.w = panels_[d].w_ih + unit * C::inputs * depth(p_.I);
-      tile.bias = panels_[d].bias + unit;
-      tile.column_stride = tile.bias_stride = C::inputs == 1 ? L : Hp_;
+      tile.w = panels<Part>(d).w_ih + unit * Part::inputs * depth(p_.I);
+      tile.bias = panels<Part>(d).bias + unit;
+      tile.column_stride = tile.bias_stride = Part::inputs == 1 ? L : Hp_;
       tile.columns = L;
       const Tiles tiles(count, most_rows);
       for (int64_t i = 0, r = 0; i < tiles.count; r += tiles.size(i++)) {
         for (int64_t j = 0; j < tiles.size(i); ++j) {
           tile.rows[j] = from[r + j];
-          tile.out[j] = to[r + j] + unit;
+          tile.out[j] = to[r + j] + Part::first_gate * Hp_ + unit;
         }
-        linear(p_.rows == 1 ? 0 : tiles.size(i), C::inputs * nv, tile);
+        linear(p_.rows == 1 ? 0 : tiles.size(i), Part::inputs * nv, tile);
       }
     }
   }
@@ -181,46 +207,62 @@ class ForwardWalk {
   }
 
   // The units that a range of groups holds.
+  template <class Part>
   Range units_of(Range groups) const {
-    return {groups_.begin(groups.begin) * L, least(groups_.begin(groups.end) * L, p_.H)};
+    const Groups& all = groups_of<Part>();
+    return {all.begin(groups.begin) * L, least(all.begin(groups.end) * L, p_.H)};
   }
 
+  template <class Part>
   void project_in_place(int d, const E* const* from, F* const* to, int64_t count, Range groups) {
-    const Range units = units_of(groups);
+    const Range units = units_of<Part>(groups);
     for (int64_t r = 0; r < count; ++r)
-      for (int g = 0; g < C::inputs; ++g) {
-        F* const out = to[r] + g * Hp_ + units.begin;
-        convert(out, panels_[d].bias + g * Hp_ + units.begin, units.size());
+      for (int g = 0; g < Part::inputs; ++g) {
+        const int64_t gate = Part::first_gate + g;
+        F* const out = to[r] + gate * Hp_ + units.begin;
+        convert(out, panels<Part>(d).bias + g * Hp_ + units.begin, units.size());
         fill(out + units.size(), round_up(units.size(), L) - units.size());
-        add_dots(weight(p_.weights[d].w_ih) + (g * p_.H + units.begin) * p_.I, p_.I, units.size(),
-                 from[r], p_.I, out);
+        add_dots(weight(p_.weights[d].w_ih) + (gate * p_.H + units.begin) * p_.I, p_.I,
+                 units.size(), from[r], p_.I, out);
       }
   }
 
-  // h W_hh^T into the gates (and hidden_gates for what the cell wants apart), weights in place.
-  void multiply_in_place(int d, const E* h, F* gates, F* apart, Range groups) {
-    const Range units = units_of(groups);
-    for (int slot = 0; slot < C::products; ++slot) {
-      const int input = C::input_of_product(slot);
+  // The recurrent product into the gates (and hidden_gates for what the cell wants apart), weights
+  // in place.
+  template <class Part>
+  void multiply_in_place(int d, const E* operand, F* gates, F* apart, Range groups) {
+    const Range units = units_of<Part>(groups);
+    for (int slot = 0; slot < Part::products; ++slot) {
+      const int input = Part::input_of_product(slot);
+      const int64_t gate = Part::first_gate + Part::gate_of_product(slot);
       F* const out = (input < 0 ? apart : gates + input * Hp_) + units.begin;
-      if (input < 0) convert(out, panels_[d].hidden_bias + units.begin, round_up(units.size(), L));
-      add_dots(
-          weight(p_.weights[d].w_hh) + (C::gate_of_product(slot) * p_.H + units.begin) * p_.R(),
-          p_.R(), units.size(), h, p_.R(), out);
+      if (input < 0)
+        convert(out, panels<Part>(d).hidden_bias + units.begin, round_up(units.size(), L));
+      add_dots(weight(p_.weights[d].w_hh) + (gate * p_.H + units.begin) * p_.R(), p_.R(),
+               units.size(), operand, p_.R(), out);
     }
   }
 
+  // One part of a step, which for most cells is all of it.
+  template <class Part>
   void step(int d, const Steps& steps, int64_t s, int64_t chunk_row, Range rows, Range groups) {
+    constexpr int kVectors = PanelsOf<Part>::kVectors;
+    constexpr bool kGivesOperand = is_divided<C> && std::is_same_v<Part, First>;
+    constexpr bool kTakesOperand = is_divided<C> && std::is_same_v<Part, Last>;
+    const Groups& all = groups_of<Part>();
+    const PanelsOf<Part>& panel = panels<Part>(d);
     const E* const h_read = h_[s % 2];
-    E* const h_write = p_.P ? hidden_ : h_[(s + 1) % 2];
-    const int64_t write_row = p_.P ? Hp_ : Rp_;
-    F* const gates = gates_ + chunk_row * C::inputs * Hp_;
+    E* const h_write = p_.P || kGivesOperand ? hidden_ : h_[(s + 1) % 2];
+    const int64_t write_row = p_.P || kGivesOperand ? Hp_ : Rp_;
+    const E* const operand = kTakesOperand ? hidden_ : h_read;
+    const int64_t operand_row = kTakesOperand ? Hp_ : Rp_;
+    F* const gates = gates_ + chunk_row * C::inputs * Hp_ + Part::first_gate * Hp_;
     if (plan_.in_place)
       for (int64_t b = rows.begin; b < rows.end; ++b)
-        multiply_in_place(d, h_read + b * Rp_, gates + b * C::inputs * Hp_, hidden_gates_ + b * Hp_,
-                          groups);
+        multiply_in_place<Part>(d, operand + b * operand_row, gates + b * C::inputs * Hp_,
+                                hidden_gates_ + b * Hp_, groups);
 
-    F converted[kMaxRows * (C::saved ? C::saved : 1) * kVectors * L];
+    F converted[kMaxRows * (Part::saved ? Part::saved : 1) * kVectors * L];
     const bool project = plan_.fuse_input;
     GateTile<E, F> tile;
     tile.K = plan_.in_place ? 0 : p_.R();
@@ -229,51 +271,51 @@ class ForwardWalk {
     tile.gates_row = project ? 0 : C::inputs * Hp_;
     tile.gates_slot = Hp_, tile.h_prev_row = Rp_;
     tile.c_row = Hp_, tile.h_row = write_row, tile.y_row = p_.directions * p_.R();
-    const Tiles tiles(rows.size(), tile_rows(accumulators<C>(project) * kVectors));
-    const int64_t unit_weights = C::products * depth(p_.R());
+    const Tiles tiles(rows.size(), tile_rows(accumulators<Part>(project) * kVectors));
+    const int64_t unit_weights = Part::products * depth(p_.R());
     const bool far = groups.size() * kVectors * L * unit_weights * sizeof(E) > Ahead::kNear;
     const bool last_first = (s % 2 != 0) != p_.backwards;
     for (int64_t i = 0; i < groups.size(); ++i) {
       const int64_t group = last_first ? groups.end - 1 - i : groups.begin + i;
-      const int64_t unit = groups_.begin(group) * L, nv = groups_.size(group);
-      tile.w = panels_[d].w_hh + unit * unit_weights;
+      const int64_t unit = all.begin(group) * L, nv = all.size(group);
+      tile.w = panel.w_hh + unit * unit_weights;
       Ahead ahead;
       if (far && i + 1 < groups.size() && !plan_.in_place) {
         const int64_t next = last_first ? group - 1 : group + 1;
-        ahead.set(panels_[d].w_hh + groups_.begin(next) * L * unit_weights,
-                  groups_.size(next) * L * unit_weights, p_.R());
+        ahead.set(panel.w_hh + all.begin(next) * L * unit_weights,
+                  all.size(next) * L * unit_weights, p_.R());
       }
       tile.units = least(p_.H - unit - (nv - 1) * L, L);
       if (project) {
-        tile.w_ih = panels_[d].w_ih + unit * C::inputs * depth(p_.I);
-        tile.gates = panels_[d].bias + unit;
+        tile.w_ih = panel.w_ih + unit * Part::inputs * depth(p_.I);
+        tile.gates = panel.bias + unit;
       }
-      tile.save_row = kConvert ? C::saved * nv * L : C::saved * Hp_;
+      tile.save_row = kConvert ? Part::saved * nv * L : C::saved * Hp_;
       tile.save_slot = kConvert ? nv * L : Hp_;
       for (int64_t j = 0, b = rows.begin; j < tiles.count; b += tiles.size(j++)) {
         const int64_t R = tiles.size(j);
-        for (int64_t r = 0; r < R; ++r) tile.rows[r] = h_read + (b + r) * Rp_;
+        for (int64_t r = 0; r < R; ++r) tile.rows[r] = operand + (b + r) * operand_row;
         tile.ahead = ahead.of_tile(j);
         if (project)
           for (int64_t r = 0; r < R; ++r) tile.inputs[r] = x_row(steps, s, chunk_row, b + r);
         else
           tile.gates = gates + b * C::inputs * Hp_ + unit;
         tile.hidden_bias =
-            (tile.hidden_bias_row ? hidden_gates_ + b * Hp_ : panels_[d].hidden_bias) + unit;
+            (tile.hidden_bias_row ? hidden_gates_ + b * Hp_ : panel.hidden_bias) + unit;
         tile.h_prev = h_read + b * Rp_ + unit;
         tile.c = c_ + b * Hp_ + unit;
         tile.h = h_write + b * write_row + unit;
         tile.y = nullptr, tile.save = nullptr;
-        if constexpr (!kConvertOperands)
+        if constexpr (!kConvertOperands && !kGivesOperand)
           if (!p_.P) tile.y = output(d, steps, s, b) + unit;
         if constexpr (!kConvert) {
-          if (p_.reserve) tile.save = reserve(d, steps, s, b) + unit;
+          if (p_.reserve) tile.save = reserve(d, steps, s, b) + Part::first_slot * Hp_ + unit;
         } else {
           if (p_.reserve) tile.save = converted;
         }
-        run_tile(p_.B == 1 ? 0 : R, nv, tile);
-        if (group + 1 == groups_.count) clear_padding(d, steps, s, b, R);
-        if (kConvert) convert_tile(d, steps, s, b, R, unit, nv, tile);
+        run_tile<Part>(p_.B == 1 ? 0 : R, nv, tile);
+        if (std::is_same_v<Part, Last> && group + 1 == all.count) clear_padding(d, steps, s, b, R);
+        if (kConvert) convert_tile<Part>(d, steps, s, b, R, unit, nv, tile);
       }
     }
   }
@@ -287,36 +329,40 @@ class ForwardWalk {
         fill(reserve(d, steps, s, b + r) + g * Hp_ + first, Hp_ - first);
   }
 
+  template <class Part>
   void run_tile(int64_t R, int64_t nv, const GateTile<E, F>& tile) {
-    plan_.fuse_input ? run_tile<true>(R, nv, tile) : run_tile<false>(R, nv, tile);
+    plan_.fuse_input ? run_tile<Part, true>(R, nv, tile) : run_tile<Part, false>(R, nv, tile);
   }
-  template <bool kProject>
+  template <class Part, bool kProject>
   void run_tile(int64_t R, int64_t nv, const GateTile<E, F>& tile) {
-    constexpr int width = accumulators<C>(kProject);
-    if constexpr (kVectors == 1) {
-      with_rows<tile_rows(width)>(R, [&](auto r) { gate_tile<C, kProject, r, 1, E, F>(tile); });
+    constexpr int width = accumulators<Part>(kProject);
+    if constexpr (PanelsOf<Part>::kVectors == 1) {
+      with_rows<tile_rows(width)>(R, [&](auto r) { gate_tile<Part, kProject, r, 1, E, F>(tile); });
     } else {
       with_vectors(nv, [&](auto v) {
-        with_rows<tile_rows(width * v)>(R,
-                                        [&](auto r) { gate_tile<C, kProject, r, v, E, F>(tile); });
+        if constexpr (v <= PanelsOf<Part>::kVectors)
+          with_rows<tile_rows(width * v)>(
+              R, [&](auto r) { gate_tile<Part, kProject, r, v, E, F>(tile); });
       });
     }
   }
 
   // Half precision: outputs and reserve of a tile, from compute to storage type. h is rounded too:
-  // a sequence cut in two calls gives the numbers of one call.
+  // a sequence cut in two calls gives the numbers of one call. What one part leaves for the other
+  // is no h, and is not.
+  template <class Part>
   void convert_tile(int d, const Steps& steps, int64_t s, int64_t b, int64_t R, int64_t unit,
                     int64_t nv, const GateTile<E, F>& tile) {
     const int64_t units = (nv - 1) * L + tile.units;
     for (int64_t r = 0; r < R; ++r) {
-      if (kConvertOperands && !p_.P) {
+      if (kConvertOperands && !p_.P && std::is_same_v<Part, Last>) {
         S* const y = output(d, steps, s, b + r) + unit;
         convert(y, tile.h + r * tile.h_row, units);
         convert(tile.h + r * tile.h_row, y, units);
       }
       if (p_.reserve)
-        for (int g = 0; g < C::saved; ++g)
-          convert(reserve(d, steps, s, b + r) + g * Hp_ + unit,
+        for (int g = 0; g < Part::saved; ++g)
+          convert(reserve(d, steps, s, b + r) + (Part::first_slot + g) * Hp_ + unit,
                   tile.save + r * tile.save_row + g * tile.save_slot, nv * L);
     }
   }
@@ -333,7 +379,7 @@ class ForwardWalk {
     for (int64_t group = groups.begin; group < groups.end; ++group) {
       const int64_t column = outputs_.begin(group) * L, nv = outputs_.size(group);
       const int64_t valid = least(nv * L, p_.P - column);
-      tile.w = panels_[d].w_hr + column * depth(p_.H);
+      tile.w = panels<Last>(d).w_hr + column * depth(p_.H);
       const Tiles tiles(rows.size(), tile_rows(static_cast<int>(nv)));
       for (int64_t i = 0, b = rows.begin; i < tiles.count; b += tiles.size(i++)) {
         for (int64_t r = 0; r < tiles.size(i); ++r)
@@ -350,7 +396,7 @@ class ForwardWalk {
 
   // Rows whose last step this was: their state is final.
   void finish(int d, const Steps& steps, int64_t s, Range rows, Range groups, const Team& team) {
-    const Range units = units_of(groups);
+    const Range units = units_of<Last>(groups);
     for (int64_t b = most(rows.begin, steps.alive_after(s)); b < rows.end; ++b) {
       const E* const h = h_[(s + 1) % 2] + b * Rp_;
       if (p_.P) {
@@ -372,8 +418,8 @@ class ForwardWalk {
   const Problem& p_;
   const Plan& plan_;
   const int64_t Hp_, Rp_;
-  const Groups groups_, outputs_;  // of units; of projected values
-  WeightPanels<S, F, C> panels_[kMaxDirections];
+  const Groups first_groups_, groups_, outputs_;  // of units, by part; of projected values
+  CellPanels<S, F, C> panels_[kMaxDirections];
   E *h_[2], *hidden_ = nullptr;
   E* x_ = nullptr;
   F *c_ = nullptr, *gates_ = nullptr, *hidden_gates_ = nullptr;

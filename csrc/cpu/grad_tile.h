@@ -20,9 +20,9 @@ struct GradTile {
   F* carry_out;       // GRU
   const F* saved;
   const E* h;  // GRU: h_prev; RNN: h
-  F* dc;       // LSTM
+  F* dc;       // LSTM; a part of a cell: what passes by the products
   E* grad;
-  E* hidden;  // projected: o tanh(c), recomputed; null: not wanted
+  E* hidden;  // what the cell makes of h: projected o tanh(c), a part's operand; null: not wanted
   int64_t dy_row, carry_row, saved_row, h_row, dc_row, grad_row, hidden_row, Hp;
   int64_t units;  // valid ones in the last vector
 };
@@ -57,11 +57,12 @@ __attribute__((noinline)) void grad_tile(const GradTile<E, F>& t) {
 #pragma GCC unroll 8
       for (int g = 0; g < C::saved; ++g)
         saved[g] = load(t.saved + r * t.saved_row + g * t.Hp + v * L);
-      if constexpr (!C::has_c) h = load(t.h + r * t.h_row + v * L);
+      if constexpr (!C::has_c || is_part<C>) h = load(t.h + r * t.h_row + v * L);
       if constexpr (C::has_c) dc = load(t.dc + r * t.dc_row + v * L);
       C::template backward<Math<F>>(saved, h, dh, dc, grad, carry);
       if constexpr (C::has_c) store(t.dc + r * t.dc_row + v * L, dc);
-      if constexpr (C::has_carry) store(t.carry_out + r * t.carry_row + v * L, carry);
+      if constexpr (C::has_carry && !is_part<C>)
+        store(t.carry_out + r * t.carry_row + v * L, carry);
       if constexpr (C::has_c)
         if (t.hidden) store(t.hidden + r * t.hidden_row + v * L, h);
 #pragma GCC unroll 8

@@ -5,10 +5,12 @@
 //   w_hh   [group of units][k][product slot][nv][lanes]    hidden_b  [Hp]   GRU: starts n'
 //   w_hr   [group of outputs][k][nv][lanes]                projected LSTM
 //
-// b is b_ih + b_hh, but for the GRU's candidate, whose b_hh the reset gate scales. What is packed
-// ahead is in the groups of the default plan, so that it serves any number of threads.
+// b is b_ih + b_hh, but for the GRU's candidate, whose b_hh the reset gate scales. A cell of two
+// parts has all of this for one, then for the other. What is packed ahead is in the groups of the
+// default plan, so that it serves any number of threads.
 #pragma once
 
+#include "../cell.h"
 #include "walk.h"
 
 namespace fusedrnn {
@@ -31,6 +33,7 @@ void add_biases(const Shape& s, const Weights& w, F* bias, F* hidden_bias) {
   }
 }
 
+// Of one part of a cell; most cells have but one.
 template <class S, class F, class C>
 class WeightPanels {
   using E = typename OperandOf<S>::type;
@@ -64,7 +67,8 @@ class WeightPanels {
   }
 
   // The share of one thread.
-  void pack(const Shape& s, const Plan& plan, const Weights& w, const Team& team) const {
+  void pack(const Shape& s, const Plan& plan, const Weights& whole, const Team& team) const {
+    const Weights w = own(s, whole);
     if (!plan.in_place) {
       const Groups units = units_of(s, plan), outputs = outputs_of(s, plan);
       const Range mine = share(units.count, team.rank, team.size);
@@ -81,6 +85,40 @@ class WeightPanels {
 
  private:
   static const S* weight(const void* w) { return static_cast<const S*>(w); }
+  // The whole cell's weights from the part's first gate on.
+  static Weights own(const Shape& s, Weights w) {
+    const auto skip = [&](const void*& values, int64_t columns) {
+      if (values) values = weight(values) + C::first_gate * s.H * columns;
+    };
+    skip(w.w_ih, s.I), skip(w.w_hh, s.R());
+    skip(w.b_ih, 1), skip(w.b_hh, 1);
+    return w;
+  }
+};
+
+// Of all parts of a cell, of one direction.
+template <class S, class F, class C>
+struct CellPanels {
+  using First = WeightPanels<S, F, typename C::First>;
+  using Last = WeightPanels<S, F, typename C::Last>;
+  First first;
+  Last last;  // of a cell that is one part, nothing
+
+  CellPanels() = default;
+  CellPanels(const Shape& s, const Plan& plan, Layout& layout) : first(s, plan, layout) {
+    if constexpr (is_divided<C>) last = Last(s, plan, layout);
+  }
+  void pack(const Shape& s, const Plan& plan, const Weights& w, const Team& team) const {
+    first.pack(s, plan, w, team);
+    if constexpr (is_divided<C>) last.pack(s, plan, w, team);
+  }
+  template <class Part>
+  const WeightPanels<S, F, Part>& of() const {
+    if constexpr (std::is_same_v<Part, typename C::First>)
+      return first;
+    else
+      return last;
+  }
 };
 
 // Packs all directions ahead (panels null: only measures), and returns the bytes.
@@ -89,7 +127,7 @@ int64_t pack(const Problem& p, void* panels) {
   const Plan plan;
   Layout layout(panels);
   for (int d = 0; d < p.directions; ++d) {
-    const WeightPanels<S, F, C> mine(p, plan, layout);
+    const CellPanels<S, F, C> mine(p, plan, layout);
     if (panels) mine.pack(p, plan, p.weights[d], Team());
   }
   return layout.bytes();

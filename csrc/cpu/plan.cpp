@@ -65,8 +65,9 @@ Plan choose(const Shape& s, int threads) {
   plan.direction_teams = std::min(s.directions, threads);
   const int team = threads / plan.direction_teams;
   const int64_t recurrent_bytes = gates * s.R() * element;
-  // An RNN's units packed ahead are dealt out in groups of four vectors.
-  const int64_t group = s.prepacked && s.cell < Cell::lstm ? 4 : 1;
+  // Units of a product with one gate, packed ahead, are dealt out in groups of four vectors.
+  const bool one_gate = s.cell < Cell::lstm || s.cell == Cell::gru_reset_before;
+  const int64_t group = s.prepacked && one_gate ? 4 : 1;
   const int64_t unit_vectors = div_up(s.Hp() / kHiddenPadding, group);
   if (team > 1) {
     const int64_t rows_each = s.B / team;

@@ -7,6 +7,10 @@
 // that are not alive at this step are not touched. Gates are in torch's order, [G][H] per row; the
 // GRU's gradients have one part more, since the reset gate stands between the two products:
 //   LSTM i f g o    GRU r z n' | n    RNN h        the recurrent product's come first
+//
+// Of a cell of two parts (cell.h) each has a kernel of its own, over its slots of the whole's rows.
+// The first leaves the second part's operand in y, and backward in h; c and dc are what the parts
+// hand to each other.
 #pragma once
 
 #include "../cell.h"
@@ -38,6 +42,8 @@ template <class C, class E, int N>
 __global__ void __launch_bounds__(kBlockThreads)
     forward_cell(const __grid_constant__ ForwardSteps<E> steps) {
   using S = Sum<E>;
+  using Whole = typename C::Whole;
+  constexpr bool kGivesOperand = is_part<C> && std::is_same_v<C, typename Whole::First>;
   constexpr int kSaved = C::saved ? C::saved : 1;
   const ForwardStep<E>& s = steps.direction[blockIdx.z];
   const Place at = place_of_thread<N>();
@@ -48,7 +54,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     if (s.save && unit < steps.Hp)
 #pragma unroll
       for (int slot = 0; slot < C::saved; ++slot)
-        store<N>(zeros, s.save + (row * C::saved + slot) * steps.Hp + unit);
+        store<N>(zeros, s.save + (row * Whole::saved + C::first_slot + slot) * steps.Hp + unit);
     return;
   }
 
@@ -56,8 +62,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 #pragma unroll
   for (int g = 0; g < C::inputs; ++g) {
     S bias[N];
-    load<N>(s.gates + (row * C::inputs + g) * H + unit, input[g]);
-    load_or_zero<N>(s.b_ih ? s.b_ih + g * H + unit : nullptr, bias);
+    load<N>(s.gates + (row * Whole::inputs + C::first_gate + g) * H + unit, input[g]);
+    load_or_zero<N>(s.b_ih ? s.b_ih + (C::first_gate + g) * H + unit : nullptr, bias);
 #pragma unroll
     for (int n = 0; n < N; ++n) input[g][n] += bias[n];
   }
@@ -66,7 +72,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     S bias[N];
     const int gate = C::gate_of_product(slot), of_input = C::input_of_product(slot);
     load<N>(s.product + (row * C::products + gate) * H + unit, product[slot]);
-    load_or_zero<N>(s.b_hh ? s.b_hh + gate * H + unit : nullptr, bias);
+    load_or_zero<N>(s.b_hh ? s.b_hh + (C::first_gate + gate) * H + unit : nullptr, bias);
 #pragma unroll
     for (int n = 0; n < N; ++n)
       product[slot][n] += of_input < 0 ? bias[n] : bias[n] + input[of_input < 0 ? 0 : of_input][n];
@@ -85,13 +91,13 @@ __global__ void __launch_bounds__(kBlockThreads)
 #pragma unroll
     for (int slot = 0; slot < C::saved; ++slot) save[slot][n] = kept[slot];
   }
-  store<N>(h, s.h + row * H + unit);
+  if (!kGivesOperand) store<N>(h, s.h + row * H + unit);
   if (s.y) store<N>(h, s.y + row * s.y_row + unit);
   if (C::has_c) store<N>(c, s.c + row * H + unit);
   if (s.save) {
 #pragma unroll
     for (int slot = 0; slot < C::saved; ++slot)
-      store<N>(save[slot], s.save + (row * C::saved + slot) * steps.Hp + unit);
+      store<N>(save[slot], s.save + (row * Whole::saved + C::first_slot + slot) * steps.Hp + unit);
   }
 }
 
@@ -113,7 +119,8 @@ template <class E>
 struct BackwardStep {  // of one direction
   int64_t rows = 0;
   const E* grad_y = nullptr;  // rows of y_row, or null: zeros (or already in dh, when projected)
-  Sum<E>* dh = nullptr;       // [rows][H] from the step after; GRU: what passes by the product
+  Sum<E>* dh = nullptr;       // [rows][H] from the step after; GRU: what passes by the product;
+                              // a part: of its operand, or null for zeros
   Sum<E>* dc = nullptr;       // [rows][H]
   const E* save = nullptr;    // [rows][saved][Hp]
   const E* y = nullptr;       // this step's output, rows of y_row
@@ -132,6 +139,7 @@ template <class C, class E, int N>
 __global__ void __launch_bounds__(kBlockThreads)
     backward_cell(const __grid_constant__ BackwardSteps<E> steps) {
   using S = Sum<E>;
+  using Whole = typename C::Whole;
   constexpr int kSaved = C::saved ? C::saved : 1;
   const BackwardStep<E>& s = steps.direction[blockIdx.z];
   const Place at = place_of_thread<N>();
@@ -139,12 +147,15 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (row >= s.rows || unit >= H) return;
 
   S dh[N], dy[N], dc[N], h[N], save[kSaved][N], grad[C::grads][N], carry[N];
-  load<N>(s.dh + row * H + unit, dh);
+  if constexpr (is_part<C>)
+    load_or_zero<N>(s.dh ? s.dh + row * H + unit : nullptr, dh);
+  else
+    load<N>(s.dh + row * H + unit, dh);
   load_or_zero<N>(s.grad_y ? s.grad_y + row * steps.y_row + unit : nullptr, dy);
   if (C::has_c) load<N>(s.dc + row * H + unit, dc);
 #pragma unroll
   for (int slot = 0; slot < C::saved; ++slot)
-    load<N>(s.save + (row * C::saved + slot) * steps.Hp + unit, save[slot]);
+    load<N>(s.save + (row * Whole::saved + C::first_slot + slot) * steps.Hp + unit, save[slot]);
   if (C::has_carry || s.h_before) {
     load_before<N>(s.before, steps.y_row, H, row, unit, h);
     if (s.h_before) store<N>(h, s.h_before + row * H + unit);
@@ -162,10 +173,10 @@ __global__ void __launch_bounds__(kBlockThreads)
 #pragma unroll
   for (int slot = 0; slot < C::grads; ++slot) {
     const int part = slot < C::products ? C::gate_of_product(slot) : slot;
-    store<N>(grad[slot], s.grads + (row * C::grads + part) * H + unit);
+    store<N>(grad[slot], s.grads + (row * Whole::grads + C::first_slot + part) * H + unit);
   }
   if (C::has_c) store<N>(dc, s.dc + row * H + unit);
-  if (C::has_carry) store<N>(carry, s.dh + row * H + unit);
+  if (C::has_carry && !is_part<C>) store<N>(carry, s.dh + row * H + unit);
   if (s.h) store<N>(h, s.h + row * H + unit);
 }
 

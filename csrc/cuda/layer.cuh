@@ -1,6 +1,7 @@
 // One layer call on a CUDA device: what does not wait for a step is a large product before or after
 // the walk; the walk is a team's (walk_forward.cuh, walk_backward.cuh) or stepwise, for each step
-// one product and one fused kernel (cells.cuh), on any GPU and for any size.
+// one product and one fused kernel (cells.cuh), on any GPU and for any size. A cell of two parts
+// (cell.h) is always stepwise, two products and two kernels for each step.
 //
 //   forward    chunk of steps:  gates = X W_ih^T
 //              stepwise, each:  product = h W_hh^T;  cell   (projected: h = cell W_hr^T)
@@ -19,7 +20,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <initializer_list>
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -172,11 +173,12 @@ class Layer {
   template <class F>
   void with_walk(const F& f) const {
     if constexpr (std::is_same_v<E, __nv_bfloat16>)
-      with_cell(Bf16(), f);
+      with_walking_cell(Bf16(), f);
     else if constexpr (std::is_same_v<E, __half>)
-      with_cell(F16(), f);
+      with_walking_cell(F16(), f);
     else if constexpr (std::is_same_v<E, float>)
-      plan_.walk.arithmetic == Arithmetic::tf32 ? with_cell(Tf32(), f) : with_cell(F32(), f);
+      plan_.walk.arithmetic == Arithmetic::tf32 ? with_walking_cell(Tf32(), f)
+                                                : with_walking_cell(F32(), f);
   }
 
   // ---- Stepwise ---------------------------------------------------------------------------------
@@ -188,11 +190,18 @@ class Layer {
     return most;
   }
 
-  // Runs f<C, N>() for the cell and for one unit per thread or 16 bytes of them.
-  template <class F>
-  void with_cell(std::initializer_list<const void*> touched, const F& f) const {
-    bool wide = plan_.units_per_thread > 1 && R_ * static_cast<int64_t>(sizeof(E)) % 16 == 0;
-    for (const void* pointer : touched) wide &= reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+  // A step is two products and two kernels; those of two parts, then.
+  bool divided() const { return p_.cell == Cell::gru_reset_before; }
+
+  // Runs f<C, N>() for a part of the cell and for one unit per thread or 16 bytes of them.
+  template <class Part, class Pointers, class F>
+  void with_part(const Pointers& touched, const F& f) const {
+    with_width<Part>(wide(touched), f);
+  }
+  // The same for a cell that is not divided.
+  template <class Pointers, class F>
+  void with_cell(const Pointers& touched, const F& f) const {
+    const bool wide = this->wide(touched);
     switch (p_.cell) {
       case Cell::lstm: return with_width<LstmCell>(wide, f);
       case Cell::gru: return with_width<GruCell>(wide, f);
@@ -211,8 +220,15 @@ class Layer {
   int64_t* offsets_ = nullptr;  // [T + 1] on the device, for the walk of a packed call
 
  private:
+  template <class Pointers>
+  bool wide(const Pointers& touched) const {
+    bool wide = plan_.units_per_thread > 1 && R_ * static_cast<int64_t>(sizeof(E)) % 16 == 0;
+    for (const void* pointer : touched) wide &= reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+    return wide;
+  }
+
   template <class A, class F>
-  void with_cell(A arithmetic, const F& f) const {
+  void with_walking_cell(A arithmetic, const F& f) const {
     switch (p_.cell) {
       case Cell::lstm: return f(LstmCell(), arithmetic);
       case Cell::gru: return f(GruCell(), arithmetic);

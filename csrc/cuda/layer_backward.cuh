@@ -73,7 +73,10 @@ class LayerBackward : Layer<E> {
     if (p_.cell == Cell::lstm) this->fill(dc_, b_.grad_cn, states * H_);
     for (int64_t s = p_.T - 1; s >= 0; --s) {
       if (p_.P) project_gradient(s);
-      differentiate_cells(s);
+      if (this->divided())
+        differentiate_parts(s);
+      else
+        differentiate_cells(s);
       if (s > 0 || b_.grad_hx) multiply_gradient(s);
     }
     if (b_.grad_hx) this->keep(b_.grad_hx, dh_, states * R_);
@@ -91,9 +94,10 @@ class LayerBackward : Layer<E> {
     layout.place(dh_, states * R_);
     layout.place(dc_, p_.cell == Cell::lstm ? states * H_ : 0);
     layout.place(w_hh_copy_, this->joined_count(GH_ * R_));
-    layout.place(hidden_grad_, p_.P ? states * H_ : 0);
+    layout.place(hidden_grad_, p_.P || this->divided() ? states * H_ : 0);
     layout.place(projected_grads_, p_.P ? D_ * p_.rows * p_.P : 0);
-    layout.place(hidden_, wants_w_hr_ ? D_ * p_.rows * H_ : 0);
+    const bool wants_hidden = wants_w_hr_ || (this->divided() && wants_w_hh_);
+    layout.place(hidden_, wants_hidden ? D_ * p_.rows * H_ : 0);
     layout.place(w_hr_copy_, p_.P ? this->joined_count(p_.P * H_) : 0);
   }
 
@@ -133,6 +137,48 @@ class LayerBackward : Layer<E> {
   }
 
   void differentiate_cells(int64_t s) {
+    const BackwardSteps<E> steps = describe_steps(s);
+    this->with_cell(touched(), [&](auto cell, auto width) {
+      launch_step<decltype(cell), decltype(width)::value>(s, steps);
+    });
+  }
+
+  // A cell of two parts: dh stands in for their dc, so that all that reaches h before the step adds
+  // up there. Between them is the product with the last part's weights, the gradient of its
+  // operand.
+  void differentiate_parts(int64_t s) {
+    using First = GruResetBeforeCell::First;
+    using Last = GruResetBeforeCell::Last;
+    BackwardSteps<E> steps = describe_steps(s);
+    for (int d = 0; d < D_; ++d) {
+      BackwardStep<E>& to = steps.direction[d];
+      to.dc = to.dh, to.dh = nullptr, to.h = nullptr;
+    }
+    this->template with_part<Last>(touched(), [&](auto part, auto width) {
+      launch_step<decltype(part), decltype(width)::value>(s, steps);
+    });
+    const int64_t width = parts_ * H_, gate = Last::first_gate * H_;
+    this->multiply_step(
+        s, H_, Last::products * H_,
+        {at(grads_, 0, this->step(0, s), width) + gate, width, false, between_directions(s, width)},
+        {w_hh_ + gate * R_, R_, false, GH_ * R_},
+        {hidden_grad_, H_, Storage<E>::sum_dtype, B_ * H_});
+    for (int d = 0; d < D_; ++d) {
+      BackwardStep<E>& to = steps.direction[d];
+      to.grad_y = nullptr, to.h_before = nullptr;
+      to.dh = hidden_grad_ + d * B_ * H_;
+      to.h = at(hidden_, d, this->step(d, s), H_);
+    }
+    this->template with_part<First>(touched(), [&](auto part, auto width) {
+      launch_step<decltype(part), decltype(width)::value>(s, steps);
+    });
+  }
+
+  std::array<const void*, 4> touched() const {
+    return {p_.hx, p_.output, p_.reserve, b_.grad_output};
+  }
+
+  BackwardSteps<E> describe_steps(int64_t s) const {
     BackwardSteps<E> steps;
     steps.H = H_, steps.Hp = p_.Hp(), steps.y_row = y_row_;
     for (int d = 0; d < D_; ++d) {
@@ -149,22 +195,28 @@ class LayerBackward : Layer<E> {
       to.h = at(hidden_, d, t, H_);
       to.grads = at(grads_, d, t, parts_ * H_);
     }
-    this->with_cell({p_.hx, p_.output, p_.reserve, b_.grad_output}, [&](auto cell, auto width) {
-      constexpr int N = decltype(width)::value;
-      const Grid grid = grid_over(this->most_rows(s), H_, N, D_);
-      launch("a backward step", backward_cell<decltype(cell), E, N>, grid.grid, grid.block, stream_,
-             steps);
-    });
+    return steps;
   }
 
-  // dh of the step before. The GRU's cell left there what passes by the product.
+  template <class C, int N>
+  void launch_step(int64_t s, const BackwardSteps<E>& steps) {
+    const Grid grid = grid_over(this->most_rows(s), H_, N, D_);
+    launch("a backward step", backward_cell<C, E, N>, grid.grid, grid.block, stream_, steps);
+  }
+
+  // dh of the step before. The cell of a GRU left there what passes by the product.
   void multiply_gradient(int64_t s) {
     const int64_t width = parts_ * H_;
+    const bool passes = p_.cell == Cell::gru || this->divided();
     this->multiply_step(
-        s, R_, GH_,
+        s, R_, state_gates() * H_,
         {at(grads_, 0, this->step(0, s), width), width, false, between_directions(s, width)},
-        {w_hh_, R_, false, GH_ * R_},
-        {dh_, R_, Storage<E>::sum_dtype, B_ * R_, p_.cell == Cell::gru});
+        {w_hh_, R_, false, GH_ * R_}, {dh_, R_, Storage<E>::sum_dtype, B_ * R_, passes});
+  }
+
+  // How many gates' product is with h itself; they come first.
+  int64_t state_gates() const {
+    return this->divided() ? GruResetBeforeCell::First::products : gates_of(p_.cell);
   }
 
   // The parts of the gates' gradients that belong to the input's projection: one range of columns,
@@ -181,9 +233,15 @@ class LayerBackward : Layer<E> {
     const int64_t rows = p_.rows, width = parts_ * H_;
     const E* const grads = grads_ + d * rows * width;
     constexpr Dtype dtype = Storage<E>::dtype;
-    if (to.w_hh)
-      products_.multiply(GH_, R_, rows, {grads, width, true}, {h_before_ + d * rows * R_, R_},
+    if (to.w_hh) {
+      const int64_t of_state = state_gates() * H_;
+      products_.multiply(of_state, R_, rows, {grads, width, true}, {h_before_ + d * rows * R_, R_},
                          {to.w_hh, R_, dtype});
+      if (this->divided())
+        products_.multiply(GH_ - of_state, R_, rows, {grads + of_state, width, true},
+                           {hidden_ + d * rows * H_, H_},
+                           {Base::typed(to.w_hh) + of_state * R_, R_, dtype});
+    }
     if (to.w_ih)
       for_input_parts([&](int64_t column, int64_t gate, int64_t count) {
         products_.multiply(count, p_.I, rows, {grads + column, width, true},
@@ -242,9 +300,10 @@ class LayerBackward : Layer<E> {
   E* h_before_ = nullptr;         // [D][rows][R]
   S* dh_ = nullptr;               // [D][B][R]
   S* dc_ = nullptr;               // [D][B][H]
-  S* hidden_grad_ = nullptr;      // [D][B][H], projected: dh W_hr
+  S* hidden_grad_ = nullptr;      // [D][B][H], projected: dh W_hr; of two parts: of the operand
   E* projected_grads_ = nullptr;  // [D][rows][P]
-  E* hidden_ = nullptr;           // [D][rows][H], projected: h before its projection
+  E* hidden_ = nullptr;           // [D][rows][H], projected: h before its projection; of two
+                                  // parts: the second one's operand
   S* sums_ = nullptr;             // [slices][parts][H]
   S* grad_input_ = nullptr;       // [rows][I]
   E *w_hh_copy_ = nullptr, *w_hr_copy_ = nullptr;

@@ -25,7 +25,12 @@ class LayerForward : Layer<E> {
     if (p_.cell == Cell::lstm) this->fill(c_, p_.cx, states * H_);
     for (int64_t s = 0; s < p_.T; ++s) {
       if (s % plan_.forward_steps == 0) project_input(s);
-      multiply_state(s);
+      if (this->divided()) {
+        walk_part<GruResetBeforeCell::First>(s);
+        walk_part<GruResetBeforeCell::Last>(s);
+        continue;
+      }
+      multiply_state(s, h_, 0, GH_);
       update_state(s);
       if (p_.P) project_state(s);
     }
@@ -48,6 +53,8 @@ class LayerForward : Layer<E> {
     layout.place(hidden_, p_.P ? D_ * B_ * H_ : 0);
     layout.place(projected_, p_.P ? D_ * B_ * p_.P : 0);
     layout.place(w_hr_copy_, p_.P ? this->joined_count(p_.P * H_) : 0);
+    layout.place(operand_, this->divided() ? D_ * B_ * H_ : 0);
+    if (this->divided()) layout.place(c_, D_ * B_ * H_);
     if (p_.cell != Cell::lstm) return;
     if (kIsHalf<E>)
       layout.place(c_, D_ * B_ * H_);
@@ -104,12 +111,41 @@ class LayerForward : Layer<E> {
     }
   }
 
-  void multiply_state(int64_t s) {
-    this->multiply_step(s, GH_, R_, {h_, R_, false, B_ * R_}, {w_hh_, R_, true, GH_ * R_},
-                        {product_, GH_, Storage<E>::sum_dtype, B_ * GH_});
+  // The product of `columns` rows of W_hh with h, or with what the first part of a cell made of it.
+  void multiply_state(int64_t s, const E* h, int64_t first, int64_t columns) {
+    this->multiply_step(s, columns, R_, {h, R_, false, B_ * R_},
+                        {w_hh_ + first * R_, R_, true, GH_ * R_},
+                        {product_, columns, Storage<E>::sum_dtype, B_ * GH_});
   }
 
   void update_state(int64_t s) {
+    const ForwardSteps<E> steps = describe_steps(s);
+    this->with_cell(touched(), [&](auto cell, auto width) {
+      launch_step<decltype(cell), decltype(width)::value>(s, steps);
+    });
+  }
+
+  // One part of a step, product and all.
+  template <class Part>
+  void walk_part(int64_t s) {
+    constexpr bool kFirst = std::is_same_v<Part, typename Part::Whole::First>;
+    multiply_state(s, kFirst ? h_ : operand_, Part::first_gate * H_, Part::products * H_);
+    ForwardSteps<E> steps = describe_steps(s);
+    if (kFirst)
+      for (int d = 0; d < D_; ++d)
+        steps.direction[d].y = operand_ + d * B_ * H_, steps.direction[d].y_row = H_;
+    this->template with_part<Part>(touched(), [&](auto part, auto width) {
+      launch_step<decltype(part), decltype(width)::value>(s, steps);
+    });
+  }
+
+  std::array<const void*, 8> touched() const {
+    const Weights *const first = &p_.weights[0], *const second = &p_.weights[D_ - 1];
+    return {first->b_ih, first->b_hh, second->b_ih, second->b_hh,
+            p_.output,   p_.hn,       p_.cn,        p_.reserve};
+  }
+
+  ForwardSteps<E> describe_steps(int64_t s) const {
     ForwardSteps<E> steps;
     steps.H = H_, steps.Hp = p_.Hp();
     for (int d = 0; d < D_; ++d) {
@@ -126,16 +162,14 @@ class LayerForward : Layer<E> {
       to.y_row = y_row_;
       to.save = this->reserve(d, t);
     }
-    const Weights *const first = &p_.weights[0], *const second = &p_.weights[D_ - 1];
-    this->with_cell(
-        {first->b_ih, first->b_hh, second->b_ih, second->b_hh, p_.output, p_.hn, p_.cn, p_.reserve},
-        [&](auto cell, auto width) {
-          constexpr int N = decltype(width)::value;
-          const int64_t units = p_.reserve ? p_.Hp() : H_;
-          const Grid grid = grid_over(this->most_rows(s), units, N, D_);
-          launch("a forward step", forward_cell<decltype(cell), E, N>, grid.grid, grid.block,
-                 stream_, steps);
-        });
+    return steps;
+  }
+
+  template <class C, int N>
+  void launch_step(int64_t s, const ForwardSteps<E>& steps) {
+    const int64_t units = p_.reserve ? p_.Hp() : H_;
+    const Grid grid = grid_over(this->most_rows(s), units, N, D_);
+    launch("a forward step", forward_cell<C, E, N>, grid.grid, grid.block, stream_, steps);
   }
 
   void project_state(int64_t s) {
@@ -162,7 +196,9 @@ class LayerForward : Layer<E> {
   S* gates_ = nullptr;                      // [D][chunk_rows][G][H]
   S* product_ = nullptr;                    // [D][B][G][H]
   E* h_ = nullptr;                          // [D][B][R], which is hn
-  S* c_ = nullptr;                          // [D][B][H], which is cn but in half precision
+  S* c_ = nullptr;                          // [D][B][H], which is cn but in half precision; of a
+                                            // divided cell what one part hands to the other
+  E* operand_ = nullptr;                    // [D][B][H], its second product's
   E* hidden_ = nullptr;                     // [D][B][H], before its projection
   S* projected_ = nullptr;                  // [D][B][P]
   E *w_hh_copy_ = nullptr, *w_hr_copy_ = nullptr;

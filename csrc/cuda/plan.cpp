@@ -104,7 +104,8 @@ double stepwise_step(const Shape& s, Pass pass) {
   const double wide = s.dtype == Dtype::f64 ? 16 : s.dtype == Dtype::f32 ? 4 : 1;
   const double product = std::max(weights * s.B * wide / kProductsPerNs,
                                   weights * size_of(s.dtype) / kCacheBytesPerNs);
-  return kStepwiseNs + product * (pass == Pass::backward ? 1.2 : 1) + (s.P ? kStepwiseNs : 0);
+  const bool twice = s.P || s.cell == Cell::gru_reset_before;  // products and kernels
+  return kStepwiseNs + product * (pass == Pass::backward ? 1.2 : 1) + (twice ? kStepwiseNs : 0);
 }
 
 // ---- The choice -----------------------------------------------------------------------------
@@ -160,8 +161,10 @@ WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool all
   wanted.choose("team", asked, {"stepwise", "block", "cluster"});
   wanted.limit("blocks", asked_blocks, kMostBlocks);
   wanted.limit("rows", asked_rows, kMostRows);
-  if (s.P || s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps || s.B > kMostSteps ||
-      asked == Asked::stepwise || !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
+  const bool divided = s.cell == Cell::gru_reset_before;  // no team walks it
+  if (s.P || divided || s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps ||
+      s.B > kMostSteps || asked == Asked::stepwise ||
+      !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
     return best;
 
   double least_time = asked != Asked::nothing ? 1e300 : static_cast<double>(s.T) * best.step_ns;

@@ -7,10 +7,10 @@ FUSEDRNN_DECLARE_QUANTIZED_KERNELS(FUSEDRNN_ISA)
 
 int64_t fusedrnn::FUSEDRNN_ISA::forward_quantized(const QuantizedProblem& p, const Plan& plan,
                                                   ParallelFor parallel_for, void* scratch) {
-  return with_cell(
+  return with_undivided_cell(
       p.cell, [&](auto cell) { return quantized<decltype(cell)>(p, plan, parallel_for, scratch); });
 }
 
 void fusedrnn::FUSEDRNN_ISA::quantize_weights(const Shape& s, const Weights& w, char* packed) {
-  with_cell(s.cell, [&](auto cell) { quantize<decltype(cell)>(s, w, packed); });
+  with_undivided_cell(s.cell, [&](auto cell) { quantize<decltype(cell)>(s, w, packed); });
 }
