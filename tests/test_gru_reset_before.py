@@ -33,12 +33,13 @@ def both() -> tuple[fusedrnn.GRU, fusedrnn.GRU]:
 def test_by_hand() -> None:
     """One unit, one feature, one step, in numbers that can be checked with a pocket calculator."""
     cell = fusedrnn.GRUCell(1, 1, dtype=torch.float64, reset_after=False)
-    with torch.no_grad():
-        cell.weight_ih.copy_(torch.tensor([[0.0], [0.0], [1.0]]))
-        cell.weight_hh.copy_(torch.tensor([[0.0], [0.0], [2.0]]))
-        cell.bias_ih.copy_(torch.tensor([0.0, 0.0, 0.1]))
-        cell.bias_hh.copy_(torch.tensor([0.0, 0.0, 0.3]))
-    h = cell(torch.tensor([[0.2]], dtype=torch.float64), torch.tensor([[0.4]], dtype=torch.float64))
+    values = {
+        "weight_ih": [[0.0], [0.0], [1.0]], "weight_hh": [[0.0], [0.0], [2.0]],
+        "bias_ih": [0.0, 0.0, 0.1], "bias_hh": [0.0, 0.0, 0.3],
+    }  # fmt: skip
+    cell.load_state_dict({n: torch.tensor(v, dtype=torch.float64) for n, v in values.items()})
+    x, h = torch.tensor([[[0.2]], [[0.4]]], dtype=torch.float64)
+    h = cell(x, h)
     # r = z = 1/2; before: n = tanh(0.2 + 0.1 + 2 (0.4 / 2) + 0.3); after: b_hn were halved, too.
     n = torch.tensor(1.0, dtype=torch.float64).tanh()
     torch.testing.assert_close(h[0, 0], (n + 0.4) / 2, rtol=1e-14, atol=0)
@@ -119,7 +120,7 @@ def test_function() -> None:
         functional.gru(x, None, weights[:3], reset_after=False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast_gives_the_dtypes_of_a_gru(dtype: torch.dtype) -> None:
     before, after = both()
     x, h = torch.randn(4, 3, 5), torch.randn(2, 3, 6)

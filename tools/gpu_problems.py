@@ -42,8 +42,8 @@ def main() -> None:
     """Runs them all."""
     torch.manual_seed(0)
     count = 0
-    kinds = [("LSTM", {}), ("LSTM", {"proj_size": 8}), ("GRU", {}), ("RNN", {}),
-             ("RNN", {"nonlinearity": "relu"})]  # fmt: skip
+    kinds = [("LSTM", {}), ("LSTM", {"proj_size": 8}), ("GRU", {}), ("GRU", {"reset_after": False}),
+             ("RNN", {}), ("RNN", {"nonlinearity": "relu"})]  # fmt: skip
     problems = [(plan, sizes) for plan, all_sizes in SIZES.items() for sizes in all_sizes]
     for dtype, (plan, (T, B, features, H)) in itertools.product(DTYPES, problems):
         ops.override_plan(plan)

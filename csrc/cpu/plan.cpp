@@ -65,9 +65,10 @@ Plan choose(const Shape& s, int threads) {
   plan.direction_teams = std::min(s.directions, threads);
   const int team = threads / plan.direction_teams;
   const int64_t recurrent_bytes = gates * s.R() * element;
-  // Units of a product with one gate, packed ahead, are dealt out in groups of four vectors.
-  const bool one_gate = s.cell < Cell::lstm || s.cell == Cell::gru_reset_before;
-  const int64_t group = s.prepacked && one_gate ? 4 : 1;
+  // Units packed ahead whose product is of one gate are dealt out in groups of vectors: an RNN's
+  // of four, those of the candidate whose reset gate comes before of two.
+  const int64_t largest = s.cell < Cell::lstm ? 4 : s.cell == Cell::gru_reset_before ? 2 : 1;
+  const int64_t group = s.prepacked ? largest : 1;
   const int64_t unit_vectors = div_up(s.Hp() / kHiddenPadding, group);
   if (team > 1) {
     const int64_t rows_each = s.B / team;
