@@ -8,6 +8,7 @@ their like, where the cell is "gru_reset_before" and the oracle plain_gru.py.
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from typing import Any
 
@@ -169,8 +170,14 @@ def test_plan() -> None:
     sizes: dict[str, Any] = dict(time=50, batch=16, input_size=64, hidden_size=256)
     cpu = fusedrnn.plan("gru_reset_before", **sizes, threads=4)
     assert cpu == fusedrnn.plan("gru", **sizes, threads=4)
-    for dtype in (torch.float32, torch.bfloat16):
-        gpu = fusedrnn.plan("gru_reset_before", **sizes, device="cuda", dtype=dtype)
+    for dtype, asked in itertools.product(
+        (torch.float32, torch.bfloat16), ("", "team=block", "team=cluster")
+    ):
+        ops.override_plan(asked)
+        try:
+            gpu = fusedrnn.plan("gru_reset_before", **sizes, device="cuda", dtype=dtype)
+        finally:
+            ops.override_plan("")
         assert isinstance(gpu, fusedrnn.CudaPlan)
         assert gpu.forward.team == gpu.backward.team == "stepwise"
     with pytest.raises(ValueError, match="cell: expected one of .*gru_reset_before"):

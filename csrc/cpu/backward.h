@@ -5,8 +5,9 @@
 //     step    dh = dy + dgates_next W_hh, and from the registers through the cell to dgates
 //   then      dx = dgates W_ih;   dW += dgates^T [x | h_prev];   db += sum of dgates
 //
-// A cell of two parts (cell.h) has two such steps, the last part's with the product of the first
-// part's gates after it, then the first part's with the product of the last part's gates.
+// A cell of two parts (cell.h) has two such steps: the last part's, whose product takes the first
+// part's dgates of the step after; then the first part's, whose product takes the last part's of
+// this step.
 //
 // Chunks keep dgates small and in cache; weight gradients are summed within a chunk and the chunks'
 // sums added, which also rounds less than one long sum.
@@ -271,7 +272,7 @@ class BackwardWalk {
   template <class Part>
   void cell_gradient(int d, const Steps& steps, int64_t s, int64_t j, Range rows, bool going,
                      Range groups) {
-    // The product is with the other part's weights: that of its own gates comes after it.
+    // The product takes the other part's dgates and weights.
     constexpr bool kInner = kDivided && std::is_same_v<Part, First>;
     constexpr int kProducts = kInner ? Last::products : First::products;
     GradTile<E, F> tile;
