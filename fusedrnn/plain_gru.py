@@ -8,12 +8,15 @@ which test_reference.py holds it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 
-def step(x: Tensor, h: Tensor, weights: list[Tensor]) -> Tensor:
+def step(x: Tensor, h: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """h' from x [B, I] and h [B, H]; weights as torch keeps them, with or without biases."""
     of_x = torch.mm(x, weights[0].t())
     w_r, w_z, w_n = weights[1].split(h.size(1))
@@ -30,6 +33,8 @@ def step(x: Tensor, h: Tensor, weights: list[Tensor]) -> Tensor:
 
 
 class ResetBeforeGRUCell(nn.GRUCell):
+    """`torch.nn.GRUCell` with that gate before the product."""
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         h = input.new_zeros(*input.shape[:-1], self.hidden_size) if hx is None else hx
         if input.dim() == 1:
@@ -38,7 +43,9 @@ class ResetBeforeGRUCell(nn.GRUCell):
 
 
 class ResetBeforeGRU(nn.GRU):
-    def forward(self, input, hx=None):
+    """`torch.nn.GRU` with that gate before the product."""
+
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         if isinstance(input, PackedSequence):
             padded, lengths = pad_packed_sequence(input)
             output, hn = self.walk(padded, hx, lengths.to(padded.device))
@@ -54,8 +61,11 @@ class ResetBeforeGRU(nn.GRU):
             return output.transpose(0, 1), hn
         return self.walk(input, hx)
 
-    def walk(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None = None):
-        final = []
+    def walk(
+        self, x: Tensor, hx: Tensor | None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Output [T, B, D*H] and final states of `x` [T, B, I]."""
+        final: list[Tensor] = []
         for _ in range(self.num_layers):
             outputs = []
             for direction in range(2 if self.bidirectional else 1):

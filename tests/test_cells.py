@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from plain_gru import ResetBeforeGRUCell
 from torch import nn
 
 import fusedrnn
+from fusedrnn.plain_gru import ResetBeforeGRUCell
 
 RESET_BEFORE = ("GRUCell", "-reset-before")
 KINDS = [("RNNCell", "tanh"), ("RNNCell", "relu"), ("LSTMCell", ""), ("GRUCell", "")]

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from plain_gru import ResetBeforeGRU
 from torch import nn
 
 import fusedrnn
 from fusedrnn import functional, ops, reference
+from fusedrnn.plain_gru import ResetBeforeGRU
 
 NUMBER = reference.CELLS.index("gru_reset_before")
 
