@@ -38,6 +38,14 @@ from fusedrnn.sequences import Layout
 
 __all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
 
+_ONEDNN = torch.backends.mkldnn.is_available()
+_ONEDNN_HAS = {
+    torch.float32: _ONEDNN,
+    torch.bfloat16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    torch.float16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+}
+"""The dtypes of which torch.nn's LSTM on this processor is one op: autocast treats it so."""
+
 
 def rnn_tanh(
     input: Tensor,
@@ -259,6 +267,7 @@ def run_layers(
     projected = autocast and cell == LSTM and _is_projected(weights)
     if autocast:
         one_op = batch_sizes is None and lengths is None and not empty and not projected
+        one_op = one_op and _is_one_op_in_torch(input)
         fused = cell not in (GRU, GRU_RESET_BEFORE) and (cell != LSTM or one_op)
         input, hx, cx, weights = _cast(input, hx, cx, weights, fused=fused)
     output, hn, cn = _stack(
@@ -373,6 +382,13 @@ def _batch(input: Tensor, batch_sizes: Tensor | None, hx: Tensor) -> int:
     return int(batch_sizes[0])
 
 
+def _is_one_op_in_torch(input: Tensor) -> bool:
+    """Whether torch.nn's LSTM for this input is one op of oneDNN on the CPU, if it can be."""
+    if input.dtype == torch.float16:
+        return _ONEDNN_HAS[torch.float16] and not torch.is_grad_enabled()
+    return _ONEDNN_HAS.get(input.dtype, False)
+
+
 def _is_projected(weights: Sequence[Tensor]) -> bool:
     return weights[1].size(0) != GATES[LSTM] * weights[1].size(1)
 
@@ -389,12 +405,14 @@ def _cast(
 
     There everything is in the autocast dtype if all of a layer is one op that autocast knows
     (`fused`; on CUDA always). Else only products are, and they meet a state that keeps its own
-    dtype, the one of c in an LSTM, in which so the results are; here all is computed in that one.
-    As everywhere in autocast, float64 is left alone.
+    dtype, the one of c in an LSTM: the results are in what the two promote to, and here all is
+    computed in that. As everywhere in autocast, float64 is left alone.
     """
     device = input.device.type
     state = cx if cx is not None else hx if hx is not None else input
-    dtype = torch.get_autocast_dtype(device) if fused or device != "cpu" else state.dtype
+    dtype = torch.get_autocast_dtype(device)
+    if not fused and device == "cpu":
+        dtype = torch.promote_types(dtype, state.dtype)
     if dtype == torch.float64:
         return input, hx, cx, weights
 

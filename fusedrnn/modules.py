@@ -11,7 +11,7 @@ does not trace them.
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -60,11 +60,22 @@ def weights_of(module: RNNBase) -> list[Tensor]:
         return [getattr(module, name) for name in names]
 
 
+def _refuse_script(module: torch.nn.Module) -> NoReturn:
+    """What `torch.jit.script` asks first: without it, it stumbles over an annotation somewhere."""
+    raise NotImplementedError(
+        f"torch.jit.script cannot compile fusedrnn.{type(module).__name__}, whose Python is not "
+        "TorchScript. Use torch.jit.trace, torch.export or torch.compile, or the module of torch.nn "
+        "with the same state_dict"
+    )
+
+
 class _Layers(RNNBase):
     """What RNN, LSTM and GRU share: from the module's arguments to `functional.run_layers`."""
 
     checkpoint: int | None = None
     """Of the class as well: modules that torch.nn made, or an older pickle, do not have it."""
+
+    __prepare_scriptable__ = _refuse_script
 
     def __init__(self, *arguments: Any, checkpoint: int | None = None, **options: Any) -> None:
         check_checkpoint(checkpoint)
@@ -381,6 +392,8 @@ class LSTM(_Layers):
 
 class _Cell(RNNCellBase):
     """What RNNCell, LSTMCell and GRUCell share: from the module to `functional.run_cell`."""
+
+    __prepare_scriptable__ = _refuse_script
 
     def _step(
         self, cell: int, input: Tensor, hx: Tensor | None, cx: Tensor | None
