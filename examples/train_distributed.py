@@ -331,10 +331,14 @@ def train(training: Training, series: Series, options: argparse.Namespace) -> No
         range(len(series.windows)), team.size, team.rank, seed=options.seed, drop_last=True
     )
     # The k-th batches of all processes are the k-th batch of one: the sampler deals like cards.
+    # A loader that begins draws a number; from its own generator, so that resuming changes nothing.
     loader = DataLoader(
-        TensorDataset(series.windows), options.batch_size // team.size, sampler=sampler,
+        TensorDataset(series.windows),
+        options.batch_size // team.size,
+        sampler=sampler,
         drop_last=True,
-    )  # fmt: skip
+        generator=torch.Generator(),
+    )
     steps = options.epochs * len(loader)
     first = training.step // len(loader)
     last = min(options.epochs, first + (options.stop_after or options.epochs))

@@ -64,8 +64,8 @@ def _refuse_script(module: torch.nn.Module) -> NoReturn:
     """What `torch.jit.script` asks first: without it, it stumbles over an annotation somewhere."""
     raise NotImplementedError(
         f"torch.jit.script cannot compile fusedrnn.{type(module).__name__}, whose Python is not "
-        "TorchScript. Use torch.jit.trace, torch.export or torch.compile, or the module of torch.nn "
-        "with the same state_dict"
+        "TorchScript. Use torch.jit.trace, torch.export or torch.compile, or the module of "
+        "torch.nn with the same state_dict"
     )
 
 
