@@ -119,7 +119,7 @@ class Case:
         }
         x, *states = (strided(leaf) if self.strided else leaf for leaf in leaves.values())
         sequence: Tensor | PackedSequence = x
-        ours_padded = self.packed == "padded" and type(module).__module__.startswith("fusedrnn")
+        ours_padded = self.packed == "padded" and not isinstance(module, nn.RNN | nn.GRU | nn.LSTM)
         options = {"lengths": self.lengths()} if ours_padded else {}
         if self.packed and not ours_padded:
             sequence = pack_padded_sequence(

@@ -9,7 +9,6 @@ seconds.
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,9 +25,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
-
-RESET_BEFORE = "reset_after" in inspect.signature(fusedrnn.GRU).parameters
-LENGTHS = "lengths" in inspect.signature(fusedrnn.LSTM.forward).parameters
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +57,8 @@ class Variant:
         return layer
 
 
-def reset_before(*values: Any) -> Any:
-    mark = pytest.mark.skipif(not RESET_BEFORE, reason="fusedrnn.GRU has no reset_after yet")
-    return pytest.param(*values, marks=mark, id=str(values[0]))
-
-
 VARIANTS = [
-    reset_before(variant) if ("reset_after", False) in options else variant
+    variant
     for kind, kinds_options in {
         "LSTM": [(), (("use_bias", False),), (("unroll", True), ("implementation", 1))],
         "GRU": [(), (("use_bias", False),), (("reset_after", False),),
@@ -232,7 +223,7 @@ def test_layer_of_cells(keras: ModuleType, kind: str) -> None:
         pytest.param("LSTM", {"use_bias": False}, id="lstm-no-bias"),
         pytest.param("GRU", {}, id="gru"),
         pytest.param("SimpleRNN", {"activation": "relu"}, id="relu"),
-        reset_before("GRU", {"reset_after": False}),
+        pytest.param("GRU", {"reset_after": False}, id="GRU"),
     ],
 )
 def test_cell(keras: ModuleType, kind: str, options: dict[str, Any]) -> None:
@@ -291,8 +282,7 @@ def test_a_mask_is_lengths(keras: ModuleType, variant: Variant) -> None:
         {"cn": cn[0]} if cn else {}
     )
     assert_same(ours, theirs, variant)
-    if LENGTHS:
-        assert_same(in_ours(module, x, lengths=lengths), theirs, variant)
+    assert_same(in_ours(module, x, lengths=lengths), theirs, variant)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
@@ -554,7 +544,7 @@ def test_another_backend() -> None:
     assert shown.count("bidirectional=True") == 6
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "SimpleRNN", reset_before("GRU")])
+@pytest.mark.parametrize("kind", ["LSTM", "SimpleRNN", "GRU"])
 def test_layers_of_keras_2(tf: ModuleType, kind: str) -> None:
     """As TensorFlow carries them: with time_major, and hard_sigmoid and reset_after=False first."""
     old = pytest.importorskip("tensorflow.python.keras.layers.recurrent")
@@ -634,7 +624,7 @@ TF1: dict[str, tuple[Callable[[ModuleType, int], Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("name", [reset_before(n) if n == "GRUCell" else n for n in TF1])
+@pytest.mark.parametrize("name", TF1)
 def test_tf1(tf: ModuleType, rnn_cell: ModuleType, name: str, layers: int) -> None:
     make, options = TF1[name]
     rng = np.random.default_rng([layers, *name.encode()])
@@ -654,7 +644,7 @@ def test_tf1(tf: ModuleType, rnn_cell: ModuleType, name: str, layers: int) -> No
     assert_same(in_ours(module, x), theirs, name)
 
 
-@pytest.mark.parametrize("name", ["LSTMCell", reset_before("GRUCell")])
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell"])
 def test_tf1_bidirectional_and_lengths(tf: ModuleType, rnn_cell: ModuleType, name: str) -> None:
     rng = np.random.default_rng(14)
     x, lengths = rng.standard_normal((4, 6, 5)), torch.tensor([6, 2, 5, 1])
@@ -671,8 +661,7 @@ def test_tf1_bidirectional_and_lengths(tf: ModuleType, rnn_cell: ModuleType, nam
     hn, *cn = final if isinstance(final, tuple) else (final,)
     ours = {"output": pad_packed_sequence(y, True)[0], "hn": hn} | ({"cn": cn[0]} if cn else {})
     assert_same(ours, theirs, name)
-    if LENGTHS:
-        assert_same(in_ours(module, x, lengths=lengths), theirs, name)
+    assert_same(in_ours(module, x, lengths=lengths), theirs, name)
 
 
 def test_tf1_stack_of_both_directions() -> None:

@@ -7,7 +7,6 @@ kernel (other layouts, float64) follows from it.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 import random
@@ -34,7 +33,6 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 NODES = ("LSTM", "GRU", "RNN")
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-RESETS_BEFORE = "reset_after" in inspect.signature(fusedrnn.GRU).parameters
 
 
 @pytest.fixture(autouse=True)
@@ -446,7 +444,6 @@ def test_lengths_of_modules() -> None:
     check(session(program), model, other, "other sizes")
 
 
-@pytest.mark.skipif(not RESETS_BEFORE, reason="GRU has no reset_after")
 def test_reset_before() -> None:
     torch.manual_seed(0)
     model = fusedrnn.GRU(3, 5, 2, bidirectional=True, reset_after=False).eval()
@@ -525,9 +522,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("RNN", {}),
     ("RNN", {"activations": ["Relu"]}),
     ("GRU", {"linear_before_reset": 1}),
-    pytest.param(
-        "GRU", {}, marks=pytest.mark.skipif(not RESETS_BEFORE, reason="GRU has no reset_after")
-    ),
+    ("GRU", {}),
 ]
 
 
