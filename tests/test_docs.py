@@ -35,7 +35,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TROUBLES = ROOT / "docs/troubleshooting.md"
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     # The README's model is whatever its reader has.
-    "README.md": lambda: {"torch": torch, "model": torch.nn.Sequential(torch.nn.GRU(3, 4))}
+    "README.md": lambda: {"model": torch.nn.Sequential(torch.nn.GRU(3, 4))}
 }
 """What the reader of a page has before its first block."""
 
