@@ -104,7 +104,8 @@ def package_folder(name: str) -> Path:
         return Path(elsewhere)
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        missing = [other for other in REQUIRED if importlib.util.find_spec(other) is None]
+        wanted = [n for n in REQUIRED if n != "torch" or not os.environ.get("FUSEDRNN_TORCH")]
+        missing = [other for other in wanted if importlib.util.find_spec(other) is None]
         raise fail(
             f"not installed in {sys.executable}'s environment: {', '.join(missing or [name])}. "
             "`pip install .` brings all build requirements; with --no-build-isolation `pip install "

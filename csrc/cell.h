@@ -17,6 +17,7 @@
 //   LSTM  i,f,o = sigmoid(.)  g = tanh(.)  c = f c_prev + i g   h = o tanh(c)
 //   GRU   r,z = sigmoid(.)  n = tanh(x_n + r n')  h = n + z (h_prev - n)
 //   RNN   h = tanh(.) or max(., 0)
+//   GRU with the reset gate before the product: n = tanh(x_n + W_n (r h_prev)), the rest as above
 //
 // A step is one product and what follows it, but for the GRU whose reset gate comes before the
 // product: there the candidate's product waits for r h_prev of all units. That cell is divided into
@@ -54,7 +55,7 @@ struct UndividedCell {
 template <class C>
 constexpr bool is_part = !std::is_same_v<C, typename C::Whole>;
 template <class C>
-constexpr bool is_divided = !std::is_same_v<typename C::First, typename C::Last>;
+constexpr bool has_parts = !std::is_same_v<typename C::First, typename C::Last>;
 
 struct LstmCell : UndividedCell<LstmCell> {
   static constexpr Cell cell = Cell::lstm;
@@ -183,6 +184,7 @@ struct GruResetBeforeCell {
   static constexpr bool has_c = false, has_late_input = false, has_carry = true;
   FUSEDRNN_CELL constexpr int gate_of_product(int slot) { return slot; }
 };
+static_assert(has_parts<GruResetBeforeCell> && is_divided(GruResetBeforeCell::cell));
 
 template <bool kTanh>
 struct RnnCell : UndividedCell<RnnCell<kTanh>> {

@@ -39,9 +39,8 @@ const Backend& backend_of(const Tensor& input) {
   const std::string& error = plan_override().error();
   STD_TORCH_CHECK(error.empty(), error);
   const Backend* const backend = g_backends[input.is_cpu() ? 0 : 1];
-  STD_TORCH_CHECK(backend, "fusedrnn has no CUDA kernels in this build, and input is on ",
-                  device_of(input),
-                  "; build it where nvcc and a CUDA build of torch are, see fusedrnn.build_info()");
+  STD_TORCH_CHECK(backend, "fusedrnn has no CUDA kernels here, and input is on ", device_of(input),
+                  "; fusedrnn.build_info()['without_cuda'] says why");
   return *backend;
 }
 

@@ -36,6 +36,9 @@ constexpr int saved_of(Cell cell) {
   return kSaved[static_cast<int>(cell)];
 }
 
+// Whether a step is two products, the second of what comes of the first (cell.h).
+constexpr bool is_divided(Cell cell) { return cell == Cell::gru_reset_before; }
+
 constexpr int64_t size_of(Dtype dtype) {
   return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
 }

@@ -296,8 +296,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mnist", type=Path, metavar="FOLDER", help="MNIST's four IDX files")
     parser.add_argument("--threads", type=positive, help="CPU threads; default: torch's choice")
     options = parser.parse_args()
-    if options.device == "cuda" and not fusedrnn.build_info()["cuda"]:
-        parser.error("--device cuda: this build of fusedrnn has no CUDA kernels; use --device cpu")
+    if options.device == "cuda" and (why := fusedrnn.build_info()["without_cuda"]):
+        parser.error(f"--device cuda: {why}; use --device cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device cuda: torch {torch.__version__} finds no CUDA device")
     if options.epochs is None:

@@ -525,9 +525,8 @@ def arguments() -> argparse.Namespace:
                         help="the plot")  # fmt: skip
     options = parser.parse_args()
     if options.device == "cuda" and not has_cuda:
-        parser.error(
-            "--device cuda: there is no GPU, or this build of fusedrnn has no CUDA kernels"
-        )
+        why = fusedrnn.build_info()["without_cuda"] or "torch finds no GPU"
+        parser.error(f"--device cuda: {why}")
     if options.windows < max(options.batch_size, 64):
         parser.error(f"--windows: expected {max(options.batch_size, 64)} or more, to fill a batch "
                      f"and to hold out a quarter as many, got {options.windows}")  # fmt: skip
@@ -535,6 +534,9 @@ def arguments() -> argparse.Namespace:
     if options.batch_size % size:
         parser.error(f"--batch-size: expected a multiple of the {size} processes, "
                      f"got {options.batch_size}")  # fmt: skip
+    if options.windows // 4 < size:
+        parser.error(f"--windows: expected {4 * size} or more, so that each of {size} processes "
+                     f"has one of those held out, got {options.windows}")  # fmt: skip
     return options
 
 

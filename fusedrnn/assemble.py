@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fusedrnn.convert import DTYPES
 from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fusedrnn.ops import DTYPES
 from fusedrnn.reference import CELLS, GATES
 
 Layers: TypeAlias = LSTM | GRU | RNN

@@ -53,13 +53,13 @@ def layer(
     """One layer, differentiable: `reference.layer` by the kernels. Returns output, hn, cn.
 
     With `checkpoint` gradients are computed as checkpoint.py says, if the cell has a reserve.
-    `lengths`, see sequences.py, are for calls that a compiler captures alone.
+    `lengths`, see sequences.py, are for calls that a compiler captures, or without values.
     """
     steps = checkpoint if checkpoint is not None and ops.SAVED[cell] else 0
     differentiable = torch.is_grad_enabled() and _any_requires_grad(input, hx, cx, weights)
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     allow_tf32 = ops.allow_tf32(input)
-    if is_captured():
+    if is_captured() or lengths is not None:
         # Compilers see the ops, which are differentiable, but cannot transform them.
         if transformed:
             if batch_sizes is not None or lengths is not None:

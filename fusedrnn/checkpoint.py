@@ -1,6 +1,7 @@
 """Training in less memory: states are kept every k steps, and the gates are computed again.
 
-An LSTM's reserve is five values per unit and step, a GRU's four. Here forward keeps none of it, and
+An LSTM's reserve is five values per unit and step, a GRU's four
+(three with `reset_after=False`). Here forward keeps none of it, and
 backward makes that of k steps at a time:
 
     forward    |--- k steps ---|--- k steps ---|--- rest --|     all steps, without a reserve

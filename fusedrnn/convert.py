@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from fusedrnn import modules
+from fusedrnn.ops import DTYPES
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.RNN: modules.RNN,
@@ -28,9 +28,6 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.GRUCell: modules.GRUCell,
 }
 """Our class for each of torch.nn's."""
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""The dtypes that the kernels compute in."""
 
 
 @dataclass(frozen=True)

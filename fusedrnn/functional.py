@@ -3,9 +3,10 @@
     input -> layer 0 -> dropout -> layer 1 -> dropout -> ... -> output
 
 `rnn_tanh`, `rnn_relu`, `lstm` and `gru` are the public functions; the modules call what lies under
-them, `run_layers` and `run_cell`, with the weights that they own. Between those two levels nothing
-is computed: the input is turned so that time comes first, autocast is applied, and each layer is
-one call of `autograd.layer`. Errors have the types of torch.nn and, where they can, its messages.
+them, `run_layers` and `run_cell`, with the weights that they own. Between those two levels and the
+layers the input is turned so that time comes first, packed if it comes with `lengths`, and cast
+where autocast wants it; each layer is one call of `autograd.layer`. Errors have the types of
+torch.nn and, where they can, its messages.
 
 Weights come in the order of torch's `_flat_weights`: for each layer, for each direction,
 w_ih [G*H, I], w_hh [G*H, R], then b_ih, b_hh [G*H] with biases, then w_hr [P, H] if projected.
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fusedrnn import autograd, reference
 from fusedrnn.checks import (
@@ -91,10 +93,11 @@ def rnn_tanh(
         laid out as `hx`.
 
     Raises:
-        ValueError: input and weights differ in dtype, the input is neither 2-D nor 3-D, or
-            `checkpoint` is less than 1.
-        TypeError: `checkpoint` is neither None nor an int.
-        RuntimeError: a size, device or dtype does not fit, or `batch_sizes` is not valid.
+        ValueError: input and weights differ in dtype, the input is neither 2-D nor 3-D,
+            `checkpoint` is less than 1, or there are `lengths` of an input that has none.
+        TypeError: `checkpoint` is neither None nor an int, or `lengths` no tensor of integers.
+        RuntimeError: a size, device or dtype does not fit, `batch_sizes` is not valid, or a length
+            is less than 1 or more than T.
         AttributeError: `input` or `hx` is not a tensor.
     """
     check_weights(RNN_TANH, weights, num_layers, bias, bidirectional)
@@ -202,14 +205,19 @@ def gru(
     Raises:
         TypeError: `reset_after` is no bool.
     """
-    check_reset_after(reset_after)
-    cell = GRU if reset_after else GRU_RESET_BEFORE
+    cell = gru_cell(reset_after)
     check_weights(cell, weights, num_layers, bias, bidirectional)
     return run_layers(
         cell, "gru", input, hx, None, weights, num_layers, bias,
         dropout if training else 0.0, bidirectional, batch_first, batch_sizes, lengths,
         checkpoint,
     )[:2]  # fmt: skip
+
+
+def gru_cell(reset_after: bool) -> int:
+    """The number of the GRU's cell whose reset gate comes after the product, or before it."""
+    check_reset_after(reset_after)
+    return GRU if reset_after else GRU_RESET_BEFORE
 
 
 def run_layers(
@@ -250,7 +258,7 @@ def run_layers(
         check_lengths(lengths, input, batch_sizes)
         if input.size(1) == 0:
             lengths = None
-        elif not autograd.is_captured():
+        elif not (autograd.is_captured() or _has_no_values(input)):
             layout, lengths = Layout(input, lengths), None
             input, batch_sizes = layout.pack(input), layout.batch_sizes
             hx, cx = layout.sort(hx), layout.sort(cx)
@@ -384,9 +392,15 @@ def _batch(input: Tensor, batch_sizes: Tensor | None, hx: Tensor) -> int:
 
 def _is_one_op_in_torch(input: Tensor) -> bool:
     """Whether torch.nn's LSTM for this input is one op of oneDNN on the CPU, if it can be."""
+    if not torch._C._get_mkldnn_enabled():
+        return False
     if input.dtype == torch.float16:
         return _ONEDNN_HAS[torch.float16] and not torch.is_grad_enabled()
     return _ONEDNN_HAS.get(input.dtype, False)
+
+
+def _has_no_values(input: Tensor) -> bool:
+    return input.is_meta or isinstance(input, FakeTensor)
 
 
 def _is_projected(weights: Sequence[Tensor]) -> bool:

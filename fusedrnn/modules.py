@@ -27,8 +27,8 @@ from fusedrnn.checks import (
     split_state,
 )
 from fusedrnn.reference import GRU as GRU_CELL
-from fusedrnn.reference import GRU_RESET_BEFORE, RNN_RELU, RNN_TANH
 from fusedrnn.reference import LSTM as LSTM_CELL
+from fusedrnn.reference import RNN_RELU, RNN_TANH
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -39,12 +39,7 @@ _NAME_OF_CELL = ("RNN", "RNN", "LSTM", "GRU", "GRU")
 def cell_of(module: RNNBase) -> int:
     """The number of a module's cell. torch.nn's GRU has no `reset_after`, and is as if true."""
     cell = CELL_OF_MODE[module.mode]
-    return _gru_cell(getattr(module, "reset_after", True)) if cell == GRU_CELL else cell
-
-
-def _gru_cell(reset_after: bool) -> int:
-    check_reset_after(reset_after)
-    return GRU_CELL if reset_after else GRU_RESET_BEFORE
+    return functional.gru_cell(getattr(module, "reset_after", True)) if cell == GRU_CELL else cell
 
 
 def weights_of(module: RNNBase) -> list[Tensor]:
@@ -245,8 +240,9 @@ class GRU(_OneState):
         reset_after: whether the reset gate r comes after the recurrent product, as above and in
             torch.nn. If not it comes before it, n = tanh(W_in x + b_in + W_hn (r * h) + b_hn), as
             in the first version of Cho et al., 2014, in Keras with `reset_after=False` and in ONNX
-            with `linear_before_reset=0`. The parameters are the same. n then waits for r of all
-            units, which makes two products of a step, and there are no int8 kernels.
+            with `linear_before_reset=0`. The parameters have the same names and shapes, and make
+            another network: torch.nn.GRU would load them and compute the wrong one. n then waits
+            for r of all units, which makes two products of a step, and there are no int8 kernels.
 
         >>> gru = fusedrnn.GRU(10, 20, bidirectional=True)
         >>> output, hn = gru(torch.randn(5, 3, 10))
@@ -298,10 +294,11 @@ class LSTM(_Layers):
         checkpoint: None, or the steps k of a chunk, to train in less memory; see below.
 
     **Checkpoints.** For backward a layer keeps its output and five values more for each unit and
-    step (four in a GRU). With `checkpoint=k` it keeps the output and, in an LSTM, one c for every k
-    steps; backward computes the rest again, k steps at a time. So for each unit and sequence there
-    are about 5 k + T / k values in the place of 5 T, for the time of one more forward and something
-    for every chunk. That is for sequences, batches or stacks which would not fit otherwise.
+    step (four in a GRU, three with `reset_after=False`). With `checkpoint=k` it keeps the output
+    and, in an LSTM, one c for every k steps; backward computes the rest again, k steps at a time.
+    So for each unit and sequence there are about 5 k + T / k values in the place of 5 T, for the
+    time of one more forward and something for every chunk. That is for sequences, batches or stacks
+    which would not fit otherwise.
 
     k near the square root of T is a good start: less saves little and costs more, as every chunk
     reads all weights. k of T or more keeps no chunks; a stack then holds the five values of one
@@ -502,7 +499,7 @@ class GRUCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state."""
-        return self._step(_gru_cell(self.reset_after), input, hx, None)[0]
+        return self._step(functional.gru_cell(self.reset_after), input, hx, None)[0]
 
     def extra_repr(self) -> str:
         """The arguments that are not at their default."""

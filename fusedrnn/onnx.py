@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from fusedrnn import modules, ops
 from fusedrnn.checkpoint import checkpointed_forward
 from fusedrnn.checks import PACKED_IN_ONNX
-from fusedrnn.convert import DTYPES
+from fusedrnn.ops import DTYPES
 from fusedrnn.reference import CELLS
 from fusedrnn.sequences import padded_forward
 
@@ -155,8 +155,8 @@ def from_onnx(model: Any, node: str | None = None) -> nn.Module:
         TypeError: `model` is neither a ModelProto nor a path.
         ValueError: there is no such node, or more than one; its weights are not constants; or it
             does what the modules do not: direction "reverse", other activations than the default
-            ones (in an RNN, Tanh or Relu), `clip`, peepholes, `input_forget`, a constant first
-            state that is not zero, or a dtype without kernels.
+            ones (in an RNN, Tanh or Relu), `clip`, peepholes, `input_forget`, constant lengths, a
+            constant first state that is not zero, or a dtype without kernels.
     """
     onnx = _import("onnx")
     if isinstance(model, str | os.PathLike):
@@ -171,7 +171,7 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"fusedrnn.onnx needs the package {name}: pip install 'fusedrnn[onnx]'"
+            f"fusedrnn.onnx needs the package {name}: pip install onnx onnxscript"
         ) from error
 
 
@@ -282,8 +282,9 @@ def _operator(
 def _reordered(op: Any, ir: Any, value: Value, gates: tuple[int, ...], hidden_size: int) -> Value:
     if len(gates) == 1:
         return value
-    order = torch.arange(len(gates) * hidden_size).view(len(gates), -1)[list(gates)].flatten()
-    return op.Gather(value, op.Constant(value=ir.tensor(order.numpy())), axis=0)
+    rows = torch.arange(len(gates) * hidden_size, device="cpu").view(len(gates), -1)
+    order = rows[list(gates)].flatten().numpy()
+    return op.Gather(value, op.Constant(value=ir.tensor(order)), axis=0)
 
 
 def _fold_weights(model: Any) -> None:
@@ -480,6 +481,11 @@ def _refuse_what_modules_do_not(node: _Node) -> None:
         raise node.refuse("input_forget=1: the modules do not couple input and forget gate")
     if node.has("P") and _is_not_zero(node, "P"):
         raise node.refuse("P: the modules have no peepholes")
+    if node.has("sequence_lens") and node.constant("sequence_lens") is not None:
+        raise node.refuse(
+            "sequence_lens is a constant, which no module holds. Take that input away from the "
+            "node, and give it to the module as lengths"
+        )
     for name in ("initial_h", "initial_c"):
         if node.has(name) and node.constant(name) is not None and _is_not_zero(node, name):
             raise node.refuse(

@@ -49,6 +49,9 @@ from torch import Tensor
 from fusedrnn import _C, _native
 from fusedrnn.reference import GATES, LSTM
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes that the kernels compute in."""
+
 SAVED = (0, 0, 5, 4, 3)
 """How many values per unit and row the reserve of each cell holds."""
 

@@ -43,7 +43,7 @@ class ResetBeforeGRUCell(nn.GRUCell):
 
 
 class ResetBeforeGRU(nn.GRU):
-    """`torch.nn.GRU` with that gate before the product."""
+    """`torch.nn.GRU` with that gate before the product; without dropout between the layers."""
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         if isinstance(input, PackedSequence):

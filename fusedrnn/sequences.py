@@ -30,7 +30,7 @@ from torch import Tensor
 
 from fusedrnn import ops
 from fusedrnn.checkpoint import checkpointed_backward, checkpointed_forward
-from fusedrnn.checks import check_length_values
+from fusedrnn.checks import check_length_values, check_lengths
 from fusedrnn.reference import LSTM
 
 
@@ -46,13 +46,19 @@ class Layout:
 
     def __init__(self, input: Tensor, lengths: Tensor) -> None:
         """Of `input` [T, B, I] with `lengths` [B], integers from 1 to T on any device."""
+        check_lengths(lengths, input)
+        if torch._C._functorch.is_batchedtensor(lengths):
+            raise ValueError(
+                "lengths: expected the same for all of vmap's batch, got a batch of lengths; call "
+                "the layer once for each instead"
+            )
         self.steps, self.batch = input.shape[:2]
         lengths = lengths.to("cpu", torch.int64)
         check_length_values(lengths, self.steps)
         in_order, order = lengths.sort(descending=True, stable=True)
-        alive = in_order > torch.arange(int(in_order[0]))[:, None]
+        alive = in_order > torch.arange(int(in_order[0]), device="cpu")[:, None]
         self.batch_sizes = alive.sum(1)
-        first = torch.arange(len(alive))[:, None] * self.batch
+        first = torch.arange(len(alive), device="cpu")[:, None] * self.batch
         self.rows = (first + order)[alive].to(input.device)
         self.order = order.to(input.device)
         self.place = order.argsort().to(input.device)

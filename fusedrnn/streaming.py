@@ -25,13 +25,13 @@ from torch.nn.modules.rnn import RNNBase
 from fusedrnn import ops
 from fusedrnn.checks import check_dtype, check_features, check_states, check_steps, split_state
 from fusedrnn.modules import CELL_OF_MODE, cell_of, weights_of
+from fusedrnn.ops import DTYPES
 from fusedrnn.reference import GATES, GRU_RESET_BEFORE, LSTM
 
 __all__ = ["Streaming"]
 
 State = Tensor | tuple[Tensor, Tensor]
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 _version_of: Callable[[Tensor], int] = attrgetter("_version")
 _address_of: Callable[[Tensor], int] = Tensor.data_ptr
@@ -176,7 +176,7 @@ class Streaming:
     def refresh(self) -> None:
         """Takes the module's weights as they are now. The state moves to their dtype and device."""
         module = self.module
-        self._cell = cell_of(module)
+        cell = cell_of(module)
         watched = weights_of(module)
         weights = [weight.detach() for weight in watched]
         first = weights[0]
@@ -194,7 +194,7 @@ class Streaming:
         layers = [weights[i : i + each] for i in range(0, len(weights), each)]
         on_cpu = first.device.type == "cpu"
         if self.weights == "int8":
-            if self._cell == GRU_RESET_BEFORE:
+            if cell == GRU_RESET_BEFORE:
                 raise ValueError(
                     "weights: expected 'same' for a GRU with reset_after=False, which has no int8 "
                     "kernels, got 'int8'"
@@ -207,7 +207,8 @@ class Streaming:
             if not all(bool(weight.isfinite().all()) for weight in weights):
                 raise ValueError("module: expected finite weights to round to int8, got inf or nan")
         kind = _PlainLayers if not on_cpu else KINDS[self.weights]
-        self._layers: Layers = kind(self._cell, layers, module.bias)
+        self._layers: Layers = kind(cell, layers, module.bias)
+        self._cell, self._reset_after = cell, getattr(module, "reset_after", None)
         # Kept, so that no other weight can take their place in memory unnoticed.
         self._watched, self._kept = watched, weights
         self._addresses = [*map(_address_of, weights)]
@@ -295,10 +296,11 @@ class Streaming:
         self._adopt_state()
 
     def _keep_up(self) -> None:
-        """Packs the weights again if one has changed."""
+        """Packs the weights again if one has changed, or the place of a GRU's reset gate."""
         weights = weights_of(self.module)
         if not (
-            all(map(is_, weights, self._watched))
+            getattr(self.module, "reset_after", None) is self._reset_after
+            and all(map(is_, weights, self._watched))
             and [*map(_version_of, self._counted)] == self._versions
             and [*map(_address_of, weights)] == self._addresses
         ):

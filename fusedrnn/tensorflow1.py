@@ -92,8 +92,9 @@ def from_tf1(
     kind = None if cell is None else kind_of(cell)
     places: dict[tuple[int, int], str] = {}
     groups = _by_scope(variables, scope)
+    chosen = len(_prefix(scope))  # what `scope` says is no part of the network
     for each in groups:
-        place = _place(each)
+        place = _place(each[chosen:])
         if place in places:
             raise ValueError(
                 f"variables: expected those of one network, got {places[place]!r} and {each!r}; "
@@ -107,7 +108,8 @@ def from_tf1(
             "variables: expected all layers cell_0, cell_1, ... in all directions, got the scopes "
             + ", ".join(map(repr, groups))
         )
-    joined = [each for each in groups if re.search(r"(^|/)[fb]w/(.*/)?cell_\d+(/|$)", each)]
+    of_direction = re.compile(r"(^|/)[fb]w/(.*/)?cell_\d+(/|$)")
+    joined = [each for each in groups if of_direction.search(each[chosen:])]
     if len(numbers) > 1 and joined:
         raise ValueError(
             f"variables: {joined[0]!r} is a layer of a stack that runs in one direction, beside "
@@ -124,7 +126,7 @@ def from_tf1(
 
 def _by_scope(variables: Mapping[str, Any], scope: str) -> dict[str, dict[str, Tensor]]:
     """The variables under a scope, by the scope right before the last part of their names."""
-    prefix = f"{scope.strip('/')}/" if scope.strip("/") else ""
+    prefix = _prefix(scope)
     names = {name.removesuffix(":0"): name for name in variables}
     groups: dict[str, dict[str, Tensor]] = {}
     for name, key in names.items():
@@ -144,6 +146,11 @@ def _by_scope(variables: Mapping[str, Any], scope: str) -> dict[str, dict[str, T
         some = ", ".join(map(repr, sorted(names)[:8])) or "no variables"
         raise ValueError(f"variables: expected some under scope={scope!r}, got {some}")
     return groups
+
+
+def _prefix(scope: str) -> str:
+    """What the names of a scope's variables begin with."""
+    return f"{scope.strip('/')}/" if scope.strip("/") else ""
 
 
 def _place(scope: str) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from torch import nn
 
 import fusedrnn
 from fusedrnn import functional, ops, reference
+from fusedrnn.parity import Case, check
 from fusedrnn.plain_gru import ResetBeforeGRU
 
 NUMBER = reference.CELLS.index("gru_reset_before")
@@ -156,7 +157,6 @@ def test_streams() -> None:
     for stream, module in zip(streams, (before, after), strict=True):
         torch.testing.assert_close(stream(x), module(x)[0])
     after.reset_after = False
-    streams[1].refresh()
     streams[1].reset()
     torch.testing.assert_close(streams[1](x), before(x)[0])
     weights = [w.detach() for w in before.parameters()][:4]
@@ -209,6 +209,19 @@ def test_every_plan_gives_the_same_numbers(split: str, more: str) -> None:
             found.append([output, hn, *grads])
         for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [0, 1, 5], ids="lengths-{}".format)
+def test_units_split_and_chunks_of_packed_rows(k: int) -> None:
+    case = Case(
+        "gru_reset_before", T=7, B=6, I=5, H=70, bidirectional=True, packed="unsorted", seed=k
+    )
+    ops.override_plan("threads=2,split=units,backward_steps=2,forward_steps=2")
+    try:
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            check(case, dtype)
+    finally:
+        ops.override_plan("")
 
 
 def test_compiled() -> None:

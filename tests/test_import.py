@@ -6,7 +6,6 @@ that has nothing but a version shows that its version and _C are looked at befor
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_build import setup
 
 import fusedrnn
 from fusedrnn import _native
@@ -290,11 +290,6 @@ def test_wherever_a_file_is_cut(tmp_path: Path) -> None:
 
 
 def test_one_minimum_of_torch_and_setuptools() -> None:
-    spec = importlib.util.spec_from_file_location("fusedrnn_setup", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    setup = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = setup
-    spec.loader.exec_module(setup)
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     torch = ".".join(map(str, _native.MINIMUM_TORCH))
     assert setup.MINIMUM_TORCH == _native.MINIMUM_TORCH

@@ -680,6 +680,25 @@ def test_tf1_stack_of_both_directions() -> None:
         assert getattr(module, f"bias_ih_l{k}_reverse").unique().item() == k + 0.5
 
 
+def test_tf1_stacks_per_direction_one_by_one() -> None:
+    rng = np.random.default_rng(17)
+    variables = {}
+    for way in ("fw", "bw"):
+        for k in range(2):
+            scope = f"bi/{way}/multi_rnn_cell/cell_{k}/basic_rnn_cell"
+            variables[f"{scope}/kernel"] = rng.standard_normal(((5 if k == 0 else 3) + 3, 3))
+            variables[f"{scope}/bias"] = np.full(3, k + 0.5 * (way == "bw"))
+    with pytest.raises(ValueError, match="Convert each stack by itself, with scope= up to fw or"):
+        fusedrnn.from_tf1(variables)
+    for way in ("fw", "bw"):
+        module = fusedrnn.from_tf1(variables, scope=f"bi/{way}")
+        assert module.num_layers == 2 and not module.bidirectional
+        biases = [getattr(module, f"bias_ih_l{k}").unique().item() for k in range(2)]
+        assert biases == [0.5 * (way == "bw"), 1 + 0.5 * (way == "bw")]
+    second = fusedrnn.from_tf1(variables, scope="bi/bw/multi_rnn_cell/cell_1")
+    assert second.num_layers == 1 and second.bias_ih_l0.unique().item() == 1.5
+
+
 def test_tf1_checkpoint(tf: ModuleType, rnn_cell: ModuleType, tmp_path: Path) -> None:
     """A file as training leaves it: other layers, the optimizer's variables, a count of steps."""
     v1 = tf.compat.v1

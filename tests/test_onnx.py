@@ -398,9 +398,6 @@ class Padded(nn.Module):
         return results
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.ops.fusedrnn, "padded_forward"), reason="there is no padded_forward"
-)
 def test_lengths() -> None:
     torch.manual_seed(0)
     model = Padded().eval()
@@ -661,6 +658,7 @@ ones = torch.ones(1, 1, 5)
         ({"input_forget": 1}, "input_forget=1"),
         ({"inputs": {"P": torch.ones(1, 15)}}, "P: .*peepholes"),
         ({"inputs": {"P": [1, 15]}}, "P: .*peepholes"),
+        ({"inputs": {"sequence_lens": torch.tensor([2])}}, "sequence_lens is a constant.*lengths"),
         ({"inputs": {"initial_h": ones}}, "initial_h is a constant that is not zero.*hx"),
         ({"inputs": {"initial_c": ones}}, "initial_c is a constant that is not zero.*hx"),
         (
@@ -714,6 +712,6 @@ for f in (fusedrnn.onnx.translation_table, lambda: fusedrnn.from_onnx("model.onn
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.splitlines() == [
-        f"fusedrnn.onnx needs the package {name}: pip install 'fusedrnn[onnx]'"
+        f"fusedrnn.onnx needs the package {name}: pip install onnx onnxscript"
         for name in ("onnxscript", "onnx")
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.func import grad, jacrev, jvp
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -144,6 +145,42 @@ def test_errors(lengths: object, error: type[Exception], message: str) -> None:
     module = network("GRU")
     with pytest.raises(error, match=message):
         module(x(), lengths=lengths)
+
+
+def test_lengths_under_another_default_device() -> None:
+    module, padded = network("GRU"), x()
+    expected = module(padded, lengths=LENGTHS)
+    with torch.device("meta"):
+        torch.testing.assert_close(module(padded, lengths=LENGTHS), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_alone(name: str) -> None:
+    options = dict(num_layers=2, bidirectional=True, checkpoint=2)
+    meta = getattr(fusedrnn, name)(5, 7, device="meta", **options)
+    output, states = meta(torch.empty(T, B, 5, device="meta"), lengths=LENGTHS)
+    assert output.shape == (T, B, 14) and output.is_meta and states[0].is_meta
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        output, _ = getattr(fusedrnn, name)(5, 7, **options)(torch.zeros(T, B, 5), lengths=LENGTHS)
+        assert output.shape == (T, B, 14)
+
+
+def test_lengths_are_not_mapped() -> None:
+    module = network("GRU")
+    with pytest.raises(ValueError, match="lengths: expected the same for all of vmap's batch"):
+        torch.vmap(lambda given, lengths: module(given, lengths=lengths)[0])(
+            torch.stack([x(), x()]), torch.stack([LENGTHS, LENGTHS])
+        )
+
+
+def test_the_op_checks_lengths_itself() -> None:
+    module = network("LSTM").requires_grad_(False)
+    traced = torch.jit.trace(
+        lambda given, lengths: module(given, lengths=lengths)[0], (x(), LENGTHS)
+    )
+    for wrong in (LENGTHS[:3], LENGTHS.repeat(2), LENGTHS.double(), LENGTHS + 1):
+        with pytest.raises(RuntimeError, match="lengths: expected"):
+            traced(x(), wrong)
 
 
 def test_lengths_where_there_are_none() -> None:

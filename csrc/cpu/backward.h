@@ -34,7 +34,7 @@ class BackwardWalk {
   static constexpr int64_t kMaxRows = 8;
   using First = typename C::First;  // parts; for most cells the same, the cell itself
   using Last = typename C::Last;
-  static constexpr bool kDivided = is_divided<C>;
+  static constexpr bool kDivided = has_parts<C>;
 
  public:
   BackwardWalk(const BackwardProblem& p, const Plan& plan, S* grad_input_reverse, Layout& layout)
@@ -71,7 +71,6 @@ class BackwardWalk {
       w_hr_ = layout.take<E>(units_.vectors * L * depth(p.P));
       dr_ = layout.take<E>(rows * Rp_);
     }
-    if (p.P || kDivided) hidden_ = layout.take<E>(rows * Hp_);
     for (int d = 0; d < p.directions; ++d) {
       const WeightGradients& g = p.grad_weights[d];
       wants_w_ih_ |= g.w_ih != nullptr, wants_w_hh_ |= g.w_hh != nullptr;
@@ -83,6 +82,7 @@ class BackwardWalk {
     if (wants_w_hh_) h_panels_.lay_out(layout, p.R(), K);
     if (wants_w_hr_) a_projected_ = layout.take<E>(projected_blocks_ * kBlock * K);
     wants_hidden_ = wants_w_hr_ || (kDivided && wants_w_hh_);
+    if (p.P || wants_hidden_) hidden_ = layout.take<E>(rows * Hp_);
     if (wants_hidden_) hidden_panels_.lay_out(layout, p.H, K);
     if (kConvert) {
       if (wants_w_ih_) total_.w_ih = layout.take<F>(GH * p.I);
@@ -284,7 +284,9 @@ class BackwardWalk {
     const Tiles tiles(rows.size(), tile_rows(kGroup));
     const E* const weights = p_.P ? w_hr_ : kInner ? last_w_hh_ : w_hh_;
     const int64_t unit_weights = p_.P ? depth(p_.P) : kProducts * depth(p_.H);
-    const bool far = groups.size() * kGroup * L * unit_weights * sizeof(E) > Ahead::kNear;
+    // All parts' weights pass through the cache in a step.
+    const int64_t step_weights = kDivided ? C::products * depth(p_.H) : unit_weights;
+    const bool far = groups.size() * kGroup * L * step_weights * sizeof(E) > Ahead::kNear;
     for (int64_t i = 0; i < groups.size(); ++i) {
       const int64_t group = s % 2 ? groups.end - 1 - i : groups.begin + i;
       const int64_t unit = units_.begin(group) * L, nv = units_.size(group);
@@ -315,7 +317,8 @@ class BackwardWalk {
         tile.h = h_prev(C::has_carry ? j : j + 1, b) + unit;
         tile.dc = kDivided ? tile.carry_out : dc_ + b * Hp_ + unit;
         tile.grad = dgates(j, b) + Part::first_slot * Hp_ + unit;
-        tile.hidden = p_.P || kInner ? hidden_ + chunk_row * Hp_ + unit : nullptr;
+        tile.hidden =
+            p_.P || (kInner && wants_hidden_) ? hidden_ + chunk_row * Hp_ + unit : nullptr;
         with_vectors(nv, [&](auto v) {
           if constexpr (v <= kGroup)
             with_rows<tile_rows(v)>(p_.B == 1 ? 0 : R,

@@ -13,13 +13,15 @@ inline auto with_undivided_cell(Cell cell, Call call) {
     case Cell::lstm: return call(LstmCell());
     case Cell::gru: return call(GruCell());
     case Cell::rnn_relu: return call(RnnCell<false>());
-    default: return call(RnnCell<true>());
+    case Cell::rnn_tanh: return call(RnnCell<true>());
+    case Cell::gru_reset_before: break;  // has parts
   }
+  __builtin_unreachable();
 }
 
 template <class Call>
 inline auto with_cell(Cell cell, Call call) {
-  if (cell == Cell::gru_reset_before) return call(GruResetBeforeCell());
+  if (is_divided(cell)) return call(GruResetBeforeCell());
   return with_undivided_cell(cell, call);
 }
 

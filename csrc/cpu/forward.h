@@ -55,8 +55,8 @@ class ForwardWalk {
       for (int d = 1; d < p.directions; ++d) panels_[d] = panels_[0];
     }
     for (E*& h : h_) h = layout.take<E>(p.B * Rp_);
-    if (C::has_c || is_divided<C>) c_ = layout.take<F>(p.B * Hp_);
-    if (p.P || is_divided<C>) hidden_ = layout.take<E>(p.B * Hp_);
+    if (C::has_c || has_parts<C>) c_ = layout.take<F>(p.B * Hp_);
+    if (p.P || has_parts<C>) hidden_ = layout.take<E>(p.B * Hp_);
     if (!plan.fuse_input) gates_ = layout.take<F>(chunk_rows * C::inputs * Hp_);
     if (kConvertOperands) x_ = layout.take<E>(chunk_rows * p.I);
     if (plan.in_place) hidden_gates_ = layout.take<F>(p.B * Hp_);
@@ -67,7 +67,7 @@ class ForwardWalk {
   void run(int d, const Team& team) {
     const Steps steps{p_, d == 1};
     const Range rows = row_share(p_, plan_, team), groups = group_share(groups_, plan_, team);
-    const Range first_groups = is_divided<C> ? group_share(first_groups_, plan_, team) : groups;
+    const Range first_groups = has_parts<C> ? group_share(first_groups_, plan_, team) : groups;
     prepare(d, team);
     team.sync();
     for (int64_t s0 = 0; s0 < p_.T; s0 += plan_.forward_steps) {
@@ -76,7 +76,7 @@ class ForwardWalk {
       for (int64_t s = s0; s < s1; ++s) {
         const Range alive{rows.begin, most(rows.begin, least(rows.end, steps.alive(s)))};
         step<First>(d, steps, s, (s - s0) * p_.B, alive, first_groups);
-        if constexpr (is_divided<C>) {
+        if constexpr (has_parts<C>) {
           if (plan_.split == Split::units) team.sync();
           step<Last>(d, steps, s, (s - s0) * p_.B, alive, groups);
         }
@@ -114,7 +114,7 @@ class ForwardWalk {
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       for (E* h : h_) initial_row(p_.hx, d, b, p_.R(), Rp_, h);
       if (C::has_c) initial_row(p_.cx, d, b, p_.H, Hp_, c_);
-      if (p_.P || is_divided<C>) fill(hidden_ + b * Hp_, Hp_);
+      if (p_.P || has_parts<C>) fill(hidden_ + b * Hp_, Hp_);
     }
   }
 
@@ -154,7 +154,7 @@ class ForwardWalk {
     }
     if (plan_.split == Split::units) team.sync();
     project_rows<First>(d, from, to, count, first_groups);
-    if constexpr (is_divided<C>) project_rows<Last>(d, from, to, count, groups);
+    if constexpr (has_parts<C>) project_rows<Last>(d, from, to, count, groups);
   }
 
   template <class Part>
@@ -247,8 +247,8 @@ class ForwardWalk {
   template <class Part>
   void step(int d, const Steps& steps, int64_t s, int64_t chunk_row, Range rows, Range groups) {
     constexpr int kVectors = PanelsOf<Part>::kVectors;
-    constexpr bool kGivesOperand = is_divided<C> && std::is_same_v<Part, First>;
-    constexpr bool kTakesOperand = is_divided<C> && std::is_same_v<Part, Last>;
+    constexpr bool kGivesOperand = has_parts<C> && std::is_same_v<Part, First>;
+    constexpr bool kTakesOperand = has_parts<C> && std::is_same_v<Part, Last>;
     const Groups& all = groups_of<Part>();
     const PanelsOf<Part>& panel = panels<Part>(d);
     const E* const h_read = h_[s % 2];
@@ -273,7 +273,9 @@ class ForwardWalk {
     tile.c_row = Hp_, tile.h_row = write_row, tile.y_row = p_.directions * p_.R();
     const Tiles tiles(rows.size(), tile_rows(accumulators<Part>(project) * kVectors));
     const int64_t unit_weights = Part::products * depth(p_.R());
-    const bool far = groups.size() * kVectors * L * unit_weights * sizeof(E) > Ahead::kNear;
+    // All parts' weights pass through the cache in a step.
+    const int64_t step_weights = C::products * depth(p_.R());
+    const bool far = groups.size() * kVectors * L * step_weights * sizeof(E) > Ahead::kNear;
     const bool last_first = (s % 2 != 0) != p_.backwards;
     for (int64_t i = 0; i < groups.size(); ++i) {
       const int64_t group = last_first ? groups.end - 1 - i : groups.begin + i;

@@ -107,11 +107,11 @@ struct CellPanels {
 
   CellPanels() = default;
   CellPanels(const Shape& s, const Plan& plan, Layout& layout) : first(s, plan, layout) {
-    if constexpr (is_divided<C>) last = Last(s, plan, layout);
+    if constexpr (has_parts<C>) last = Last(s, plan, layout);
   }
   void pack(const Shape& s, const Plan& plan, const Weights& w, const Team& team) const {
     first.pack(s, plan, w, team);
-    if constexpr (is_divided<C>) last.pack(s, plan, w, team);
+    if constexpr (has_parts<C>) last.pack(s, plan, w, team);
   }
   template <class Part>
   const WeightPanels<S, F, Part>& of() const {

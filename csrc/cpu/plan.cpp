@@ -67,7 +67,7 @@ Plan choose(const Shape& s, int threads) {
   const int64_t recurrent_bytes = gates * s.R() * element;
   // Units packed ahead whose product is of one gate are dealt out in groups of vectors: an RNN's
   // of four, those of the candidate whose reset gate comes before of two.
-  const int64_t largest = s.cell < Cell::lstm ? 4 : s.cell == Cell::gru_reset_before ? 2 : 1;
+  const int64_t largest = s.cell < Cell::lstm ? 4 : is_divided(s.cell) ? 2 : 1;
   const int64_t group = s.prepacked ? largest : 1;
   const int64_t unit_vectors = div_up(s.Hp() / kHiddenPadding, group);
   if (team > 1) {

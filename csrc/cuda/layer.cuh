@@ -190,8 +190,7 @@ class Layer {
     return most;
   }
 
-  // A step is two products and two kernels; those of two parts, then.
-  bool divided() const { return p_.cell == Cell::gru_reset_before; }
+  bool divided() const { return is_divided(p_.cell); }
 
   // Runs f<C, N>() for a part of the cell and for one unit per thread or 16 bytes of them.
   template <class Part, class Pointers, class F>

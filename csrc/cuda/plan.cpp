@@ -104,7 +104,7 @@ double stepwise_step(const Shape& s, Pass pass) {
   const double wide = s.dtype == Dtype::f64 ? 16 : s.dtype == Dtype::f32 ? 4 : 1;
   const double product = std::max(weights * s.B * wide / kProductsPerNs,
                                   weights * size_of(s.dtype) / kCacheBytesPerNs);
-  const bool twice = s.P || s.cell == Cell::gru_reset_before;  // products and kernels
+  const bool twice = s.P || is_divided(s.cell);  // products and kernels
   return kStepwiseNs + product * (pass == Pass::backward ? 1.2 : 1) + (twice ? kStepwiseNs : 0);
 }
 
@@ -161,8 +161,7 @@ WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool all
   wanted.choose("team", asked, {"stepwise", "block", "cluster"});
   wanted.limit("blocks", asked_blocks, kMostBlocks);
   wanted.limit("rows", asked_rows, kMostRows);
-  const bool divided = s.cell == Cell::gru_reset_before;  // no team walks it
-  if (s.P || divided || s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps ||
+  if (s.P || is_divided(s.cell) || s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps ||
       s.B > kMostSteps || asked == Asked::stepwise ||
       !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
     return best;

@@ -13,13 +13,11 @@ import sys
 import tempfile
 
 import torch
-from rising import sequences, verdict
-from torch import Tensor, nn
+from rising import Classifier, sequences, verdict
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
-
-import fusedrnn
 
 
 class Config(PretrainedConfig):
@@ -27,19 +25,18 @@ class Config(PretrainedConfig):
     hidden_size: int = 32
 
 
-class Classifier(PreTrainedModel):
-    """[B, T, 1] -> LSTM -> last state -> a score for each of two classes."""
+class Model(PreTrainedModel):
+    """The classifier as transformers has models."""
 
     config_class = Config
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.lstm = fusedrnn.LSTM(1, config.hidden_size, batch_first=True)
-        self.answer = nn.Linear(config.hidden_size, 2)
+        self.classifier = Classifier(config.hidden_size)
         self.post_init()
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
-        logits = self.answer(self.lstm(x)[1][0][-1])
+        logits = self.classifier(x)
         loss = None if labels is None else cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
@@ -61,13 +58,13 @@ def main() -> int:
             dataloader_pin_memory=False, seed=0,
         )  # fmt: skip
         held_out = examples(500, seed=2)
-        trainer = Trainer(Classifier(Config()), settings, train_dataset=examples(1000, seed=1))
+        trainer = Trainer(Model(Config()), settings, train_dataset=examples(1000, seed=1))
         trainer.train()
         scores = trainer.predict(held_out).predictions
         trainer.save_model(folder)
         with torch.no_grad():
             x, labels = sequences(500, seed=2)
-            again = Classifier.from_pretrained(folder).eval()(x).logits
+            again = Model.from_pretrained(folder).eval()(x).logits
     if not torch.allclose(torch.tensor(scores), again, atol=1e-5):
         print("FAILED: the saved model answers otherwise than the trained one")
         return 1

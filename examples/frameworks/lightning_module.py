@@ -14,32 +14,26 @@ import tempfile
 
 import lightning
 import torch
-from rising import sequences, verdict
-from torch import Tensor, nn
+from rising import Classifier, sequences, verdict
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-import fusedrnn
 
+class Trained(lightning.LightningModule):
+    """The classifier, and how it is trained."""
 
-class Classifier(lightning.LightningModule):
-    """[B, T, 1] -> LSTM -> last state -> a score for each of two classes."""
-
-    def __init__(self, hidden_size: int = 32) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.lstm = fusedrnn.LSTM(1, hidden_size, batch_first=True)
-        self.answer = nn.Linear(hidden_size, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.answer(self.lstm(x)[1][0][-1])
+        self.classifier = Classifier()
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         x, labels = batch
-        return cross_entropy(self(x), labels)
+        return cross_entropy(self.classifier(x), labels)
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
         x, labels = batch
-        self.log("accuracy", (self(x).argmax(1) == labels).double().mean().float())
+        self.log("accuracy", (self.classifier(x).argmax(1) == labels).double().mean().float())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=1e-2)
@@ -62,7 +56,7 @@ def main() -> int:
             enable_checkpointing=False,
             enable_model_summary=False,
         )
-        trainer.fit(Classifier(), training, held_out)
+        trainer.fit(Trained(), training, held_out)
         return verdict(float(trainer.callback_metrics["accuracy"]))
 
 

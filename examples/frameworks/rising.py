@@ -1,4 +1,4 @@
-"""The task that the framework examples share: does a noisy sequence rise or fall?
+"""The task and the network that the framework examples share: does a noisy sequence rise or fall?
 
 A sequence is noise with a slope so small that no single step gives it away.
 """
@@ -6,7 +6,9 @@ A sequence is noise with a slope so small that no single step gives it away.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+import fusedrnn
 
 REQUIRED_ACCURACY = 0.9
 
@@ -18,6 +20,18 @@ def sequences(count: int, seed: int, steps: int = 30) -> tuple[Tensor, Tensor]:
     slope = (2.0 * labels - 1)[:, None] * torch.linspace(-0.8, 0.8, steps)
     noise = torch.randn(count, steps, generator=generator)
     return (slope + noise)[:, :, None], labels
+
+
+class Classifier(nn.Module):
+    """[B, T, 1] -> LSTM -> last state -> a score for each of two classes."""
+
+    def __init__(self, hidden_size: int = 32) -> None:
+        super().__init__()
+        self.lstm = fusedrnn.LSTM(1, hidden_size, batch_first=True)
+        self.answer = nn.Linear(hidden_size, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(self.lstm(x)[1][0][-1])
 
 
 def verdict(accuracy: float) -> int:

@@ -12,23 +12,9 @@ import argparse
 import sys
 
 import torch
-from rising import sequences, verdict
+from rising import Classifier, sequences, verdict
 from skorch import NeuralNetClassifier
-from torch import Tensor, nn
-
-import fusedrnn
-
-
-class Classifier(nn.Module):
-    """[B, T, 1] -> LSTM -> last state -> a score for each of two classes."""
-
-    def __init__(self, hidden_size: int = 32) -> None:
-        super().__init__()
-        self.lstm = fusedrnn.LSTM(1, hidden_size, batch_first=True)
-        self.answer = nn.Linear(hidden_size, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.answer(self.lstm(x)[1][0][-1])
+from torch import nn
 
 
 def main() -> int:

@@ -31,8 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser, parsers = _parser()
     given = parser.parse_args(arguments)
     command = COMMANDS[given.command]
+    status = 130
     try:
         report = command.collect(given)
+        status = int(command.failed(report))
         if given.json:
             print(json.dumps(report, indent=1, allow_nan=False))
         else:
@@ -41,11 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         parsers[given.command].error(str(error))
     except KeyboardInterrupt:
-        return 130
+        pass
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return int(command.failed(report))
+    return status
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

@@ -156,9 +156,8 @@ def threads(count: int | None) -> Iterator[None]:
 
 def cuda_is_missing() -> str | None:
     """Why no layer can run on a CUDA device here, or None where one can."""
-    if not fusedrnn.build_info()["cuda"]:
-        return "this build of fusedrnn has no CUDA kernels"
-    return no_device()
+    why: str | None = fusedrnn.build_info()["without_cuda"]
+    return why or no_device()
 
 
 def no_device() -> str | None:

@@ -5,7 +5,7 @@ machine has CUDA or --device asks for it, on a CUDA device; nothing is computed.
 
 The keys of --json:
   versions     fusedrnn, torch, torch_cuda (null: a CPU build), python, system
-  build        fusedrnn.build_info(): version, compiler, torch, cuda, cuda_targets
+  build        fusedrnn.build_info()
   cpu          model, cores (that may be used), threads, capability (the instruction set in use),
                capabilities (all that this processor has, the best first)
   cuda         driver_cuda (the CUDA version of the driver, null: no driver), usable, why_not,

@@ -32,7 +32,7 @@ def print_all(parts: Sequence[Table | str]) -> None:
     rich = _rich()
     for part in parts:
         if rich is not None:
-            _print_rich(part)
+            print(_by_rich(part), end="")  # rich itself would end the process at a closed pipe
         elif isinstance(part, str):
             print(part, end="\n\n")
         else:
@@ -58,7 +58,7 @@ def _rich() -> ModuleType | None:
     return rich
 
 
-def _print_rich(part: Table | str) -> None:
+def _by_rich(part: Table | str) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -66,8 +66,9 @@ def _print_rich(part: Table | str) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
     if isinstance(part, str):
-        console.print(Text(part), end="\n\n")
-        return
+        with console.capture() as text:
+            console.print(Text(part), end="\n\n")
+        return text.get()
     table = RichTable(
         title=Text(part.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD,
         show_header=any(part.columns), pad_edge=False,
@@ -76,7 +77,9 @@ def _print_rich(part: Table | str) -> None:
         table.add_column(column.removeprefix(">"), justify=_alignment(column))
     for row in part.rows:
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    console.print(table)
+    with console.capture() as text:
+        console.print(table)
+    return text.get()
 
 
 def _alignment(column: str) -> Literal["left", "right"]:
