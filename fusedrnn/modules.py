@@ -39,7 +39,9 @@ _NAME_OF_CELL = ("RNN", "RNN", "LSTM", "GRU", "GRU")
 def cell_of(module: RNNBase) -> int:
     """The number of a module's cell. torch.nn's GRU has no `reset_after`, and is as if true."""
     cell = CELL_OF_MODE[module.mode]
-    return functional.gru_cell(getattr(module, "reset_after", True)) if cell == GRU_CELL else cell
+    if cell != GRU_CELL or (reset_after := getattr(module, "reset_after", True)) is True:
+        return cell
+    return functional.gru_cell(reset_after)
 
 
 def weights_of(module: RNNBase) -> list[Tensor]:

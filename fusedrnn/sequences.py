@@ -157,8 +157,12 @@ def _forward_fake(
     if save and checkpoint and cell != LSTM:  # no borders
         reserve = input.new_empty(0)
     elif save:
-        directions, _, *values = reserve.shape
-        rows = torch.library.get_ctx().new_dynamic_size()
+        rows: int | torch.SymInt
+        directions, rows, *values = reserve.shape  # as many rows as there can be
+        try:
+            rows = torch.library.get_ctx().new_dynamic_size()
+        except RuntimeError:  # shapes without a graph, of meta tensors say, know no such sizes
+            pass
         reserve = input.new_empty(directions, rows, *([cn.size(2)] if checkpoint else values))
     return output, hn, cn, reserve
 
