@@ -10,6 +10,8 @@ from pathlib import Path
 
 from cuda_emulation.build import asan_environment
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def in_a_process(code: str, **environment: str) -> str:
     """Runs Python code; returns what it printed. A crash, an error or two minutes fail the test."""
@@ -19,6 +21,17 @@ def in_a_process(code: str, **environment: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     return done.stdout
+
+
+def python(
+    *words: str | Path, folder: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python with these words on its command line, and the repository's modules in reach."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True,
+        timeout=300, env=os.environ | {"PYTHONPATH": paths} | environment,
+    )  # fmt: skip
 
 
 def under_address_sanitizer(code: str) -> str:

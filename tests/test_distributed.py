@@ -8,20 +8,18 @@ in one start, since a start takes seconds.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from distributed_checks import CHECKS
+from processes import python
 from torch import distributed
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-ROOT = Path(__file__).parent.parent
 EXAMPLE = "examples/train_distributed.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 SMALL = ("--windows", "64", "--width", "8", "--epochs", "3", "--device", "cpu")
@@ -33,11 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    return python(*words, OMP_NUM_THREADS="1")
 
 
 @pytest.fixture(scope="module")

@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+from processes import ROOT, python
 
-ROOT = Path(__file__).parent.parent
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+FRAMEWORKS = {"lightning_module": "lightning", "skorch_classifier": "skorch",
+              "hf_trainer": "transformers"}  # fmt: skip
+"""The package that an example of examples/frameworks needs."""
 
 
 @pytest.mark.slow
 def test_digits(tmp_path: Path) -> None:
     plot = tmp_path / "digits.png"
-    done = run("examples/digits.py", "--epochs", "20", "--out", str(plot))
+    done = python("examples/digits.py", "--epochs", "20", "--out", str(plot))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "accuracy on held-out digits" in done.stdout and "FAILED" not in done.stdout
     assert plot.stat().st_size > 10_000
 
 
 def test_digits_that_did_not_learn_fail(tmp_path: Path) -> None:
-    done = run("examples/digits.py", "--epochs", "1", "--out", str(tmp_path / "digits.png"))
+    done = python("examples/digits.py", "--epochs", "1", "--out", str(tmp_path / "digits.png"))
     assert done.returncode == 1
     assert "FAILED: accuracy is not above 95%" in done.stdout
 
 
 def test_digits_says_what_is_missing(tmp_path: Path) -> None:
-    done = run("examples/digits.py", "--mnist", str(tmp_path))
+    done = python("examples/digits.py", "--mnist", str(tmp_path))
     assert done.returncode == 1
     assert "train-images-idx3-ubyte" in done.stderr
+
+
+def run_offline(example: str, folder: Path, *words: str) -> CompletedProcess[str]:
+    """Runs it in an empty folder, with the network forbidden to the hub's client."""
+    script = ROOT / "examples" / "frameworks" / f"{example}.py"
+    return python(script, *words, folder=folder, HF_HUB_OFFLINE="1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", FRAMEWORKS)
+def test_frameworks_learn(example: str, tmp_path: Path) -> None:
+    pytest.importorskip(FRAMEWORKS[example])
+    if example == "hf_trainer":
+        pytest.importorskip("accelerate")
+    done = run_offline(example, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "accuracy on held-out sequences" in done.stdout
+    assert list(tmp_path.iterdir()) == []  # what a trainer writes is in a folder of its own
+
+
+def test_what_did_not_learn_fails(tmp_path: Path) -> None:
+    pytest.importorskip("skorch")
+    done = run_offline("skorch_classifier", tmp_path, "--epochs", "0")
+    assert done.returncode == 1
+    assert "FAILED: accuracy is not above 90%" in done.stdout, done.stderr[-2000:]
