@@ -392,7 +392,8 @@ def _batch(input: Tensor, batch_sizes: Tensor | None, hx: Tensor) -> int:
 
 def _is_one_op_in_torch(input: Tensor) -> bool:
     """Whether torch.nn's LSTM for this input is one op of oneDNN on the CPU, if it can be."""
-    if not torch._C._get_mkldnn_enabled():
+    # Dynamo can't ask whether oneDNN was switched off; in a graph it is taken to be on.
+    if not torch.compiler.is_compiling() and not torch._C._get_mkldnn_enabled():
         return False
     if input.dtype == torch.float16:
         return _ONEDNN_HAS[torch.float16] and not torch.is_grad_enabled()
