@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.util
 import os
 import re
 import struct
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -86,7 +86,8 @@ def _place(module: ModuleType) -> str:
 
 
 def _import_introspection() -> ModuleType:
-    spec = importlib.util.find_spec("fusedrnn._C")
+    # Here alone: an editable installation would find that of its source folder for any copy.
+    spec = PathFinder.find_spec("fusedrnn._C", [str(PACKAGE)])
     if spec is None or spec.origin is None:
         others = sorted(path.name for path in PACKAGE.glob("_C.*.so"))
         raise _broken(
