@@ -136,8 +136,8 @@ def test_wheel_has_what_runs_and_nothing_else(checkout: Path, wheel: Path) -> No
     if fusedrnn.build_info()["cuda_targets"]:
         native.add("fusedrnn/lib/libfusedrnn_cuda.so")
     folder = f"fusedrnn-{fusedrnn.__version__}.dist-info"
-    info = {f"{folder}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "top_level.txt")}
-    assert names == sources | native | info | {f"{folder}/licenses/LICENSE"}
+    info = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
+    assert names == sources | native | {f"{folder}/{name}" for name in info}
 
 
 def test_wheel_is_of_this_python_and_this_system(wheel: Path) -> None:
