@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fusedrnn import modules
+from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, made_of
 from fusedrnn.ops import DTYPES
 from fusedrnn.reference import CELLS, GATES
 
@@ -29,13 +30,11 @@ class Direction:
     Attributes:
         name: what messages call it.
         kind: its name in `CELLS`.
-        reset_after: False for a GRU whose reset gate applies before the product.
         weights: torch's parameters: weight_ih, weight_hh, perhaps bias_ih, bias_hh, weight_hr.
     """
 
     name: str
     kind: str
-    reset_after: bool
     weights: dict[str, Tensor]
 
     def __post_init__(self) -> None:
@@ -60,9 +59,8 @@ class Direction:
 
     def described(self) -> str:
         """All that the directions of one module have in common."""
-        kind = self.kind if self.reset_after else f"{self.kind} with reset_after=False"
         return (
-            f"{kind}, hidden_size={self.hidden_size}, width={self.width}, "
+            f"{self.kind}, hidden_size={self.hidden_size}, width={self.width}, "
             f"{', '.join(self.weights)}, {self.weights['weight_ih'].dtype}"
         )
 
@@ -89,8 +87,8 @@ def assemble(layers: Sequence[Sequence[Direction]], batch_first: bool) -> Layers
                 )
         features = len(layer) * first.width
     module = _empty(
-        {"lstm": LSTM, "gru": GRU}.get(first.kind, RNN), first,
-        num_layers=len(layers), batch_first=batch_first, bidirectional=len(layers[0]) == 2,
+        first, "", num_layers=len(layers), batch_first=batch_first,
+        bidirectional=len(layers[0]) == 2,
         **({"proj_size": first.width} if "weight_hr" in first.weights else {}),
     )  # fmt: skip
     module.load_state_dict(
@@ -106,20 +104,17 @@ def assemble(layers: Sequence[Sequence[Direction]], batch_first: bool) -> Layers
 
 def assemble_cell(part: Direction) -> Cells:
     """The cell with these weights."""
-    module = _empty({"lstm": LSTMCell, "gru": GRUCell}.get(part.kind, RNNCell), part)
+    module = _empty(part, "Cell")
     module.load_state_dict(part.weights)
     return module
 
 
-def _empty(kind: type[torch.nn.Module], part: Direction, **options: Any) -> Any:
-    """A module of this class for weights like `part`'s; its own have no values yet."""
-    if part.kind.startswith("rnn"):
-        options["nonlinearity"] = part.kind.removeprefix("rnn_")
-    if not part.reset_after:
-        options["reset_after"] = False
-    module = kind(
+def _empty(part: Direction, suffix: str, **options: Any) -> Any:
+    """A module, of layers or a "Cell", for weights like `part`'s; its own have no values yet."""
+    name, of_cell = made_of(part.kind)
+    module = getattr(modules, name + suffix)(
         part.input_size, part.hidden_size, bias="bias_ih" in part.weights, device="meta",
-        dtype=part.weights["weight_ih"].dtype, **options,
+        dtype=part.weights["weight_ih"].dtype, **options, **of_cell,
     )  # fmt: skip
     return module.to_empty(device="cpu")
 

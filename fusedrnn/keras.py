@@ -291,4 +291,6 @@ def _of_arrays(name: str, arrays: Sequence[Any], kind: str, reset_after: bool | 
             f"reset_after: expected True or False for {name}, weights of a GRU without a bias, "
             f"whose shape would say it; got None"
         )
-    return Direction(name, kind, kind != "gru" or bool(reset_after), result)
+    return Direction(
+        name, "gru_reset_before" if kind == "gru" and not reset_after else kind, result
+    )

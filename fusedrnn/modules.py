@@ -26,14 +26,24 @@ from fusedrnn.checks import (
     check_states,
     split_state,
 )
+from fusedrnn.reference import CELLS, RNN_RELU, RNN_TANH
 from fusedrnn.reference import GRU as GRU_CELL
 from fusedrnn.reference import LSTM as LSTM_CELL
-from fusedrnn.reference import RNN_RELU, RNN_TANH
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 CELL_OF_MODE = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "LSTM": LSTM_CELL, "GRU": GRU_CELL}
 _NAME_OF_CELL = ("RNN", "RNN", "LSTM", "GRU", "GRU")
+_OPTIONS_OF_CELL: dict[str, dict[str, Any]] = {
+    "rnn_tanh": {"nonlinearity": "tanh"},
+    "rnn_relu": {"nonlinearity": "relu"},
+    "gru_reset_before": {"reset_after": False},
+}
+
+
+def made_of(cell: str) -> tuple[str, dict[str, Any]]:
+    """The class that a cell of `CELLS` is of, and the arguments that make it that one."""
+    return _NAME_OF_CELL[CELLS.index(cell)], dict(_OPTIONS_OF_CELL.get(cell, {}))
 
 
 def cell_of(module: RNNBase) -> int:

@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusedrnn import modules, ops
+from fusedrnn import ops
+from fusedrnn.assemble import Direction, assemble, reordered
 from fusedrnn.checkpoint import checkpointed_forward
 from fusedrnn.checks import PACKED_IN_ONNX
 from fusedrnn.ops import DTYPES
@@ -178,36 +179,14 @@ def _import(name: str) -> Any:
 # Export. torch's exporter calls these with the values of the graph and records what they compute.
 
 
-def _layer_forward(
-    input: Value,
-    batch_sizes: Value,
-    hx: Value,
-    cx: Value,
-    weights: Sequence[Value],
-    cell: int,
-    has_biases: bool,
-    bidirectional: bool,
-    *_: Any,
-    **__: Any,
-) -> list[Value]:
+def _layer_forward(input: Value, batch_sizes: Value, *layer: Any, **options: Any) -> list[Value]:
     if batch_sizes is not None:
         raise NotImplementedError(PACKED_IN_ONNX)
-    return _operator(input, None, hx, cx, weights, cell, has_biases, bidirectional)
+    return _operator(input, None, *layer, **options)
 
 
-def _padded_forward(
-    input: Value,
-    lengths: Value,
-    hx: Value,
-    cx: Value,
-    weights: Sequence[Value],
-    cell: int,
-    has_biases: bool,
-    bidirectional: bool,
-    *_: Any,
-    **__: Any,
-) -> list[Value]:
-    found = _operator(input, lengths, hx, cx, weights, cell, has_biases, bidirectional)
+def _padded_forward(*layer: Any, **options: Any) -> list[Value]:
+    found = _operator(*layer, **options)
     # The reserve's size depends on the lengths: with gradients enabled a graph keeps it, unused.
     nothing = _import("onnxscript").opset18.Constant(value_floats=[])
     return found + [nothing] * (4 - len(found))
@@ -222,6 +201,8 @@ def _operator(
     cell: int,
     has_biases: bool,
     bidirectional: bool,
+    *_: Any,
+    **__: Any,
 ) -> list[Value]:
     """The node, and what brings its output into our layout: output, hn, and cn of an LSTM.
 
@@ -363,7 +344,7 @@ class _Node:
 
     def __init__(self, proto: Any, constants: _Constants) -> None:
         self.kind: str = proto.op_type
-        self._shown = f"{proto.op_type} node {_name(proto)!r}"
+        self.shown = f"{proto.op_type} node {_name(proto)!r}"
         self._inputs = dict(zip(INPUTS[self.kind], proto.input, strict=False))
         self._constants = constants
         get = _import("onnx").helper.get_attribute_value
@@ -381,7 +362,7 @@ class _Node:
         return self._constants.get(self._inputs[name])
 
     def refuse(self, why: str) -> ValueError:
-        return ValueError(f"{self._shown}: {why}")
+        return ValueError(f"{self.shown}: {why}")
 
 
 def _name(node: Any) -> str:
@@ -424,27 +405,16 @@ def _module(node: _Node) -> nn.Module:
     if (claimed := node.attribute("hidden_size", hidden_size)) != hidden_size:
         raise node.refuse(f"hidden_size is {claimed}, and R is made for {hidden_size}")
 
-    options: dict[str, Any] = {}
-    if operator.kind == "RNN":
-        options["nonlinearity"] = cell.removeprefix("rnn_")
-    if cell == "gru_reset_before":
-        options["reset_after"] = False
-    module: nn.Module = nn.utils.skip_init(
-        getattr(modules, operator.kind), w.size(-1), hidden_size, bias=b is not None,
-        batch_first=node.attribute("layout", 0) == 1, bidirectional=directions == 2, dtype=w.dtype,
-        **options,
-    )  # fmt: skip
     # Where ONNX has torch's gates: the inverse of `gates`.
     places = [operator.gates.index(gate) for gate in range(gates)]
-    with torch.no_grad():
-        for direction, suffix in enumerate(("", "_reverse")[:directions]):
-            parts = {"weight_ih": w[direction], "weight_hh": r[direction]}
-            if b is not None:
-                parts["bias_ih"], parts["bias_hh"] = b[direction].chunk(2)
-            for name, part in parts.items():
-                own = part.unflatten(0, (gates, hidden_size))[places].flatten(0, 1)
-                module.get_parameter(f"{name}_l0{suffix}").copy_(own)
-    return module
+    parts = []
+    for direction in range(directions):
+        weights = {"weight_ih": w[direction], "weight_hh": r[direction]}
+        if b is not None:
+            weights["bias_ih"], weights["bias_hh"] = b[direction].chunk(2)
+        weights = {name: reordered(weight, places) for name, weight in weights.items()}
+        parts.append(Direction(node.shown, cell, weights))
+    return assemble([parts], batch_first=node.attribute("layout", 0) == 1)
 
 
 def _directions(node: _Node) -> int:

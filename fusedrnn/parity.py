@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
+from fusedrnn.modules import made_of
 from fusedrnn.plain_gru import ResetBeforeGRU
 
 Numbers = dict[str, Tensor]
@@ -74,16 +75,12 @@ class Case:
             num_layers=self.layers, bias=self.bias, batch_first=self.batch_first,
             bidirectional=self.bidirectional, dtype=torch.float64,
         )  # fmt: skip
-        name = "RNN" if self.cell.startswith("rnn") else self.cell.upper()
-        if name == "RNN":
-            options["nonlinearity"] = self.cell[4:]
         if self.P:
             options["proj_size"] = self.P
-        if self.cell == "gru_reset_before":
-            if package is nn:
-                return ResetBeforeGRU(self.I, self.H, **options).to(dtype)
-            name, options["reset_after"] = "GRU", False
-        module: nn.Module = getattr(package, name)(self.I, self.H, **options)
+        if self.cell == "gru_reset_before" and package is nn:
+            return ResetBeforeGRU(self.I, self.H, **options).to(dtype)
+        name, of_cell = made_of(self.cell)
+        module: nn.Module = getattr(package, name)(self.I, self.H, **options, **of_cell)
         return module.to(dtype)
 
     def inputs(self) -> Numbers:

@@ -208,7 +208,7 @@ class Streaming:
                 raise ValueError("module: expected finite weights to round to int8, got inf or nan")
         kind = _PlainLayers if not on_cpu else KINDS[self.weights]
         self._layers: Layers = kind(cell, layers, module.bias)
-        self._cell, self._reset_after = cell, vars(module).get("reset_after")
+        self._cell = cell
         # Kept, so that no other weight can take their place in memory unnoticed.
         self._watched, self._kept = watched, weights
         self._addresses = [*map(_address_of, weights)]
@@ -299,7 +299,7 @@ class Streaming:
         """Packs the weights again if one has changed, or the place of a GRU's reset gate."""
         weights = weights_of(self.module)
         if not (
-            self.module.__dict__.get("reset_after") is self._reset_after
+            cell_of(self.module) == self._cell
             and all(map(is_, weights, self._watched))
             and [*map(_version_of, self._counted)] == self._versions
             and [*map(_address_of, weights)] == self._addresses

@@ -217,4 +217,4 @@ def _of_variables(
     }
     if projection is not None:
         result["weight_hr"] = projection.t()
-    return Direction(name, kind, kind != "gru", result)
+    return Direction(name, "gru_reset_before" if kind == "gru" else kind, result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -72,3 +73,18 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+# Imported when the first test asks for them, not before: it takes seconds.
+
+
+@pytest.fixture(scope="session")
+def keras() -> ModuleType:
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    return pytest.importorskip("keras")
+
+
+@pytest.fixture(scope="session")
+def tf(keras: ModuleType) -> ModuleType:
+    return pytest.importorskip("tensorflow")

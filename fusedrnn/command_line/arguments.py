@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 import fusedrnn
+from fusedrnn import ops
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in ops.DTYPES)
 TORCH_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 """The cells that torch.nn has too."""
 
