@@ -18,6 +18,8 @@ Python share it: only what csrc/python.cpp compiles to is each one's own.
 
 Environment: CXX, CXXFLAGS, LDFLAGS, MAX_JOBS (parallel compilations), DEBUG=1 (-O0 -g, assertions),
 FUSEDRNN_BUILD_CUDA=0/1, CUDA_HOME, TORCH_CUDA_ARCH_LIST; nvcc itself reads NVCC_APPEND_FLAGS.
+FUSEDRNN_CPU_TARGETS: the CPU's kernels for "native", this machine, the default of builds that stay
+here (in place, editable); for "all", the default of wheels; or for names of CAPABILITIES.
 FUSEDRNN_TORCH: the folder of a torch package, for its headers, where this Python has no torch.
 """
 
@@ -34,6 +36,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,18 +58,30 @@ STABLE_ABI = "0x020a000000000000"  # MINIMUM_TORCH as torch/headeronly/version.h
 ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX2 = "-mavx2 -mfma -mf16c -mbmi2".split()
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mprefer-vector-width=512".split()
-# csrc/cpu/isa/ is compiled once for each of these. The least demanding comes first, and stays
-# first on the link line: of an inline function that several objects carry (std::vector's, say) the
-# linker keeps the first, and that one must run on every processor.
-INSTRUCTION_SETS = {"portable": []}
+# The flags of each instruction set. The least demanding comes first, and stays first on the link
+# line: of an inline function that several objects carry (std::vector's, say) the linker keeps the
+# first, and that one must run on every processor.
+INSTRUCTION_SETS = {
+    "portable": [],
+    "avx2": AVX2,
+    "avx2_vnni": [*AVX2, "-mavxvnni"],
+    "avx512": [*AVX512, *AVX2],
+    "avx512_vnni": [*AVX512, *AVX2, "-mavx512vnni"],
+    "avx512_bf16": [*AVX512, *AVX2, "-mavx512bf16"],
+}
+# What a processor can be capable of, and the instruction sets whose kernels it then runs: for bf16,
+# for int8 weights, for all else. csrc/cpu/kernels.cpp has the same table.
+CAPABILITIES = {"portable": ("portable", "portable", "portable")}
 if ON_X86:
-    INSTRUCTION_SETS |= {"avx2": AVX2, "avx512": AVX512 + AVX2}
-    INSTRUCTION_SETS |= {"avx2_vnni": [*AVX2, "-mavxvnni"]}
-    INSTRUCTION_SETS |= {"avx512_vnni": [*AVX512, *AVX2, "-mavx512vnni"]}
-    INSTRUCTION_SETS |= {"avx512_bf16": AVX512 + AVX2 + ["-mavx512bf16"]}
-# What an instruction set compiles of csrc/cpu/isa/, where it is not all of it.
-KERNELS = {"avx2_vnni": "quantized.cpp", "avx512_vnni": "quantized.cpp"}
-KERNELS |= {"avx512_bf16": "*_half.cpp"}
+    CAPABILITIES |= {
+        "avx2": ("avx2", "avx2", "avx2"),
+        "avx2_vnni": ("avx2", "avx2_vnni", "avx2"),
+        "avx512": ("avx512", "avx512", "avx512"),
+        "avx512_vnni": ("avx512", "avx512_vnni", "avx512"),
+        "avx512_bf16": ("avx512_bf16", "avx512_vnni", "avx512"),
+    }
+# Seconds that a core takes for a file of csrc/cpu/isa/ and for another one, roughly.
+KERNEL_SECONDS, OTHER_SECONDS = 8, 2
 
 # Plain C++ of csrc/ that every library carries, and that the introspection module carries, too.
 SHARED = ("plan_override.cpp", "version.cpp")
@@ -151,10 +166,18 @@ def host_flags() -> list[str]:
     return flags + environment_flags("CXXFLAGS")
 
 
-def common_flags() -> list[str]:
+def is_debug() -> bool:
+    return os.environ.get("DEBUG", "0") not in ("", "0")
+
+
+def common_flags(optimisation: str) -> list[str]:
     """What the C++ compiler and nvcc both understand."""
-    debug = os.environ.get("DEBUG", "0") not in ("", "0")
-    return ["-std=c++17", *(["-O0", "-g"] if debug else ["-O3", "-DNDEBUG"]), "-Icsrc"]
+    return ["-std=c++17", *(["-O0", "-g"] if is_debug() else [optimisation, "-DNDEBUG"]), "-Icsrc"]
+
+
+def kernel_flags() -> list[str]:
+    """Beside -O2: what of -O3 the CPU's kernels gain by. All of it is twice the code of a walk."""
+    return [] if is_debug() else ["-fpeel-loops", "-fvect-cost-model=dynamic"]
 
 
 def nvcc_flags() -> list[str]:
@@ -165,7 +188,7 @@ def nvcc_flags() -> list[str]:
         words = words[1:]
     host = [*words[1:], *host_flags()]
     # Line numbers are most of a library, and compress well.
-    flags = [*common_flags(), "-lineinfo", "-Xfatbin=-compress-all", f"-ccbin={words[0]}"]
+    flags = [*common_flags("-O3"), "-lineinfo", "-Xfatbin=-compress-all", f"-ccbin={words[0]}"]
     return [*flags, *(f"-Xcompiler={f}" for f in host)]
 
 
@@ -301,6 +324,62 @@ def threads(cuda: CudaLibrary) -> int:
     return max(1, min(jobs // max(1, files), len(cuda.gencode)))
 
 
+def cpu_targets(stays_here: bool) -> list[str]:
+    """The capabilities that the CPU library gets kernels for, by FUSEDRNN_CPU_TARGETS."""
+    asked = os.environ.get("FUSEDRNN_CPU_TARGETS", "").replace(",", " ").split()
+    asked = asked or ["native" if stays_here else "all"]
+    if unknown := [name for name in asked if name not in ("native", "all", *CAPABILITIES)]:
+        raise fail(
+            "FUSEDRNN_CPU_TARGETS: expected native, all, or some of "
+            f"{', '.join(CAPABILITIES)}, got {' '.join(unknown)!r}."
+        )
+    if "all" in asked:
+        return list(CAPABILITIES)
+    found = {native_capability() if name == "native" else name for name in asked}
+    return [name for name in CAPABILITIES if name in found]
+
+
+def native_capability() -> str:
+    """The best that this processor is capable of: csrc/cpu/capability.cpp says it."""
+    program = """
+        #include <cstdio>
+        #include "cpu/capability.h"
+        int main() { std::puts(fusedrnn::name_of(fusedrnn::processor_capabilities().front())); }
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ask = Path(folder, "ask")
+        words = [*compiler(), "-std=c++17", "-Icsrc", *x86_flags(), "-DFUSEDRNN_HAS_portable=1"]
+        words += ["csrc/cpu/capability.cpp", "-x", "c++", "-", "-o", str(ask)]
+        done = subprocess.run(words, cwd=ROOT, input=program, capture_output=True, text=True)
+        if done.returncode == 0:
+            done = subprocess.run([ask], capture_output=True, text=True)
+    if done.returncode or done.stdout.strip() not in CAPABILITIES:
+        raise fail(
+            "FUSEDRNN_CPU_TARGETS=native: a small program that asks the processor what it is "
+            f"capable of failed; name the targets, or set it to all.\n{done.stdout}{done.stderr}"
+        )
+    return done.stdout.strip()
+
+
+def x86_flags() -> list[str]:
+    return ["-DFUSEDRNN_X86=1"] if ON_X86 else []
+
+
+def kernel_files(capabilities: Collection[str]) -> list[tuple[str, str, str]]:
+    """The files of csrc/cpu/isa/ that these need: instruction set, name, dtype ("" for int8)."""
+    files = set()
+    for name in capabilities:
+        bf16, int8, other = CAPABILITIES[name]
+        files.add((int8, "quantized", ""))
+        for isa, dtype in ((other, "f64"), (other, "f32"), (other, "f16"), (bf16, "bf16")):
+            files |= {(isa, "forward", dtype), (isa, "backward", dtype)}
+        # Half precision has the tiles of f32, but for bf16 with instructions of its own.
+        tiles = [(other, "f64"), (other, "f32"), *([(bf16, "bf16")] if bf16 != other else [])]
+        files |= {(isa, "tiles", dtype) for isa, dtype in tiles}
+    order = list(INSTRUCTION_SETS)
+    return sorted(files, key=lambda file: (order.index(file[0]), *file[1:]))
+
+
 def python_include() -> str:
     """Where the headers of this Python are."""
     folder = sysconfig.get_path("include")
@@ -331,11 +410,16 @@ class NinjaBuild(build_ext):
             return os.path.join(*words) + ".so"
         return super().get_ext_filename(fullname)
 
+    def run(self) -> None:
+        self.stays_here = bool(self.inplace or self.editable_mode)  # setuptools forgets the first
+        super().run()
+
     def build_extensions(self) -> None:
         if not sys.platform.startswith("linux"):
             raise fail(f"fusedrnn builds on Linux so far; this is {sys.platform}.")
         torch = torch_version()
         cuda, cuda_line = cuda_library(torch)
+        self.capabilities = cpu_targets(self.stays_here)
         self.extensions = [e for e in self.extensions if cuda or e.name != CUDA]
         folder = Path("build", "ninja", sysconfig.get_platform())
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
@@ -350,14 +434,34 @@ class NinjaBuild(build_ext):
         command = [sys.executable, "-m", "ninja", "-f", str(folder / "build.ninja")]
         if os.environ.get("MAX_JOBS"):
             command += ["-j", os.environ["MAX_JOBS"]]
-        if subprocess.run(command, cwd=ROOT).returncode:
+        self.announce_work(command)
+        status = {"NINJA_STATUS": "[%f/%t, %es] "} | os.environ
+        if subprocess.run(command, cwd=ROOT, env=status).returncode:
             raise fail("a compilation failed; the compiler's messages are above.")
         for name, library in libraries.items():
             target = Path(self.get_ext_fullpath(name))
             target.parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(ROOT / library), str(target))
             print(f"fusedrnn: built {self.get_ext_filename(name)}", end="")
-            print(f" (CPU kernels: {', '.join(INSTRUCTION_SETS)})" if name == OPS else "")
+            print(f" (CPU kernels: {', '.join(self.capabilities)})" if name == OPS else "")
+
+    def announce_work(self, command: list[str]) -> None:
+        """Says what is about to be compiled, and about how long that takes."""
+        dry = subprocess.run([*command, "-n"], cwd=ROOT, capture_output=True, text=True)
+        files = re.findall(r"^\[\S+ (csrc/\S+)", dry.stdout, re.MULTILINE)
+        if not files:
+            return
+        jobs = min(len(os.sched_getaffinity(0)), int(os.environ.get("MAX_JOBS") or 1 << 30))
+        cuda = sum(file.endswith(".cu") for file in files)
+        kernels = sum("/isa/" in file for file in files)
+        seconds = (kernels * KERNEL_SECONDS + (len(files) - kernels) * OTHER_SECONDS) / jobs
+        time = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+        print(
+            f"fusedrnn: compiling {len(files)} files for {', '.join(self.capabilities)}"
+            f"{f' and CUDA ({cuda} of them, which take minutes more)' if cuda else ''}: "
+            f"about {time} with {jobs} at a time",
+            flush=True,
+        )
 
     def copy_extensions_to_source(self) -> None:  # after an --inplace or editable build
         (ROOT / "fusedrnn" / "lib").mkdir(exist_ok=True)
@@ -371,7 +475,7 @@ class NinjaBuild(build_ext):
         package_folder("ninja")
         from ninja.ninja_syntax import Writer
 
-        x86 = ["-DFUSEDRNN_X86=1"] if ON_X86 else []
+        x86 = [*x86_flags(), *(f"-DFUSEDRNN_HAS_{name}=1" for name in self.capabilities)]
         stable = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", f"-isystem{torch_folder / 'include'}"]
         python = [f"-isystem{pybind / 'include'}", f"-isystem{python_include()}"]
         version = [f'-DFUSEDRNN_VERSION="{self.distribution.get_version()}"']
@@ -383,7 +487,7 @@ class NinjaBuild(build_ext):
         with open(ROOT / folder / "build.ninja", "w", encoding="utf-8") as file:
             ninja = Writer(file)
             cxx = shlex.join(compiler()).replace("$", "$$")
-            flags = shlex.join(common_flags() + host_flags()).replace("$", "$$")
+            flags = shlex.join(common_flags("-O2") + host_flags()).replace("$", "$$")
             ninja.variable("builddir", str(folder))
             ninja.rule(
                 "compile",
@@ -393,7 +497,9 @@ class NinjaBuild(build_ext):
                 deps="gcc",
             )
             sanitizers = [f for f in environment_flags("CXXFLAGS") if f.startswith("-fsanitize")]
-            link = ["-shared", "-pthread", *sanitizers, *environment_flags("LDFLAGS")]
+            # Function names are for who works on them: half a megabyte.
+            names = [] if self.stays_here or is_debug() else ["-Wl,-s"]
+            link = ["-shared", "-pthread", *names, *sanitizers, *environment_flags("LDFLAGS")]
             command = f"{cxx} $in {shlex.join(link)} $libs -o $out"
             ninja.rule("link", command, description="link $out")
 
@@ -412,19 +518,24 @@ class NinjaBuild(build_ext):
             def compile(source: Path, extra: list[str], variant: str = "") -> str:
                 name = source.relative_to(ROOT)
                 rule = "nvcc" if source.suffix == ".cu" else "compile"
-                suffix = f".{variant}.o" if variant else ".cu.o" if rule == "nvcc" else ".o"
+                kind = variant.replace(" ", "-") or ("cu" if rule == "nvcc" else "")
+                suffix = f".{kind}.o" if kind else ".o"
                 target = str(folder / name.with_suffix(suffix))
                 extra_words = shlex.join(extra).replace("$", "$$")
                 variables = {"extra": extra_words, "variant": f"({variant})" if variant else ""}
                 ninja.build(target, rule, str(name), variables=variables)
                 return target
 
+            def compile_kernels(isa: str, name: str, dtype: str) -> str:
+                flags = [*kernel_flags(), f"-DFUSEDRNN_ISA={isa}", *INSTRUCTION_SETS[isa]]
+                flags += [f"-DFUSEDRNN_DTYPE={dtype}"] if dtype else []
+                variant = f"{isa} {dtype}".strip()
+                return compile(ROOT / f"csrc/cpu/isa/{name}.cpp", flags, variant)
+
+            files = kernel_files(self.capabilities)
+            longest_first = sorted(files, key=lambda file: file[1] != "tiles")
+            kernels = {file: compile_kernels(*file) for file in longest_first}
             cpu = {path: compile(path, x86) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))}
-            kernels = [
-                compile(source, [f"-DFUSEDRNN_ISA={isa}", *isa_flags], isa)
-                for isa, isa_flags in INSTRUCTION_SETS.items()
-                for source in sorted((ROOT / "csrc/cpu/isa").glob(KERNELS.get(isa, "*.cpp")))
-            ]
             # Without CUDA those alone that know nothing of it.
             includes = cuda.nvcc.includes if cuda else []
             gpu = {
@@ -441,7 +552,7 @@ class NinjaBuild(build_ext):
                     compile(ROOT / "csrc/quantized_ops.cpp", stable),
                     *shared.values(),
                     *cpu.values(),
-                    *kernels,
+                    *(kernels[file] for file in files),
                 ],
                 INTROSPECTION: [
                     compile(ROOT / "csrc/python.cpp", python, str(sys.implementation.cache_tag)),

@@ -18,6 +18,7 @@
 
 #include "grad_tile.h"
 #include "in_place.h"
+#include "kernels.h"
 #include "outer.h"
 #include "walk.h"
 
@@ -268,13 +269,14 @@ class BackwardWalk {
     }
   }
 
-  // One part of a step, which for most cells is all of it.
+  // One part of a step, which for most cells is all of it; in line as forward's.
   template <class Part>
-  void cell_gradient(int d, const Steps& steps, int64_t s, int64_t j, Range rows, bool going,
-                     Range groups) {
+  FUSEDRNN_INLINE void cell_gradient(int d, const Steps& steps, int64_t s, int64_t j, Range rows,
+                                     bool going, Range groups) {
     // The product takes the other part's dgates and weights.
     constexpr bool kInner = kDivided && std::is_same_v<Part, First>;
     constexpr int kProducts = kInner ? Last::products : First::products;
+    const auto run_tile = std::is_same_v<Part, First> ? tiles_.first : tiles_.last;
     GradTile<E, F> tile;
     tile.segments = p_.P    ? Segments{1, p_.P, 0}
                     : going ? Segments{kProducts, p_.H, Hp_}
@@ -319,11 +321,7 @@ class BackwardWalk {
         tile.grad = dgates(j, b) + Part::first_slot * Hp_ + unit;
         tile.hidden =
             p_.P || (kInner && wants_hidden_) ? hidden_ + chunk_row * Hp_ + unit : nullptr;
-        with_vectors(nv, [&](auto v) {
-          if constexpr (v <= kGroup)
-            with_rows<tile_rows(v)>(p_.B == 1 ? 0 : R,
-                                    [&](auto r) { grad_tile<Part, r, v, E, F>(tile); });
-        });
+        run_tile(p_.B == 1 ? 0 : R, nv, tile);
       }
     }
   }
@@ -604,6 +602,7 @@ class BackwardWalk {
   S* const grad_input_reverse_;
   const int64_t Hp_, Rp_, grad_row_;
   const Groups units_, state_, inputs_;  // column groups: of units, of h, of input values
+  const GradTiles<E, F> tiles_ = GradTiles<E, F>::of(C::cell);
   const int64_t blocks_, projected_blocks_;
   bool in_place_, recurrent_, wants_w_ih_ = false, wants_w_hh_ = false, wants_w_hr_ = false,
                               wants_hidden_ = false, wants_bias_ = false;
@@ -615,10 +614,9 @@ class BackwardWalk {
   Totals total_;
 };
 
-// Scratch bytes that backward needs (scratch null), or backward itself.
 template <class S, class F, class C>
-int64_t backward(const BackwardProblem& p, const Plan& plan, ParallelFor parallel_for,
-                 void* scratch) {
+int64_t backward_of_cell(const BackwardProblem& p, const Plan& plan, ParallelFor parallel_for,
+                         void* scratch) {
   using Walk = BackwardWalk<S, F, C>;
   Layout layout(scratch);
   const int64_t inputs = p.rows * p.I;
@@ -647,6 +645,15 @@ int64_t backward(const BackwardProblem& p, const Plan& plan, ParallelFor paralle
         &sum);
   }
   return layout.bytes();
+}
+
+template <Dtype dtype>
+int64_t backward(const BackwardProblem& p, const Plan& plan, ParallelFor parallel_for,
+                 void* scratch) {
+  return with_cell(p.cell, [&](auto cell) {
+    return backward_of_cell<StorageOf<dtype>, ComputeOf<dtype>, decltype(cell)>(
+        p, plan, parallel_for, scratch);
+  });
 }
 
 }  // namespace FUSEDRNN_ISA

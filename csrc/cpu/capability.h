@@ -1,6 +1,7 @@
 // The instruction set that the kernels run with.
 #pragma once
 
+#include <string>
 #include <vector>
 
 namespace fusedrnn {
@@ -9,12 +10,21 @@ namespace fusedrnn {
 // which no processor has without the former.
 enum class Capability : int { portable, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16 };
 
-// The best that the processor (and its system) supports, or the lower one that the environment
-// variable FUSEDRNN_CPU_CAPABILITY names. Read once.
+// The best that this processor supports and this build has kernels for, or the one of these that
+// the environment variable FUSEDRNN_CPU_CAPABILITY names. Read once. No kernel may be called where
+// there is none: whoever does looks at `cpu_capability_error` first.
 Capability cpu_capability();
 
-// All that the processor supports, the best first, whatever the environment says.
+// Why there is none: FUSEDRNN_CPU_CAPABILITY asks for what is not to be had, or this build was made
+// for another processor. Empty if there is one.
+const std::string& cpu_capability_error();
+
+// All that could be chosen, the best first, whatever the environment says.
 std::vector<Capability> cpu_capabilities();
+
+// All that the processor supports, and all that the build has kernels for, the best first.
+std::vector<Capability> processor_capabilities();
+std::vector<Capability> compiled_capabilities();
 
 const char* name_of(Capability capability);
 

@@ -1,4 +1,5 @@
-// From the cell of a problem to the kernel templated on it; included by isa/*.cpp alone.
+// From the cell of a problem to the kernel templated on it; for code that an instruction set
+// compiles.
 #pragma once
 
 #include "../cell.h"

@@ -18,6 +18,7 @@
 
 #include "gate_tile.h"
 #include "in_place.h"
+#include "kernels.h"
 #include "panels.h"
 #include "walk.h"
 
@@ -160,7 +161,7 @@ class ForwardWalk {
   template <class Part>
   void project_rows(int d, const E* const* from, F* const* to, int64_t count, Range groups) {
     if (plan_.in_place) return project_in_place<Part>(d, from, to, count, groups);
-    constexpr int most_rows = tile_rows(Part::inputs * PanelsOf<Part>::kVectors);
+    constexpr int most_rows = tile_rows(Part::inputs * kGateVectors<Part>);
     const Groups& all = groups_of<Part>();
     for (int64_t group = groups.begin; group < groups.end; ++group) {
       const int64_t unit = all.begin(group) * L, nv = all.size(group);
@@ -243,14 +244,17 @@ class ForwardWalk {
     }
   }
 
-  // One part of a step, which for most cells is all of it.
+  // One part of a step, which for most cells is all of it. In line, as `finish` is: a step of a few
+  // rows takes less than a microsecond, and most of what these begin with is the same at each.
   template <class Part>
-  void step(int d, const Steps& steps, int64_t s, int64_t chunk_row, Range rows, Range groups) {
-    constexpr int kVectors = PanelsOf<Part>::kVectors;
+  FUSEDRNN_INLINE void step(int d, const Steps& steps, int64_t s, int64_t chunk_row, Range rows,
+                            Range groups) {
+    constexpr int kVectors = kGateVectors<Part>;
     constexpr bool kGivesOperand = has_parts<C> && std::is_same_v<Part, First>;
     constexpr bool kTakesOperand = has_parts<C> && std::is_same_v<Part, Last>;
     const Groups& all = groups_of<Part>();
     const PanelsOf<Part>& panel = panels<Part>(d);
+    const auto run_tile = std::is_same_v<Part, First> ? tiles_.first : tiles_.last;
     const E* const h_read = h_[s % 2];
     E* const h_write = p_.P || kGivesOperand ? hidden_ : h_[(s + 1) % 2];
     const int64_t write_row = p_.P || kGivesOperand ? Hp_ : Rp_;
@@ -315,7 +319,7 @@ class ForwardWalk {
         } else {
           if (p_.reserve) tile.save = converted;
         }
-        run_tile<Part>(p_.B == 1 ? 0 : R, nv, tile);
+        run_tile(plan_.fuse_input, p_.B == 1 ? 0 : R, nv, tile);
         if (std::is_same_v<Part, Last> && group + 1 == all.count) clear_padding(d, steps, s, b, R);
         if (kConvert) convert_tile<Part>(d, steps, s, b, R, unit, nv, tile);
       }
@@ -331,24 +335,6 @@ class ForwardWalk {
         fill(reserve(d, steps, s, b + r) + g * Hp_ + first, Hp_ - first);
   }
 
-  template <class Part>
-  void run_tile(int64_t R, int64_t nv, const GateTile<E, F>& tile) {
-    plan_.fuse_input ? run_tile<Part, true>(R, nv, tile) : run_tile<Part, false>(R, nv, tile);
-  }
-  template <class Part, bool kProject>
-  void run_tile(int64_t R, int64_t nv, const GateTile<E, F>& tile) {
-    constexpr int width = accumulators<Part>(kProject);
-    if constexpr (PanelsOf<Part>::kVectors == 1) {
-      with_rows<tile_rows(width)>(R, [&](auto r) { gate_tile<Part, kProject, r, 1, E, F>(tile); });
-    } else {
-      with_vectors(nv, [&](auto v) {
-        if constexpr (v <= PanelsOf<Part>::kVectors)
-          with_rows<tile_rows(width * v)>(
-              R, [&](auto r) { gate_tile<Part, kProject, r, v, E, F>(tile); });
-      });
-    }
-  }
-
   // Half precision: outputs and reserve of a tile, from compute to storage type. h is rounded too:
   // a sequence cut in two calls gives the numbers of one call. What one part leaves for the other
   // is no h, and is not.
@@ -359,13 +345,13 @@ class ForwardWalk {
     for (int64_t r = 0; r < R; ++r) {
       if (kConvertOperands && !p_.P && std::is_same_v<Part, Last>) {
         S* const y = output(d, steps, s, b + r) + unit;
-        convert(y, tile.h + r * tile.h_row, units);
-        convert(tile.h + r * tile.h_row, y, units);
+        convert_inline(y, tile.h + r * tile.h_row, units);
+        convert_inline(tile.h + r * tile.h_row, y, units);
       }
       if (p_.reserve)
         for (int g = 0; g < Part::saved; ++g)
-          convert(reserve(d, steps, s, b + r) + (Part::first_slot + g) * Hp_ + unit,
-                  tile.save + r * tile.save_row + g * tile.save_slot, nv * L);
+          convert_inline(reserve(d, steps, s, b + r) + (Part::first_slot + g) * Hp_ + unit,
+                         tile.save + r * tile.save_row + g * tile.save_slot, nv * L);
     }
   }
 
@@ -397,7 +383,8 @@ class ForwardWalk {
   }
 
   // Rows whose last step this was: their state is final.
-  void finish(int d, const Steps& steps, int64_t s, Range rows, Range groups, const Team& team) {
+  FUSEDRNN_INLINE void finish(int d, const Steps& steps, int64_t s, Range rows, Range groups,
+                              const Team& team) {
     const Range units = units_of<Last>(groups);
     for (int64_t b = most(rows.begin, steps.alive_after(s)); b < rows.end; ++b) {
       const E* const h = h_[(s + 1) % 2] + b * Rp_;
@@ -421,6 +408,7 @@ class ForwardWalk {
   const Plan& plan_;
   const int64_t Hp_, Rp_;
   const Groups first_groups_, groups_, outputs_;  // of units, by part; of projected values
+  const GateTiles<E, F> tiles_ = GateTiles<E, F>::of(C::cell);
   CellPanels<S, F, C> panels_[kMaxDirections];
   E *h_[2], *hidden_ = nullptr;
   E* x_ = nullptr;
@@ -429,9 +417,9 @@ class ForwardWalk {
   F** out_rows_;
 };
 
-// Scratch bytes that forward needs (scratch null), or forward itself.
 template <class S, class F, class C>
-int64_t forward(const Problem& p, const Plan& plan, ParallelFor parallel_for, void* scratch) {
+int64_t forward_of_cell(const Problem& p, const Plan& plan, ParallelFor parallel_for,
+                        void* scratch) {
   using Walk = ForwardWalk<S, F, C>;
   Layout layout(scratch);
   Walk first(p, plan, layout);
@@ -440,6 +428,14 @@ int64_t forward(const Problem& p, const Plan& plan, ParallelFor parallel_for, vo
     run_directions(p, plan, parallel_for,
                    [&](int d, const Team& team) { (d == 0 ? first : second).run(d, team); });
   return layout.bytes();
+}
+
+template <Dtype dtype>
+int64_t forward(const Problem& p, const Plan& plan, ParallelFor parallel_for, void* scratch) {
+  return with_cell(p.cell, [&](auto cell) {
+    return forward_of_cell<StorageOf<dtype>, ComputeOf<dtype>, decltype(cell)>(
+        p, plan, parallel_for, scratch);
+  });
 }
 
 }  // namespace FUSEDRNN_ISA

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../cell.h"
+#include "dispatch.h"
 #include "tile.h"
 
 namespace fusedrnn {
@@ -46,11 +47,17 @@ __attribute__((noinline)) void grad_tile(const GradTile<E, F>& t) {
   prefetch<C, kRows, NV>(t);
   Vec<F> acc[kRows][NV] = {};
   multiply_segments<R, NV, E, F>(acc, t.rows, t.segments, t.w, t.ahead);
+  // Through memory, so that the cell is a loop: its code would be most of the library.
+  F sums[kRows * NV * L];
 #pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) store(sums + (r * NV + v) * L, acc[r][v]);
+#pragma GCC unroll 1
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll 1
     for (int v = 0; v < NV; ++v) {
-      Vec<F> dh = acc[r][v];
+      Vec<F> dh = load(sums + (r * NV + v) * L);
       if (t.dy) dh += load_n(t.dy + r * t.dy_row + v * L, v == NV - 1 ? t.units : L);
       if (t.carry_in) dh += load(t.carry_in + r * t.carry_row + v * L);
       Vec<F> saved[C::saved ? C::saved : 1], grad[C::grads], h = {}, dc = {}, carry = {};
@@ -70,6 +77,39 @@ __attribute__((noinline)) void grad_tile(const GradTile<E, F>& t) {
     }
   }
 }
+
+// The tiles of a cell's parts, as GateTiles has them of forward.
+template <class E, class F>
+struct GradTiles {
+  using Run = void (*)(int64_t rows, int64_t vectors, const GradTile<E, F>&);
+  Run first, last;
+
+  static GradTiles of(Cell cell);
+
+ private:
+  template <class Part>
+  static void run(int64_t rows, int64_t vectors, const GradTile<E, F>& tile) {
+    with_vectors(vectors, [&](auto v) {
+      if constexpr (v <= kGroup)
+        with_rows<tile_rows(v)>(rows, [&](auto r) { grad_tile<Part, r, v, E, F>(tile); });
+    });
+  }
+};
+
+template <class E, class F>
+GradTiles<E, F> GradTiles<E, F>::of(
+    Cell cell) {  // out of the class: what is inline would be compiled anyway
+  return with_cell(cell, [](auto c) {
+    using C = decltype(c);
+    return GradTiles{run<typename C::First>, run<typename C::Last>};
+  });
+}
+
+extern template struct GradTiles<float, float>;
+extern template struct GradTiles<double, double>;
+#if defined(__AVX512BF16__)
+extern template struct GradTiles<BFloat16, float>;
+#endif
 
 }  // namespace FUSEDRNN_ISA
 }  // namespace fusedrnn

@@ -22,8 +22,10 @@ inline void add_dots(const S* W, int64_t ld, int64_t count, const E* x, int64_t 
     }
     if (k < K) {
       const Vec<F> v = load_n(x + k, K - k);
+#pragma GCC unroll 8
       for (int i = 0; i < n; ++i) acc[i] += v * load_n(W + (j + i) * ld + k, K - k);
     }
+#pragma GCC unroll 8
     for (int i = 0; i < n; ++i) out[j + i] += horizontal_sum<F>(acc[i]);
     j += n;
   };

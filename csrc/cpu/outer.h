@@ -70,13 +70,12 @@ template <class E, class F>
 struct Panels {
   static constexpr int64_t L = kLanes<F>, kWidest = 3;
   int64_t columns = 0;
-  Groups groups{0, 0};
+  Groups groups;
   E* data = nullptr;
 
   void lay_out(Layout& layout, int64_t columns_, int64_t K) {
     columns = columns_;
-    groups.vectors = div_up(columns, L);
-    groups.count = div_up(groups.vectors, kWidest);
+    groups = Groups(div_up(columns, L), div_up(columns, L * kWidest));
     data = layout.take<E>(groups.vectors * L * K);
   }
   void put(const E* row, const E* second, int64_t k, int64_t K) {

@@ -14,11 +14,23 @@
 namespace fusedrnn {
 namespace FUSEDRNN_ISA {
 
-// `vectors` vectors cut into `count` groups, as even as can be.
+// `vectors` vectors cut into `count` groups, as even as can be: the first `longer` have one more.
 struct Groups {
-  int64_t vectors, count;
-  FUSEDRNN_INLINE int64_t begin(int64_t group) const { return vectors * group / count; }
-  FUSEDRNN_INLINE int64_t size(int64_t group) const { return begin(group + 1) - begin(group); }
+  int64_t vectors = 0, count = 0;
+
+  Groups() = default;
+  Groups(int64_t vectors, int64_t count)
+      : vectors(vectors),
+        count(count),
+        base_(count ? vectors / count : 0),
+        longer_(count ? vectors % count : 0) {}
+  FUSEDRNN_INLINE int64_t begin(int64_t group) const {
+    return group * base_ + (group < longer_ ? group : longer_);
+  }
+  FUSEDRNN_INLINE int64_t size(int64_t group) const { return base_ + (group < longer_); }
+
+ private:
+  int64_t base_ = 0, longer_ = 0;  // kept: a step may be over in the time of a few divisions
 };
 
 struct Range {

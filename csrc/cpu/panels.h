@@ -10,7 +10,8 @@
 // default plan, so that it serves any number of threads.
 #pragma once
 
-#include "../cell.h"
+#include "gate_tile.h"
+#include "kernels.h"
 #include "walk.h"
 
 namespace fusedrnn {
@@ -40,11 +41,8 @@ class WeightPanels {
   static constexpr int64_t L = kLanes<F>;
 
  public:
-  // Of units in a group. Two fill a part's tile well enough, with a third of the code of four.
-  static constexpr int kVectors = C::products > 1 ? 1 : is_part<C> ? 2 : kGroup;
-
   static Groups units_of(const Shape& s, const Plan& plan) {
-    return make_groups(s.H, L, kVectors, plan);
+    return make_groups(s.H, L, kGateVectors<C>, plan);
   }
   static Groups outputs_of(const Shape& s, const Plan& plan) {
     return make_groups(s.P, L, kGroup, plan);
@@ -122,9 +120,8 @@ struct CellPanels {
   }
 };
 
-// Packs all directions ahead (panels null: only measures), and returns the bytes.
 template <class S, class F, class C>
-int64_t pack(const Problem& p, void* panels) {
+int64_t pack_of_cell(const Problem& p, void* panels) {
   const Plan plan;
   Layout layout(panels);
   for (int d = 0; d < p.directions; ++d) {
@@ -132,6 +129,14 @@ int64_t pack(const Problem& p, void* panels) {
     if (panels) mine.pack(p, plan, p.weights[d], Team());
   }
   return layout.bytes();
+}
+
+// Packs all directions ahead.
+template <Dtype dtype>
+int64_t pack(const Problem& p, void* panels) {
+  return with_cell(p.cell, [&](auto cell) {
+    return pack_of_cell<StorageOf<dtype>, ComputeOf<dtype>, decltype(cell)>(p, panels);
+  });
 }
 
 }  // namespace FUSEDRNN_ISA

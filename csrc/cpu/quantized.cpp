@@ -1,44 +1,14 @@
-// Plans a call with int8 weights, chooses its kernel, gets its scratch, runs it.
+// Plans a call with int8 weights, gets the scratch of its kernel, runs it.
 #include "../quantized.h"
 
 #include <algorithm>
 
-#include "capability.h"
 #include "kernels.h"
 #include "memory.h"
 #include "plan.h"
 
-#if defined(FUSEDRNN_X86)
-FUSEDRNN_DECLARE_QUANTIZED_KERNELS(avx512_vnni)
-FUSEDRNN_DECLARE_QUANTIZED_KERNELS(avx512)
-FUSEDRNN_DECLARE_QUANTIZED_KERNELS(avx2_vnni)
-FUSEDRNN_DECLARE_QUANTIZED_KERNELS(avx2)
-#endif
-FUSEDRNN_DECLARE_QUANTIZED_KERNELS(portable)
-
 namespace fusedrnn {
 namespace {
-
-struct Kernels {
-  int64_t (*forward)(const QuantizedProblem&, const Plan&, ParallelFor, void* scratch);
-  void (*quantize)(const Shape&, const Weights&, char* packed);
-};
-
-#define FUSEDRNN_KERNELS(isa) \
-  Kernels { isa::forward_quantized, isa::quantize_weights }
-
-Kernels kernels() {
-  switch (cpu_capability()) {
-#if defined(FUSEDRNN_X86)
-    case Capability::avx512_bf16:
-    case Capability::avx512_vnni: return FUSEDRNN_KERNELS(avx512_vnni);
-    case Capability::avx512: return FUSEDRNN_KERNELS(avx512);
-    case Capability::avx2_vnni: return FUSEDRNN_KERNELS(avx2_vnni);
-    case Capability::avx2: return FUSEDRNN_KERNELS(avx2);
-#endif
-    default: return FUSEDRNN_KERNELS(portable);
-  }
-}
 
 // Under this much work (multiply-adds) a second thread costs more than it brings. A batch is split
 // while each thread's second cache level holds the weights, or each has rows enough to hide their
@@ -70,17 +40,17 @@ Plan plan_quantized(const Shape& s, int threads) {
 }  // namespace
 
 void write_quantized(const Shape& shape, const Weights& weights, char* packed) {
-  kernels().quantize(shape, weights, packed);
+  kernels().quantize_weights(shape, weights, packed);
 }
 
 const char* forward_quantized(const QuantizedProblem& problem, const Context& context) {
   Plan plan = plan_quantized(problem, context.threads);
   override_plan(problem, context.threads, plan);
-  const int64_t bytes = kernels().forward(problem, plan, context.parallel_for, nullptr);
+  const int64_t bytes = kernels().forward_quantized(problem, plan, context.parallel_for, nullptr);
   const Scratch scratch(static_cast<std::size_t>(bytes));
   if (!scratch.data())
     return "out of memory: scratch of a layer could not be allocated; use a smaller batch";
-  kernels().forward(problem, plan, context.parallel_for, scratch.data());
+  kernels().forward_quantized(problem, plan, context.parallel_for, scratch.data());
   return nullptr;
 }
 

@@ -245,11 +245,17 @@ FUSEDRNN_INLINE void with_vectors(int64_t N, Call call) {
   }
 }
 
+// Each of these is compiled once, where an isa/*.cpp instantiates it, and used by all of them.
 template <class E, class F>
-FUSEDRNN_INLINE void linear(int64_t R, int64_t N, const LinearTile<E, F>& t) {
+void linear(int64_t R, int64_t N, const LinearTile<E, F>& t) {
   with_vectors(
       N, [&](auto n) { with_rows<tile_rows(n)>(R, [&](auto r) { linear_tile<r, n, E, F>(t); }); });
 }
+extern template void linear(int64_t, int64_t, const LinearTile<float, float>&);
+extern template void linear(int64_t, int64_t, const LinearTile<double, double>&);
+#if defined(__AVX512BF16__)
+extern template void linear(int64_t, int64_t, const LinearTile<BFloat16, float>&);
+#endif
 
 }  // namespace FUSEDRNN_ISA
 }  // namespace fusedrnn

@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../problem.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -51,6 +53,15 @@ struct BFloat16 {
 struct Half {
   uint16_t bits;
 };
+
+// What a tensor of a dtype holds, and what its values are computed in.
+template <Dtype dtype>
+using StorageOf = std::conditional_t<
+    dtype == Dtype::f64, double,
+    std::conditional_t<dtype == Dtype::f32, float,
+                       std::conditional_t<dtype == Dtype::bf16, BFloat16, Half>>>;
+template <Dtype dtype>
+using ComputeOf = std::conditional_t<dtype == Dtype::f64, double, float>;
 
 template <class F>
 FUSEDRNN_INLINE Vec<F> splat(F x) {
@@ -208,11 +219,22 @@ FUSEDRNN_INLINE void store_n(S* p, V v, int64_t n) {
     if (l < n) p[l] = padded[l];
 }
 
-// Copies n elements, converting between storage and compute types.
+// Copies n elements, converting between storage and compute types. In line for a few at a time; all
+// else calls one function, whose code is long where the processor does not convert by itself.
 template <class To, class From>
-FUSEDRNN_INLINE void convert(To* to, const From* from, int64_t n) {
-  using F = decltype(to_compute(*from));
-  for (int64_t i = 0; i < n; i += kLanes<F>) store_n(to + i, load_n(from + i, n - i), n - i);
+__attribute__((noinline)) void convert_rest(To* to, const From* from, int64_t n) {  // n < lanes
+  store_n(to, load_n(from, n), n);
+}
+template <class To, class From>
+FUSEDRNN_INLINE void convert_inline(To* to, const From* from, int64_t n) {
+  constexpr int64_t L = kLanes<decltype(to_compute(*from))>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) store(to + i, load(from + i));
+  if (i < n) convert_rest(to + i, from + i, n - i);
+}
+template <class To, class From>
+__attribute__((noinline)) void convert(To* to, const From* from, int64_t n) {
+  convert_inline(to, from, n);
 }
 
 template <class F>

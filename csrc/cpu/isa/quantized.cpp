@@ -3,8 +3,6 @@
 #include "../dispatch.h"
 #include "../kernels.h"
 
-FUSEDRNN_DECLARE_QUANTIZED_KERNELS(FUSEDRNN_ISA)
-
 int64_t fusedrnn::FUSEDRNN_ISA::forward_quantized(const QuantizedProblem& p, const Plan& plan,
                                                   ParallelFor parallel_for, void* scratch) {
   return with_undivided_cell(

@@ -1,0 +1,17 @@
+// The register tiles of one type of operands. All dtypes that are multiplied as it share them: half
+// precision is multiplied as float32 but where bf16 has instructions of its own.
+#include "../gate_tile.h"
+#include "../grad_tile.h"
+
+namespace fusedrnn {
+namespace FUSEDRNN_ISA {
+
+using F = ComputeOf<Dtype::FUSEDRNN_DTYPE>;
+using E = OperandOf<StorageOf<Dtype::FUSEDRNN_DTYPE>>::type;
+
+template struct GateTiles<E, F>;
+template struct GradTiles<E, F>;
+template void linear(int64_t, int64_t, const LinearTile<E, F>&);
+
+}  // namespace FUSEDRNN_ISA
+}  // namespace fusedrnn
