@@ -21,8 +21,8 @@
 
 #include "backend.h"
 #include "cpu/backend.h"
+#include "environment.h"
 #include "packed.h"
-#include "plan_override.h"
 #include "stack.h"
 #include "tensors.h"
 #include "threads.h"
@@ -36,11 +36,10 @@ constexpr int kDeviceTypes = 2;
 const Backend* g_backends[kDeviceTypes] = {&cpu_backend(), nullptr};
 
 const Backend& backend_of(const Tensor& input) {
-  const std::string& error = plan_override().error();
-  STD_TORCH_CHECK(error.empty(), error);
+  check_environment();
   const Backend* const backend = g_backends[input.is_cpu() ? 0 : 1];
-  STD_TORCH_CHECK(backend, "fusedrnn has no CUDA kernels here, and input is on ", device_of(input),
-                  "; fusedrnn.build_info()['without_cuda'] says why");
+  FUSEDRNN_CHECK(backend, "fusedrnn has no CUDA kernels here, and input is on ", device_of(input),
+                 "; fusedrnn.build_info()['without_cuda'] says why");
   return *backend;
 }
 
@@ -63,8 +62,8 @@ const TorchCuda& torch_cuda() {
     find(torch.blas_handle, "torch_get_current_cuda_blas_handle");
     return torch;
   }();
-  STD_TORCH_CHECK(found.current_stream && found.blas_handle,
-                  "libtorch_cuda.so of torch 2.10 or later was expected in this process");
+  FUSEDRNN_CHECK(found.current_stream && found.blas_handle,
+                 "libtorch_cuda.so of torch 2.10 or later was expected in this process");
   return found;
 }
 
@@ -99,7 +98,7 @@ void run(const char* (*Backend::*pass)(const P&, const Context&), const P& probl
     TORCH_ERROR_CODE_CHECK(torch.blas_handle(&context.blas));
   }
   const char* const error = (backend_of(input).*pass)(problem, context);
-  STD_TORCH_CHECK(!error, error);
+  FUSEDRNN_CHECK(!error, error);
 }
 
 // One layer call, checked: sizes, and contiguous tensors that live as long as the call.
@@ -125,25 +124,25 @@ struct Call {
 };
 
 void read_batch_sizes(const Tensor& batch_sizes, int64_t rows, Call& call) {
-  STD_TORCH_CHECK(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long &&
-                      batch_sizes.dim() == 1 && batch_sizes.numel() > 0,
-                  "batch_sizes: expected a non-empty int64 CPU tensor of shape (T,), got ",
-                  toString(batch_sizes.scalar_type()), " of shape ",
-                  to_string(sizes_of(batch_sizes)));
+  FUSEDRNN_CHECK(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long &&
+                     batch_sizes.dim() == 1 && batch_sizes.numel() > 0,
+                 "batch_sizes: expected a non-empty int64 CPU tensor of shape (T,), got ",
+                 toString(batch_sizes.scalar_type()), " of shape ",
+                 to_string(sizes_of(batch_sizes)));
   const Tensor sizes = dense(batch_sizes);
   const int64_t* const size = static_cast<const int64_t*>(sizes.data_ptr());
   const int64_t T = sizes.size(0);
   call.offsets.resize(static_cast<std::size_t>(T) + 1);
   int64_t total = 0;
   for (int64_t t = 0; t < T; ++t) {
-    STD_TORCH_CHECK(size[t] > 0 && (t == 0 || size[t] <= size[t - 1]) && size[t] <= rows - total,
-                    "batch_sizes: expected positive, non-increasing sizes that add up to input's ",
-                    rows, " rows, got ", size[t], " at step ", t);
+    FUSEDRNN_CHECK(size[t] > 0 && (t == 0 || size[t] <= size[t - 1]) && size[t] <= rows - total,
+                   "batch_sizes: expected positive, non-increasing sizes that add up to input's ",
+                   rows, " rows, got ", size[t], " at step ", t);
     call.offsets[static_cast<std::size_t>(t)] = total;
     total += size[t];
   }
-  STD_TORCH_CHECK(total == rows, "batch_sizes: expected a sum of ", rows,
-                  ", the rows of input, got ", total);
+  FUSEDRNN_CHECK(total == rows, "batch_sizes: expected a sum of ", rows,
+                 ", the rows of input, got ", total);
   call.offsets[static_cast<std::size_t>(T)] = total;
   call.problem.T = T;
   call.problem.B = size[0];
@@ -176,15 +175,15 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
            const std::vector<Tensor>& weights, int64_t cell, bool has_biases, bool bidirectional) {
   Call call;
   BackwardProblem& p = call.problem;
-  STD_TORCH_CHECK(cell >= 0 && cell < kCells, "cell: expected 0 to ", kCells - 1, ", got ", cell);
+  FUSEDRNN_CHECK(cell >= 0 && cell < kCells, "cell: expected 0 to ", kCells - 1, ", got ", cell);
   p.cell = static_cast<Cell>(cell);
   p.dtype = dtype_of(input);
   p.directions = bidirectional ? 2 : 1;
   const int64_t dims = batch_sizes ? 2 : 3;
-  STD_TORCH_CHECK(input.dim() == dims, "input: expected ", dims, " dimensions, got ", input.dim());
+  FUSEDRNN_CHECK(input.dim() == dims, "input: expected ", dims, " dimensions, got ", input.dim());
   p.I = input.size(dims - 1);
-  STD_TORCH_CHECK(p.I > 0, "input: expected at least one feature, got shape ",
-                  to_string(sizes_of(input)));
+  FUSEDRNN_CHECK(p.I > 0, "input: expected at least one feature, got shape ",
+                 to_string(sizes_of(input)));
 
   check_weights(weights, has_biases, p);
   call.per_direction = static_cast<int>(weights.size()) / p.directions;
@@ -196,22 +195,22 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
     p.T = input.size(0);
     p.B = input.size(1);
   }
-  STD_TORCH_CHECK(p.T > 0, "input: expected at least one step, got shape ",
-                  to_string(sizes_of(input)));
+  FUSEDRNN_CHECK(p.T > 0, "input: expected at least one step, got shape ",
+                 to_string(sizes_of(input)));
   p.rows = batch_sizes ? input.size(0) : p.T * p.B;
   // The largest arrays have rows * 5 * Hp values; beyond this, byte counts would overflow.
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max() / 1024;
   const int64_t widest = p.Hp() + p.R() + p.I;
-  STD_TORCH_CHECK(p.B <= kMost / p.T && (p.rows == 0 || widest <= kMost / p.rows),
-                  "input: too large, got shape ", to_string(sizes_of(input)));
+  FUSEDRNN_CHECK(p.B <= kMost / p.T && (p.rows == 0 || widest <= kMost / p.rows),
+                 "input: too large, got shape ", to_string(sizes_of(input)));
 
   for (const Tensor& w : weights) {
     check_like("weights", w, input);
     call.weights.push_back(dense(w));
   }
-  STD_TORCH_CHECK(!cx || p.cell == Cell::lstm, "cx: only an LSTM has a cell state");
-  STD_TORCH_CHECK(p.cell != Cell::lstm || hx.has_value() == cx.has_value(),
-                  "hx, cx: expected both or neither");
+  FUSEDRNN_CHECK(!cx || p.cell == Cell::lstm, "cx: only an LSTM has a cell state");
+  FUSEDRNN_CHECK(p.cell != Cell::lstm || hx.has_value() == cx.has_value(),
+                 "hx, cx: expected both or neither");
   if (hx) {
     check_like("hx", *hx, input);
     check_sizes("hx", *hx, call.hidden_sizes());
@@ -235,7 +234,7 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
 
 // What the header of a layer's packed weights says, or would say.
 PackedHeader header_of(const Problem& p, bool has_biases, const Backend& backend) {
-  STD_TORCH_CHECK(backend.pack, "packed: this device packs no weights ahead; call without it");
+  FUSEDRNN_CHECK(backend.pack, "packed: this device packs no weights ahead; call without it");
   PackedHeader header;
   header.magic = PackedHeader::kMagic;
   header.bytes = static_cast<int64_t>(sizeof(header)) + round_up(backend.pack(p, nullptr), 64);
@@ -250,8 +249,8 @@ PackedHeader header_of(const Problem& p, bool has_biases, const Backend& backend
 
 Tensor pack_weights(std::vector<Tensor> weights, int64_t cell, bool has_biases,
                     bool bidirectional) {
-  STD_TORCH_CHECK(!weights.empty() && weights[0].dim() == 2,
-                  "weights: expected w_ih of shape [gates * hidden_size, input_size] first");
+  FUSEDRNN_CHECK(!weights.empty() && weights[0].dim() == 2,
+                 "weights: expected w_ih of shape [gates * hidden_size, input_size] first");
   // The checks are those of a call on no sequences.
   const Tensor nothing = new_tensor({1, 0, weights[0].size(1)}, weights[0]);
   const Call call = check(nothing, {}, {}, {}, weights, cell, has_biases, bidirectional);
@@ -291,7 +290,7 @@ PackedHeader read_header(const Tensor& packed, int64_t at) {
 void use_packed(const Tensor& packed, int64_t at, bool has_biases, const Backend& backend,
                 Problem& p) {
   const PackedHeader found = read_header(packed, at), needed = header_of(p, has_biases, backend);
-  STD_TORCH_CHECK(
+  FUSEDRNN_CHECK(
       std::memcmp(&found, &needed, sizeof(found)) == 0 && found.bytes <= packed.numel() - at,
       "packed: expected weights of ", describe(needed), ", got those of ", describe(found), ", ",
       packed.numel() - at, " bytes there");
@@ -320,9 +319,9 @@ Tensor packed_forward(const Tensor& input, const Tensor& packed, Tensor h, std::
   Problem p;
   const auto read = [&](int64_t at, Shape& s) {
     const PackedHeader header = read_header(packed, at);
-    STD_TORCH_CHECK(read_sizes(header, packed.numel(), s),
-                    "packed: expected what fusedrnn::pack_weights returned for one direction, got ",
-                    describe(header), " at byte ", at, " of ", packed.numel());
+    FUSEDRNN_CHECK(read_sizes(header, packed.numel(), s),
+                   "packed: expected what fusedrnn::pack_weights returned for one direction, got ",
+                   describe(header), " at byte ", at, " of ", packed.numel());
     static_cast<Shape&>(p) = s;
     use_packed(packed, at, header.has_biases != 0, backend, p);
     return header.bytes;
@@ -347,8 +346,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
   if (packed) {
     check_packed(*packed, input);
     use_packed(*packed, 0, has_biases, backend_of(input), p);
-    STD_TORCH_CHECK(read_header(*packed, 0).bytes == packed->numel(),
-                    "packed: expected the weights of one layer, got more after them");
+    FUSEDRNN_CHECK(read_header(*packed, 0).bytes == packed->numel(),
+                   "packed: expected the weights of one layer, got more after them");
   }
   const bool lstm = p.cell == Cell::lstm;
   Tensor output = new_pooled("output", call.output_sizes(), input);
@@ -381,15 +380,15 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     return std::optional<Tensor>(dense(*t));
   };
   const bool lstm = p.cell == Cell::lstm;
-  STD_TORCH_CHECK(lstm || !grad_cn, "grad_cn: only an LSTM has a cell state");
+  FUSEDRNN_CHECK(lstm || !grad_cn, "grad_cn: only an LSTM has a cell state");
   const std::optional<Tensor> dy = given("grad_output", grad_output, call.output_sizes());
   const std::optional<Tensor> dhn = given("grad_hn", grad_hn, call.hidden_sizes());
   const std::optional<Tensor> dcn = given("grad_cn", grad_cn, call.cell_sizes());
   const Tensor y = *given("output", output, call.output_sizes());
   check_like("reserve", reserve, input);
-  STD_TORCH_CHECK(sizes_of(reserve) == call.reserve_sizes() && reserve.is_contiguous(),
-                  "reserve: expected what layer_forward(..., save=True) returned, of shape ",
-                  to_string(call.reserve_sizes()), ", got ", to_string(sizes_of(reserve)));
+  FUSEDRNN_CHECK(sizes_of(reserve) == call.reserve_sizes() && reserve.is_contiguous(),
+                 "reserve: expected what layer_forward(..., save=True) returned, of shape ",
+                 to_string(call.reserve_sizes()), ", got ", to_string(sizes_of(reserve)));
 
   // A gradient that was asked for, or nothing.
   const bool nothing = p.rows == 0;

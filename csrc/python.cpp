@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "cpu/capability.h"
 #include "cpu/peak.h"
@@ -92,7 +93,8 @@ py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, 
               int64_t hidden_size, int64_t proj_size, int directions, const std::string& dtype,
               int threads, bool training, bool packed, const py::dict& gpu, bool allow_tf32) {
   using namespace fusedrnn;
-  if (!plan_override().error().empty()) throw std::invalid_argument(plan_override().error());
+  for (const std::string* const error : {&plan_override().error(), &cpu_capability_error()})
+    if (!error->empty()) throw std::invalid_argument(*error);
   if (device != "cpu" && device != "cuda")
     throw std::invalid_argument("device: expected cpu or cuda, got " + device);
   if (cell < 0 || cell >= kCells)
@@ -123,6 +125,12 @@ void override_plan(const std::string& text) {
   fusedrnn_override_plan(text.c_str());
 }
 
+py::list names_of(const std::vector<fusedrnn::Capability>& capabilities) {
+  py::list names;
+  for (const fusedrnn::Capability c : capabilities) names.append(fusedrnn::name_of(c));
+  return names;
+}
+
 py::dict build_info() {
   py::dict d;
   d["version"] = fusedrnn_version();
@@ -133,6 +141,7 @@ py::dict build_info() {
       std::string("gcc ") + __VERSION__;
 #endif
   d["torch"] = FUSEDRNN_TORCH_VERSION;
+  d["cpu_targets"] = names_of(fusedrnn::compiled_capabilities());
   std::string target;
   py::list targets;
   for (std::istringstream words(FUSEDRNN_CUDA_TARGETS); words >> target;) targets.append(target);
@@ -163,12 +172,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("version", &fusedrnn_version);
   m.def("build_info", &build_info);
   m.def("cpu_capability", [] { return fusedrnn::name_of(fusedrnn::cpu_capability()); });
-  m.def("cpu_capabilities", [] {
-    py::list names;
-    for (const fusedrnn::Capability c : fusedrnn::cpu_capabilities())
-      names.append(fusedrnn::name_of(c));
-    return names;
-  });
+  m.def("cpu_capability_error", &fusedrnn::cpu_capability_error,
+        "Why there is none, and calls are refused; empty if there is one.");
+  m.def("cpu_capabilities", [] { return names_of(fusedrnn::cpu_capabilities()); });
+  m.def("processor_capabilities", [] { return names_of(fusedrnn::processor_capabilities()); });
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("time"), py::arg("batch"),
         py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("directions"),
         py::arg("dtype"), py::arg("threads"), py::arg("training"), py::arg("packed"),

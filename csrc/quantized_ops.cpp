@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "plan_override.h"
+#include "environment.h"
 #include "quantized.h"
 #include "stack.h"
 #include "tensors.h"
@@ -29,31 +29,32 @@ QuantizedHeader header_of(const Shape& s) {
 }
 
 void check_float(const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float, name,
-                  ": expected float32 on the CPU, which int8 kernels are for, got ",
-                  toString(t.scalar_type()), " on ", device_of(t));
+  FUSEDRNN_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float, name,
+                 ": expected float32 on the CPU, which int8 kernels are for, got ",
+                 toString(t.scalar_type()), " on ", device_of(t));
 }
 
 // All widths are bound, so that sums of products stay exact and no size overflows.
 void check_width(const char* name, int64_t width) {
-  STD_TORCH_CHECK(width > 0 && width <= kMostQuantized, name, ": expected 1 to ", kMostQuantized,
-                  ", beyond which int8 products are not summed, got ", width);
+  FUSEDRNN_CHECK(width > 0 && width <= kMostQuantized, name, ": expected 1 to ", kMostQuantized,
+                 ", beyond which int8 products are not summed, got ", width);
 }
 
 void check_values(const char* name, const Tensor& t) {
   const float* const value = static_cast<const float*>(t.data_ptr());
   for (int64_t i = 0; i < t.numel(); ++i)
-    STD_TORCH_CHECK(std::isfinite(value[i]), name, ": expected finite weights, got ", value[i],
-                    " at position ", i);
+    FUSEDRNN_CHECK(std::isfinite(value[i]), name, ": expected finite weights, got ", value[i],
+                   " at position ", i);
 }
 
 Tensor quantize_weights(std::vector<Tensor> weights, int64_t cell, bool has_biases) {
-  STD_TORCH_CHECK(cell >= 0 && cell < kCells, "cell: expected 0 to ", kCells - 1, ", got ", cell);
+  check_environment();
+  FUSEDRNN_CHECK(cell >= 0 && cell < kCells, "cell: expected 0 to ", kCells - 1, ", got ", cell);
   Shape s;
   s.cell = static_cast<Cell>(cell);
-  STD_TORCH_CHECK(has_int8(s.cell), "cell: gru_reset_before has no int8 kernels");
-  STD_TORCH_CHECK(!weights.empty() && weights[0].dim() == 2,
-                  "weights: expected w_ih of shape [gates * hidden_size, input_size] first");
+  FUSEDRNN_CHECK(has_int8(s.cell), "cell: gru_reset_before has no int8 kernels");
+  FUSEDRNN_CHECK(!weights.empty() && weights[0].dim() == 2,
+                 "weights: expected w_ih of shape [gates * hidden_size, input_size] first");
   const Tensor& w_ih = weights[0];
   s.I = w_ih.size(1);
   check_width("input_size", s.I);
@@ -97,16 +98,15 @@ int64_t read_layer(const Tensor& packed, int64_t at, Shape& s) {
     whole = std::memcmp(&found, &expected, sizeof(found)) == 0 && found.bytes <= there &&
             (s.P == 0 || s.cell == Cell::lstm);
   }
-  STD_TORCH_CHECK(whole,
-                  "packed: expected what fusedrnn::quantize_weights returned, got something else, ",
-                  there, " bytes long");
+  FUSEDRNN_CHECK(whole,
+                 "packed: expected what fusedrnn::quantize_weights returned, got something else, ",
+                 there, " bytes long");
   return found.bytes;
 }
 
 Tensor quantized_forward(const Tensor& input, const Tensor& packed, Tensor h,
                          std::optional<Tensor> c) {
-  const std::string& error = plan_override().error();
-  STD_TORCH_CHECK(error.empty(), error);
+  check_environment();
   check_float("input", input);
   check_packed(packed, input);
   const auto read = [&](int64_t at, Shape& s) { return read_layer(packed, at, s); };
@@ -123,7 +123,7 @@ Tensor quantized_forward(const Tensor& input, const Tensor& packed, Tensor h,
     context.threads = thread_count();
     context.parallel_for = parallel_for;
     const char* const failure = forward_quantized(p, context);
-    STD_TORCH_CHECK(!failure, failure);
+    FUSEDRNN_CHECK(!failure, failure);
   });
 }
 

@@ -14,7 +14,7 @@
 namespace fusedrnn {
 
 inline void check_packed(const Tensor& packed, const Tensor& input) {
-  STD_TORCH_CHECK(
+  FUSEDRNN_CHECK(
       packed.is_cpu() && input.is_cpu() && packed.scalar_type() == ScalarType::Byte &&
           packed.dim() == 1 && packed.is_contiguous() &&
           reinterpret_cast<std::uintptr_t>(packed.data_ptr()) % 64 == 0,
@@ -44,42 +44,41 @@ template <class Read, class Run>
 Tensor forward_stack(const Tensor& input, const Tensor& packed, const Tensor& h,
                      const std::optional<Tensor>& c, Read read, Run run) {
   const int64_t dims = input.dim();
-  STD_TORCH_CHECK(dims >= 1 && dims <= 3, "input: expected 1 to 3 dimensions, got ", dims);
+  FUSEDRNN_CHECK(dims >= 1 && dims <= 3, "input: expected 1 to 3 dimensions, got ", dims);
   StackedLayer layer;
   Shape& s = layer.shape;
   s.dtype = dtype_of(input);
   s.T = dims == 3 ? input.size(0) : 1;
   s.B = dims == 1 ? 1 : input.size(dims - 2);
-  STD_TORCH_CHECK(s.T > 0, "input: expected at least one step, got shape ",
-                  to_string(sizes_of(input)));
+  FUSEDRNN_CHECK(s.T > 0, "input: expected at least one step, got shape ",
+                 to_string(sizes_of(input)));
 
   int64_t layers = 0, width = input.size(dims - 1), hidden = 0;
   Cell cell = Cell::lstm;
   for (int64_t at = 0; at < packed.numel() || layers == 0; ++layers) {
     const int64_t bytes = read(at, s);
-    STD_TORCH_CHECK(layers || s.I == width, "input: expected ", s.I, " features, got shape ",
-                    to_string(sizes_of(input)));
-    STD_TORCH_CHECK(
-        s.I == width && (!layers || (s.R() == width && s.H == hidden && s.cell == cell)),
-        "packed: expected layers that fit each other, got an input of ", s.I,
-        " features on an output of ", width);
+    FUSEDRNN_CHECK(layers || s.I == width, "input: expected ", s.I, " features, got shape ",
+                   to_string(sizes_of(input)));
+    FUSEDRNN_CHECK(s.I == width && (!layers || (s.R() == width && s.H == hidden && s.cell == cell)),
+                   "packed: expected layers that fit each other, got an input of ", s.I,
+                   " features on an output of ", width);
     width = s.R(), hidden = s.H, cell = s.cell;
     at += bytes;
   }
   const bool lstm = cell == Cell::lstm;
-  STD_TORCH_CHECK(lstm == c.has_value(), "c: expected ",
-                  lstm ? "an LSTM's cell state" : "none, since only an LSTM has a cell state");
+  FUSEDRNN_CHECK(lstm == c.has_value(), "c: expected ",
+                 lstm ? "an LSTM's cell state" : "none, since only an LSTM has a cell state");
   const auto state = [&](const char* name, const Tensor& t, int64_t features) {
     check_like(name, t, input);
     check_sizes(name, t, {layers, s.B, features});
-    STD_TORCH_CHECK(t.is_contiguous(), name, ": expected contiguous memory");
+    FUSEDRNN_CHECK(t.is_contiguous(), name, ": expected contiguous memory");
     return static_cast<char*>(t.data_ptr());
   };
   char* const h_data = state("h", h, width);
   char* const c_data = lstm ? state("c", *c, hidden) : nullptr;
   // Scratch is a few dozen values for each row and unit at most.
   const int64_t most = std::numeric_limits<int64_t>::max() / 4096 / (s.I + hidden + width);
-  STD_TORCH_CHECK(s.B <= most / s.T, "input: too large, got shape ", to_string(sizes_of(input)));
+  FUSEDRNN_CHECK(s.B <= most / s.T, "input: too large, got shape ", to_string(sizes_of(input)));
   s.rows = s.T * s.B;
 
   Sizes sizes = sizes_of(input);
@@ -89,7 +88,7 @@ Tensor forward_stack(const Tensor& input, const Tensor& packed, const Tensor& h,
   const Tensor x = input.size(dims - 1) == 1 || input.stride(dims - 1) == 1 ? input : dense(input);
   const int64_t element = size_of(s.dtype), bytes = s.rows * width * element;
   const Scratch between(static_cast<std::size_t>(layers > 1 ? 2 * bytes : 0));
-  STD_TORCH_CHECK(layers == 1 || between.data(), "out of memory: outputs between layers");
+  FUSEDRNN_CHECK(layers == 1 || between.data(), "out of memory: outputs between layers");
   layer.input = x.data_ptr();
   layer.input_row = dims == 1 ? 0 : x.stride(dims - 2);
   layer.input_step = dims == 3 ? x.stride(0) : 0;

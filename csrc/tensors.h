@@ -8,13 +8,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <string>
 #include <vector>
 
 #include "cpu/memory.h"
 #include "problem.h"
+#include "refuse.h"
 
 // Since torch 2.11: a tensor over memory of ours with a deleter of ours. Weak, so that the library
 // loads in 2.10 too, where the reserve is an ordinary tensor.
@@ -42,8 +42,8 @@ inline Sizes sizes_of(const Tensor& t) {
 }
 
 inline void check_sizes(const char* name, const Tensor& t, const Sizes& expected) {
-  STD_TORCH_CHECK(sizes_of(t) == expected, name, ": expected shape ", to_string(expected), ", got ",
-                  to_string(sizes_of(t)));
+  FUSEDRNN_CHECK(sizes_of(t) == expected, name, ": expected shape ", to_string(expected), ", got ",
+                 to_string(sizes_of(t)));
 }
 
 inline std::string device_of(const Tensor& t) {
@@ -54,10 +54,10 @@ inline std::string device_of(const Tensor& t) {
 inline void check_like(const char* name, const Tensor& t, const Tensor& input) {
   const bool together =
       input.is_cpu() ? t.is_cpu() : t.is_cuda() && t.get_device_index() == input.get_device_index();
-  STD_TORCH_CHECK(together, name, ": expected a tensor on input's device, ", device_of(input),
-                  ", got one on ", device_of(t));
-  STD_TORCH_CHECK(t.scalar_type() == input.scalar_type(), name, ": expected input's dtype ",
-                  toString(input.scalar_type()), ", got ", toString(t.scalar_type()));
+  FUSEDRNN_CHECK(together, name, ": expected a tensor on input's device, ", device_of(input),
+                 ", got one on ", device_of(t));
+  FUSEDRNN_CHECK(t.scalar_type() == input.scalar_type(), name, ": expected input's dtype ",
+                 toString(input.scalar_type()), ", got ", toString(t.scalar_type()));
 }
 
 inline Dtype dtype_of(const Tensor& input) {
@@ -67,8 +67,8 @@ inline Dtype dtype_of(const Tensor& input) {
     case ScalarType::BFloat16: return Dtype::bf16;
     case ScalarType::Half: return Dtype::f16;
     default:
-      STD_TORCH_CHECK(false, "input: expected float64, float32, bfloat16 or float16, got ",
-                      toString(input.scalar_type()));
+      FUSEDRNN_CHECK(false, "input: expected float64, float32, bfloat16 or float16, got ",
+                     toString(input.scalar_type()));
   }
   return Dtype::f32;
 }
@@ -98,8 +98,8 @@ inline Tensor new_tensor(const Sizes& sizes, const Tensor& like) {
   const AOTITorchError error =
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
                                options.dtype, options.device_type, options.device_index, &handle);
-  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "out of memory: a tensor of shape ",
-                  to_string(sizes), " could not be allocated; use a smaller batch or fewer steps");
+  FUSEDRNN_CHECK(error == AOTI_TORCH_SUCCESS, "out of memory: a tensor of shape ", to_string(sizes),
+                 " could not be allocated; use a smaller batch or fewer steps");
   return Tensor(handle);
 }
 
@@ -117,8 +117,8 @@ inline AtenTensorHandle try_bytes(int64_t bytes, const Tensor& like) {
 
 inline Tensor new_bytes(int64_t bytes, const Tensor& like) {
   const AtenTensorHandle handle = try_bytes(bytes, like);
-  STD_TORCH_CHECK(handle, "out of memory: ", bytes,
-                  " bytes of packed weights could not be allocated");
+  FUSEDRNN_CHECK(handle, "out of memory: ", bytes,
+                 " bytes of packed weights could not be allocated");
   return Tensor(handle);
 }
 
@@ -143,8 +143,8 @@ inline Tensor new_pooled(const char* name, const Sizes& sizes, const Tensor& lik
   const std::size_t bytes = static_cast<std::size_t>(numel) * like.element_size();
   if (!torch_from_blob || bytes < kPooledBytes || !like.is_cpu()) return new_tensor(sizes, like);
   void* const data = pool_take(bytes, Use::tensor);
-  STD_TORCH_CHECK(data, "out of memory: ", name, " of shape ", to_string(sizes),
-                  " could not be allocated; use a smaller batch or fewer steps");
+  FUSEDRNN_CHECK(data, "out of memory: ", name, " of shape ", to_string(sizes),
+                 " could not be allocated; use a smaller batch or fewer steps");
   const Options options(like);
   const Sizes strides = contiguous_strides(sizes);
   AtenTensorHandle handle = nullptr;

@@ -13,21 +13,21 @@ inline void check_weights(const std::vector<Tensor>& weights, bool has_biases, S
   const int64_t plain = has_biases ? 4 : 2;
   const int64_t per_direction = static_cast<int64_t>(weights.size()) / s.directions;
   const bool projected = per_direction == plain + 1;
-  STD_TORCH_CHECK(static_cast<int64_t>(weights.size()) == s.directions * (plain + projected),
-                  "weights: expected ", plain,
-                  " tensors per direction (and one more if projected), got ", weights.size(),
-                  " in all");
-  STD_TORCH_CHECK(!projected || s.cell == Cell::lstm, "weights: only an LSTM can be projected");
+  FUSEDRNN_CHECK(static_cast<int64_t>(weights.size()) == s.directions * (plain + projected),
+                 "weights: expected ", plain,
+                 " tensors per direction (and one more if projected), got ", weights.size(),
+                 " in all");
+  FUSEDRNN_CHECK(!projected || s.cell == Cell::lstm, "weights: only an LSTM can be projected");
   const Tensor &w_ih = weights[0], &w_hh = weights[1];
   const int64_t gates = gates_of(s.cell);
-  STD_TORCH_CHECK(w_ih.dim() == 2 && w_ih.size(0) > 0 && w_ih.size(0) % gates == 0,
-                  "w_ih: expected shape [", gates, " * hidden_size, ", s.I, "], got ",
-                  to_string(sizes_of(w_ih)));
-  STD_TORCH_CHECK(w_hh.dim() == 2, "w_hh: expected two dimensions, got shape ",
-                  to_string(sizes_of(w_hh)));
+  FUSEDRNN_CHECK(w_ih.dim() == 2 && w_ih.size(0) > 0 && w_ih.size(0) % gates == 0,
+                 "w_ih: expected shape [", gates, " * hidden_size, ", s.I, "], got ",
+                 to_string(sizes_of(w_ih)));
+  FUSEDRNN_CHECK(w_hh.dim() == 2, "w_hh: expected two dimensions, got shape ",
+                 to_string(sizes_of(w_hh)));
   s.H = w_ih.size(0) / gates;
   s.P = projected ? w_hh.size(1) : 0;
-  STD_TORCH_CHECK(!projected || s.P > 0, "w_hr: expected at least one projected value");
+  FUSEDRNN_CHECK(!projected || s.P > 0, "w_hr: expected at least one projected value");
   for (int d = 0; d < s.directions; ++d) {
     const Tensor* const w = &weights[static_cast<std::size_t>(d * per_direction)];
     check_sizes("w_ih", w[0], {gates * s.H, s.I});

@@ -166,6 +166,8 @@ def build_info() -> dict[str, Any]:
         version: of fusedrnn.
         compiler: the C++ compiler.
         torch: the version whose headers were used; any later one serves as well as that.
+        cpu_targets: the instruction sets that there are CPU kernels for, the best first; those of
+            the machine that built it if it was built in place.
         cuda_targets: what the CUDA kernels were compiled for ("sm_90a"); empty without them.
         cuda: whether CUDA tensors can be computed here, given a GPU: there are kernels, a CUDA
             build of torch, and nothing is wrong with the library.

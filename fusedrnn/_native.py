@@ -100,6 +100,12 @@ def _import_introspection() -> ModuleType:
     except ImportError as error:
         raise _broken(f"{spec.origin} could not be loaded: {error}") from error
     _check_version(Path(spec.origin), module.version())
+    if not module.cpu_capabilities():
+        raise _broken(
+            f"it was built for {', '.join(module.build_info()['cpu_targets'])}, and this processor "
+            f"supports {', '.join(module.processor_capabilities())}",
+            "Build it on this machine, or for all with FUSEDRNN_CPU_TARGETS=all.",
+        )
     return module
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import in_a_process
 
 import fusedrnn
 from fusedrnn.parity import Case, check
@@ -40,7 +41,7 @@ def check_all() -> None:
 def check_at(level: str, check_all: str) -> None:
     """Runs a function, as "module.function", where kernels are of this instruction set."""
     if level not in (has := fusedrnn._C.cpu_capabilities()):
-        pytest.skip(f"this processor has {', '.join(has)}")
+        pytest.skip(f"this build has kernels for {', '.join(has)} here")
     module = check_all.partition(".")[0]
     code = f"import fusedrnn, {module}; {check_all}(); print(fusedrnn._C.cpu_capability())"
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -52,11 +53,42 @@ def check_at(level: str, check_all: str) -> None:
     assert done.stdout == f"{level}\n", done.stderr[-2000:]
 
 
-def test_a_processor_has_all_that_its_best_builds_on() -> None:
-    """Whatever this process was told to use, portable code runs everywhere."""
-    found = fusedrnn._C.cpu_capabilities()
-    assert found == sorted(found, key=LEVELS.index, reverse=True)
-    assert found[-1] == "portable" and fusedrnn._C.cpu_capability() in found
+def test_what_can_be_chosen_is_built_and_supported() -> None:
+    supported, built = fusedrnn._C.processor_capabilities(), fusedrnn.build_info()["cpu_targets"]
+    for found in (supported, built):
+        assert found == sorted(found, key=LEVELS.index, reverse=True)
+    assert supported[-1] == "portable"  # runs everywhere
+    possible = [level for level in supported if level in built]
+    assert fusedrnn._C.cpu_capabilities() == possible
+    assert fusedrnn._C.cpu_capability() in possible
+
+
+@pytest.mark.parametrize("asked", ["unheard-of", "AVX2", "portable ", "missing"])
+def test_what_cannot_be_had_is_refused(asked: str) -> None:
+    missing = [level for level in LEVELS if level not in fusedrnn._C.cpu_capabilities()]
+    if asked == "missing" and not missing:
+        pytest.skip("this processor and this build have them all")
+    asked = missing[-1] if asked == "missing" else asked
+    out = in_a_process(
+        """
+        import fusedrnn, torch
+        x, lstm = torch.zeros(2, 3, 4), fusedrnn.LSTM(4, 5)
+        for call in (lambda: lstm(x), lambda: fusedrnn.Streaming(lstm, weights="int8"),
+                     lambda: fusedrnn.plan("lstm", time=1, batch=1, input_size=1, hidden_size=1)):
+            try:
+                call()
+                print("ran")
+            except (RuntimeError, ValueError) as error:
+                print(str(error).splitlines()[0])
+        """,
+        FUSEDRNN_CPU_CAPABILITY=asked,
+    )
+    possible = ", ".join(fusedrnn._C.cpu_capabilities())
+    expected = f"FUSEDRNN_CPU_CAPABILITY: expected one of {possible} "
+    lines = out.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith(expected) and line.endswith(f'got "{asked}"'), line
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include <pthread.h>
@@ -26,14 +27,18 @@ struct Pool {
   std::vector<void*> idle;  // oldest first
   std::size_t held = 0;
   std::size_t bound = kDefaultBound;
+  std::string error;  // of FUSEDRNN_POOL_MB
 
   Pool() {
     idle.reserve(kMaxBuffers + 1);
-    if (const char* text = std::getenv("FUSEDRNN_POOL_MB")) {
-      char* end = nullptr;
-      const unsigned long long megabytes = std::strtoull(text, &end, 10);
-      if (end != text && *end == '\0') bound = static_cast<std::size_t>(megabytes) << 20;
-    }
+    const char* const given = std::getenv("FUSEDRNN_POOL_MB");
+    const std::string text = given ? given : "";
+    if (text.empty()) return;
+    constexpr std::size_t kDigits = 9;  // a petabyte
+    if (text.size() <= kDigits && text.find_first_not_of("0123456789") == std::string::npos)
+      bound = static_cast<std::size_t>(std::strtoull(given, nullptr, 10)) << 20;
+    else
+      error = "FUSEDRNN_POOL_MB: expected a whole number of MiB, got \"" + text + "\"";
   }
 };
 
@@ -98,6 +103,7 @@ void pool_give(void* buffer) {
   if (!buffer) return;
   void* const block = static_cast<char*>(buffer) - kHeader;
   Pool& p = pool();
+  if (capacity(block) > p.bound) return std::free(block);  // to keep it, all else would have to go
   std::lock_guard<std::mutex> lock(p.mutex);
   p.idle.push_back(block);
   p.held += capacity(block);
@@ -108,6 +114,10 @@ void pool_give(void* buffer) {
     std::free(oldest);
   }
 }
+
+const std::string& pool_error() { return pool().error; }
+
+std::size_t pool_bound_bytes() { return pool().bound; }
 
 std::size_t pool_held_bytes() {
   Pool& p = pool();
@@ -124,3 +134,8 @@ void pool_trim() {
 }
 
 }  // namespace fusedrnn
+
+#define FUSEDRNN_EXPORT extern "C" __attribute__((visibility("default")))
+FUSEDRNN_EXPORT std::size_t fusedrnn_pool_bound_bytes() { return fusedrnn::pool_bound_bytes(); }
+FUSEDRNN_EXPORT std::size_t fusedrnn_pool_held_bytes() { return fusedrnn::pool_held_bytes(); }
+FUSEDRNN_EXPORT void fusedrnn_pool_trim() { fusedrnn::pool_trim(); }

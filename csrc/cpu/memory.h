@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 namespace fusedrnn {
 
@@ -16,8 +17,10 @@ enum class Use {
 
 void* pool_take(std::size_t bytes, Use use);  // 64-byte aligned; nullptr when memory is out
 void pool_give(void* buffer);                 // null is allowed
+std::size_t pool_bound_bytes();               // how much it holds when idle, at most
 std::size_t pool_held_bytes();                // idle in the pool now
 void pool_trim();                             // frees what is idle
+const std::string& pool_error();              // why FUSEDRNN_POOL_MB can't be used; else empty
 
 // Scratch of one call.
 class Scratch {

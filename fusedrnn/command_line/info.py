@@ -7,7 +7,8 @@ The keys of --json:
   versions     fusedrnn, torch, torch_cuda (null: a CPU build), python, system
   build        fusedrnn.build_info()
   cpu          model, cores (that may be used), threads, capability (the instruction set in use),
-               capabilities (all that this processor has, the best first)
+               capabilities (those to choose from: this processor's that are in this build, the
+               best first), supports (all of this processor)
   cuda         driver_cuda (the CUDA version of the driver, null: no driver), usable, why_not,
                devices: index, name, capability, memory_gib, target (of cuda_targets, the code that
                runs there; null: none does)
@@ -32,7 +33,12 @@ from typing import Any
 import torch
 
 import fusedrnn
-from fusedrnn._C import cpu_capabilities, cpu_capability
+from fusedrnn._C import (
+    cpu_capabilities,
+    cpu_capability,
+    cpu_capability_error,
+    processor_capabilities,
+)
 from fusedrnn.command_line.arguments import (
     DTYPES,
     Problem,
@@ -115,6 +121,7 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
             "threads": details["threads"],
             "capability": cpu_capability(),
             "capabilities": cpu_capabilities(),
+            "supports": processor_capabilities(),
         },
         "cuda": _cuda(),
         "environment": environment(),
@@ -147,7 +154,8 @@ def show(report: Mapping[str, Any]) -> list[Table | str]:
             ("cores", str(cpu["cores"])),
             ("threads", str(cpu["threads"])),
             ("kernels", _kernels(report)),
-            ("it has", ", ".join(cpu["capabilities"])),
+            ("kernels built for", ", ".join(build["cpu_targets"])),
+            ("it supports", ", ".join(cpu["supports"])),
         ),
         _pairs(
             "CUDA",
@@ -303,11 +311,10 @@ def _gpu(device: str) -> str | None:
 
 
 def _kernels(report: Mapping[str, Any]) -> str:
-    used, has = report["cpu"]["capability"], report["cpu"]["capabilities"]
-    asked = report["environment"]["FUSEDRNN_CPU_CAPABILITY"]
-    if asked is not None and asked not in has:
-        return f"{used}; FUSEDRNN_CPU_CAPABILITY={asked} names none that it has, and is ignored"
-    return used if used == has[0] else f"{used}, lowered by FUSEDRNN_CPU_CAPABILITY"
+    if cpu_capability_error():
+        return f"none: {cpu_capability_error()}"
+    used, best = report["cpu"]["capability"], report["cpu"]["capabilities"][0]
+    return used if used == best else f"{used}, lowered by FUSEDRNN_CPU_CAPABILITY"
 
 
 def _driver_in_words(cuda: str | None) -> str:

@@ -1,0 +1,18 @@
+// What environment variables ask for and cannot have: an error at each call, in words. Part of the
+// op layer, like ops.cpp.
+#pragma once
+
+#include "cpu/capability.h"
+#include "cpu/memory.h"
+#include "plan_override.h"
+#include "refuse.h"
+
+namespace fusedrnn {
+
+inline void check_environment() {
+  for (const std::string* const error :
+       {&plan_override().error(), &cpu_capability_error(), &pool_error()})
+    FUSEDRNN_CHECK(error->empty(), *error);
+}
+
+}  // namespace fusedrnn
