@@ -10,7 +10,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint docs build wheel sdist wheel-check cuda-build-check clean
+.PHONY: help demo test test-all bench lint docs build wheel sdist wheel-check cuda-build-check clean
 SHELL := /bin/bash
 
 chosen = $(filter command environment,$(firstword $(origin $(1))))
@@ -23,6 +23,8 @@ else
   PY := $(VENV)/bin/python
 endif
 PIP := $(PY) -m pip --disable-pip-version-check
+# Python compiles what is imported when it is; of what is installed that is little.
+INSTALL = $(PIP) install --no-compile -c $(PINS)
 
 # What has been set up is remembered here, for each interpreter. An environment that is gone takes
 # its stamps with it.
@@ -31,6 +33,8 @@ ifeq ($(wildcard $(PY)),)
   $(shell rm -rf $(STAMPS))
 endif
 PINS := $(STAMPS)/constraints.txt
+space := $(subst ,, )
+NATIVE := $(STAMPS)/native$(addprefix -,$(subst $(space),+,$(strip $(FUSEDRNN_CPU_TARGETS))))
 ENVIRONMENT := $(patsubst %/bin/,%,$(dir $(PY)))
 MADE_HERE := $(ENVIRONMENT)/made-by-fusedrnn
 
@@ -39,24 +43,31 @@ help:  ## this text
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
-demo: build  ## the main job: train a digit reader with torch.nn.LSTM and with fusedrnn.LSTM
+demo: build $(STAMPS)/with-demo  ## the main job: train a digit reader with torch.nn.LSTM and with fusedrnn.LSTM
 	$(PY) examples/digits.py $(ARGS)
 
-test: lint  ## lint, then all tests
-	$(PY) -m pytest -q $(ARGS)
+test:  ## lint, then the tests on all cores
+	@$(MAKE) --no-print-directory -j2 $(NATIVE) $(STAMPS)/with-test  # one waits for disks, one computes
+	@$(MAKE) --no-print-directory build lint
+	$(PY) -m pytest -q -n auto $(ARGS)
 
-bench: build  ## measure against torch.nn
+test-all:  ## everything that can be tested, on every instruction set: about an hour
+	@$(MAKE) --no-print-directory build lint $(STAMPS)/with-test FUSEDRNN_CPU_TARGETS=all
+	$(PY) -m pytest -q -n auto --thorough $(ARGS)
+
+bench: build $(STAMPS)/with-bench  ## measure against torch.nn
 	$(PY) -m benchmarks $(ARGS)
 
-lint: build  ## ruff and mypy
+lint: $(STAMPS)/requirements $(STAMPS)/with-lint  ## ruff and mypy
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-docs: build  ## the documentation, into build/site
+docs: $(STAMPS)/with-docs  ## the documentation, into build/site
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet $(ARGS)
 	@echo "build/site/index.html"
 
-build: $(STAMPS)/native $(STAMPS)/package  ## the environment and the native libraries
+build: $(NATIVE) $(STAMPS)/installed  ## the native libraries, for this machine or FUSEDRNN_CPU_TARGETS
 
 CUDA_TORCH := 2.14.1
 
@@ -101,21 +112,29 @@ endif
 
 # An environment of our own is pinned to constraints.txt; any other to what it has, and to our torch
 # if it has none. pip and setuptools build things and are free to be newer.
-$(STAMPS)/requirements: pyproject.toml constraints.txt $(wildcard $(ENVIRONMENT)/pyvenv.cfg) | $(PY)
+$(PINS): constraints.txt $(wildcard $(ENVIRONMENT)/pyvenv.cfg) | $(PY)
 	@mkdir -p $(STAMPS)
 	@$(PY) -m pip --version >/dev/null || $(PY) -m ensurepip
 	@if [ -e $(MADE_HERE) ]; then \
-	  sed '$(if $(TORCH_PIN),s/^torch==.*/torch==$(TORCH_PIN)/)' constraints.txt > $(PINS); else \
-	  $(PIP) list --format=freeze | grep -viE '^(fusedrnn|pip|setuptools)==' > $(PINS); \
-	  grep -qi '^torch==' $(PINS) || grep '^torch==' constraints.txt >> $(PINS); fi
-	$(PIP) install -c $(PINS) 'setuptools>=77' 'torch>=2.10' ninja pybind11
+	  sed '$(if $(TORCH_PIN),s/^torch==.*/torch==$(TORCH_PIN)/)' constraints.txt > $@; else \
+	  $(PIP) list --format=freeze | grep -viE '^(fusedrnn|pip|setuptools)==' > $@; \
+	  grep -qi '^torch==' $@ || grep '^torch==' constraints.txt >> $@; fi
+
+# What the library is built with, and runs on.
+$(STAMPS)/requirements: $(PINS) pyproject.toml
+	$(INSTALL) 'setuptools>=77' 'torch>=2.10' ninja pybind11
 	@touch $@
+
+# What an extra of pyproject.toml asks for, without the library.
+$(STAMPS)/with-%: $(PINS) pyproject.toml tools/extras.py
+	$(INSTALL) $$($(PY) tools/extras.py $*)
+	@touch $@
+$(STAMPS)/with-test: $(STAMPS)/requirements  # among its libraries are some that want a torch
 
 # Built in sight first: pip, which builds the same thing, hides the progress and finds it done.
-$(STAMPS)/native: $(STAMPS)/requirements setup.py fusedrnn/__init__.py $(shell find csrc -type f)
+$(NATIVE): $(STAMPS)/requirements setup.py fusedrnn/__init__.py $(shell find csrc -type f)
 	$(PY) setup.py -q build_ext --inplace
-	@touch $@
-
-$(STAMPS)/package: $(STAMPS)/requirements setup.py | $(STAMPS)/native
-	$(PIP) install -c $(PINS) --no-build-isolation -e '.[test]'
+	@rm -f $(STAMPS)/native* && touch $@
+$(STAMPS)/installed: setup.py pyproject.toml | $(NATIVE)
+	$(INSTALL) -q --no-build-isolation --no-deps -e .
 	@touch $@
