@@ -85,7 +85,11 @@ KERNEL_SECONDS, OTHER_SECONDS = 8, 2
 
 # Plain C++ of csrc/ that every library carries, and that the introspection module carries, too.
 SHARED = ("plan_override.cpp", "version.cpp")
-INTROSPECTED = (*SHARED, "cpu/plan.cpp", "cpu/capability.cpp", "cpu/peak.cpp", "cuda/plan.cpp")
+INTROSPECTED = (
+    *SHARED,
+    *(f"cpu/{name}.cpp" for name in ("capability", "peak", "plan", "processors", "team")),
+    "cuda/plan.cpp",
+)
 
 # Where torch's own names for families of GPUs point (TORCH_CUDA_ARCH_LIST).
 CUDA_FAMILIES = dict(

@@ -4,6 +4,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/memory.h"
+#include "cpu/processors.h"
 #include "plan_override.h"
 #include "refuse.h"
 
@@ -11,7 +12,7 @@ namespace fusedrnn {
 
 inline void check_environment() {
   for (const std::string* const error :
-       {&plan_override().error(), &cpu_capability_error(), &pool_error()})
+       {&plan_override().error(), &cpu_capability_error(), &pool_error(), &processors_error()})
     FUSEDRNN_CHECK(error->empty(), *error);
 }
 

@@ -12,6 +12,7 @@
 #include "cpu/capability.h"
 #include "cpu/peak.h"
 #include "cpu/plan.h"
+#include "cpu/processors.h"
 #include "cuda/plan.h"
 #include "plan_override.h"
 #include "version.h"
@@ -182,6 +183,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("gpu"), py::arg("allow_tf32"));
   m.def("override_plan", &override_plan, py::arg("text"),
         "Puts `text` in the place of FUSEDRNN_PLAN for the plans that are shown.");
+  m.def("usable_processors", &fusedrnn::usable_processors,
+        "How many processors a team may have: by affinity, quota and FUSEDRNN_PROCESSORS.");
+  m.def("quota_of", &fusedrnn::quota_of, py::arg("membership"), py::arg("root"),
+        "The quota, in processors, that control groups' files tell; 0 if none.");
   def_limit(m, "fma_peak", &fusedrnn::fma_peak,
             "Measured fp32 multiply-add peak in FLOP/s of `threads` threads together.");
   def_limit(m, "bf16_peak", &fusedrnn::bf16_peak,

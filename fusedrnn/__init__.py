@@ -214,7 +214,8 @@ def plan(
         proj_size: features of h in a projected LSTM, 0 without projection.
         bidirectional: whether the layer has both directions.
         dtype: of input and weights.
-        threads: how many threads the CPU has; torch.get_num_threads() if None.
+        threads: how many threads the CPU has; if None torch.get_num_threads(), or as many as there
+            are processors for them.
         training: whether gradients will be needed.
         packed: whether the weights are packed ahead, as `Streaming` keeps them on the CPU.
         gpu: the CUDA device; if None the current one, or an H200 where there is none. Of another
@@ -239,7 +240,7 @@ def plan(
         proj_size=proj_size,
         directions=2 if bidirectional else 1,
         dtype=str(dtype).removeprefix("torch."),
-        threads=torch.get_num_threads() if threads is None else threads,
+        threads=threads_of_a_call() if threads is None else threads,
         training=training,
         packed=packed,
         gpu=asdict(gpu or (_current_gpu() if kind == "cuda" else Gpu())),
@@ -252,6 +253,11 @@ def plan(
         backward=CudaWalk(**found.pop("backward")),
         **found,
     )
+
+
+def threads_of_a_call() -> int:
+    """How many of torch's threads the CPU kernels use at most: there is a processor for each."""
+    return min(torch.get_num_threads(), _C.usable_processors())
 
 
 def _current_gpu() -> Gpu:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from processes import in_a_process
 
 import fusedrnn
+from fusedrnn import _C
 
 
 def test_from_several_python_threads() -> None:
@@ -67,6 +69,69 @@ def test_more_threads_than_cores() -> None:
     expected = module(x)[0]
     torch.set_num_threads(4 * (os.cpu_count() or 1))
     assert torch.equal(module(x)[0], expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_a_team_is_no_larger_than_the_processors_allowed() -> None:
+    """By affinity, which may change at any time; what is asked for changes nothing."""
+    out = in_a_process(
+        """
+        import os, torch, fusedrnn
+        from fusedrnn import _C
+        sizes = dict(time=50, batch=1, input_size=512, hidden_size=512)
+        torch.set_num_threads(16)
+        module, x = fusedrnn.LSTM(512, 512), torch.randn(50, 1, 512)
+        before = module(x)[0]
+        print(_C.usable_processors() == len(os.sched_getaffinity(0)))
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        print(_C.usable_processors(), fusedrnn.plan("lstm", **sizes).threads)
+        print(fusedrnn.plan("lstm", **sizes, threads=16).threads)
+        print(torch.equal(module(x)[0], before))
+        """,
+        FUSEDRNN_PROCESSORS="",
+    )
+    assert out == "True\n1 1\n16\nTrue\n"
+    bound = "from fusedrnn import _C; print(_C.usable_processors() > 1000)"
+    assert in_a_process(bound, FUSEDRNN_PROCESSORS="", OMP_PROC_BIND="true") == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "quota"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/", {"cpu.max": "max 100000"}, 0),
+        ("0::/a/b", {"cpu.max": "800000 100000", "a/cpu.max": "200000 100000"}, 2),
+        ("0::/a/b", {"a/b/cpu.max": "50000 100000", "a/cpu.max": "max 100000"}, 0.5),
+        ("0::/elsewhere", {"cpu.max": "300000 100000"}, 3),
+        ("4:memory:/x\n3:cpu,cpuacct:/x",
+         {"cpu/x/cpu.cfs_quota_us": "400000", "cpu/x/cpu.cfs_period_us": "100000"}, 4),
+        ("3:cpu:/x", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 0),
+        ("3:cpuset:/\nnonsense\n::", {"cpu.max": "what"}, 0),
+    ],
+)  # fmt: skip
+def test_quotas_of_control_groups(
+    membership: str, files: dict[str, str], quota: float, tmp_path: Path
+) -> None:
+    for name, text in {"membership": membership, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert _C.quota_of(str(tmp_path / "membership"), str(tmp_path)) == quota
+    assert _C.quota_of(str(tmp_path / "nothing"), str(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("given", ["0", "two", "-1", "9999999"])
+def test_a_number_of_processors_that_makes_no_sense(given: str) -> None:
+    out = in_a_process(
+        """
+        import torch, fusedrnn
+        try:
+            fusedrnn.LSTM(2, 3)(torch.zeros(2, 2))
+        except RuntimeError as error:
+            print(error)
+        """,
+        FUSEDRNN_PROCESSORS=given,
+    )
+    assert f'FUSEDRNN_PROCESSORS: expected a positive whole number, got "{given}"' in out
 
 
 def test_the_interpreter_is_free_meanwhile() -> None:

@@ -6,6 +6,7 @@
 #include "kernels.h"
 #include "memory.h"
 #include "plan.h"
+#include "processors.h"
 
 namespace fusedrnn {
 namespace {
@@ -17,7 +18,7 @@ constexpr int64_t kSerialWork = 1'000'000, kWeightsInCache = 700 * 1024;
 constexpr int64_t kRowsPerThread = 4, kRowsHideWeights = 48;
 constexpr int64_t kChunkBytes = 256 * 1024, kChunkRows = 64, kMostChunkRows = 768;
 
-Plan plan_quantized(const Shape& s, int threads) {
+Plan choose(const Shape& s, int threads) {
   Plan plan;
   const int64_t gates = gates_of(s.cell) * s.Hp();
   const int64_t rows =
@@ -37,6 +38,12 @@ Plan plan_quantized(const Shape& s, int threads) {
   return plan;
 }
 
+Plan plan_quantized(const Shape& s, int threads) {
+  Plan plan = choose(s, threads);
+  override_plan(s, threads, plan);
+  return plan;
+}
+
 }  // namespace
 
 void write_quantized(const Shape& shape, const Weights& weights, char* packed) {
@@ -45,7 +52,7 @@ void write_quantized(const Shape& shape, const Weights& weights, char* packed) {
 
 const char* forward_quantized(const QuantizedProblem& problem, const Context& context) {
   Plan plan = plan_quantized(problem, context.threads);
-  override_plan(problem, context.threads, plan);
+  if (plan.threads > usable_processors()) plan = plan_quantized(problem, usable_processors());
   const int64_t bytes = kernels().forward_quantized(problem, plan, context.parallel_for, nullptr);
   const Scratch scratch(static_cast<std::size_t>(bytes));
   if (!scratch.data())

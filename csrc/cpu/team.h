@@ -2,8 +2,8 @@
 //
 // Threads come from torch's own pool through `ParallelFor` (a pool of ours beside it would fight
 // with torch's spinning threads for the cores). The pool may give fewer threads than asked for, one
-// when called inside a parallel region: the team then is smaller, and results are the same, since
-// no number depends on how the work was shared.
+// when called inside a parallel region, or late: the team then is smaller, and results are the
+// same, since no number depends on how the work was shared.
 #pragma once
 
 #include <atomic>
@@ -12,39 +12,59 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-#include <sched.h>
 
 #include "../backend.h"
 
 namespace fusedrnn {
 
-// All arrive before any leaves. Spins, since a step is microseconds, then yields, since the machine
-// may be oversubscribed. Sense-reversing: reusable at once.
+// A number that threads wait for to change. They spin, since a step is microseconds, and then
+// sleep, since another process may have the core that the awaited one needs.
+class Word {
+ public:
+  unsigned load() const { return word_.load(std::memory_order_acquire); }
+
+  // Whoever is to see the new value sees all that was written before it.
+  void store(unsigned value) {
+    word_.store(value, std::memory_order_seq_cst);  // before the sleepers are counted
+    if (sleepers_.load(std::memory_order_seq_cst)) wake();
+  }
+
+  void wait_while(unsigned value) {
+    for (int spins = 0; spins < kSpins; ++spins) {
+      if (load() != value) return;
+#if defined(__x86_64__)
+      _mm_pause();
+#endif
+    }
+    sleep_while(value);
+  }
+
+ private:
+  void wake();
+  void sleep_while(unsigned value);
+
+  static constexpr int kSpins = 1000;
+  std::atomic<unsigned> word_{0};
+  std::atomic<int> sleepers_{0};
+};
+
+// All arrive before any leaves. Reusable at once: the word counts the meetings.
 class Barrier {
  public:
   void wait(int size) {
     if (size == 1) return;
-    const unsigned phase = phase_.load(std::memory_order_relaxed);
+    const unsigned meeting = meetings_.load();
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
       arrived_.store(0, std::memory_order_relaxed);
-      phase_.store(phase + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase;) {
-      if (++spins < kSpins) {
-#if defined(__x86_64__)
-        _mm_pause();
-#endif
-      } else {
-        sched_yield();
-      }
+      meetings_.store(meeting + 1);
+    } else {
+      meetings_.wait_while(meeting);
     }
   }
 
  private:
-  static constexpr int kSpins = 4000;
   alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> phase_{0};
+  alignas(64) Word meetings_;
 };
 
 struct Team {

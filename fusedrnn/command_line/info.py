@@ -57,6 +57,7 @@ VARIABLES = {
     "FUSEDRNN_CPU_CAPABILITY": "a lower instruction set",
     "FUSEDRNN_PLAN": "overrides plans, for measuring",
     "FUSEDRNN_POOL_MB": "memory that the CPU's pool holds when idle; 512 if not set",
+    "FUSEDRNN_PROCESSORS": "processors for the threads of a team; by affinity and quota if not set",
     "OMP_NUM_THREADS": "threads of torch on the CPU",
     "OMP_PROC_BIND": "whether these threads stay on their cores",
     "GOMP_CPU_AFFINITY": "the cores of these threads",
@@ -106,7 +107,7 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
     """All that there is to say, see --json in the help."""
     problem = problem_of(given)
     details = {name: getattr(given, name) for name in ("cell", "dtype", "training")}
-    details["threads"] = given.threads or torch.get_num_threads()
+    details["threads"] = given.threads or fusedrnn.threads_of_a_call()
     if problem:
         cells_for(problem, [given.cell])
     elif given.device or given.training:
