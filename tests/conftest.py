@@ -1,10 +1,20 @@
-"""What all tests share: the devices they run on, one thread count, hypothesis' profile."""
+"""What all tests share: the devices they run on, one thread count, hypothesis' profile, and which
+of them `make test` runs.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
+
+# Teams of more threads than this machine has processors are tested, too.
+os.environ.setdefault("FUSEDRNN_PROCESSORS", "8")
+# Two processes run tests, and each has two threads: who waits for work gives the core away.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
@@ -12,7 +22,7 @@ from cuda_emulation import backend as emulated
 from hypothesis import settings
 
 import fusedrnn
-from fusedrnn.parity import float32_products
+from fusedrnn.parity import Case, float32_products
 
 # A test that takes a `device` runs on all of these. "emulated" are tensors of the CPU whose layers
 # the CUDA kernels compute, in the emulation, each in another random order of threads: as planned,
@@ -27,23 +37,74 @@ DEVICES += [
 if torch.cuda.is_available() and fusedrnn.build_info()["cuda"]:
     DEVICES.append(pytest.param("cuda", marks=pytest.mark.cuda))
 
-# Deterministic by default: a failure is a failure everywhere. FUSEDRNN_FUZZ=n looks further.
-settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
-settings.register_profile("search", deadline=None, database=None)
-settings.load_profile("search" if os.environ.get("FUSEDRNN_FUZZ") else "fixed")
+# Tests of these files share what takes seconds to make or to import: one process runs them all.
+TOGETHER = {
+    "test_compile": "compilers",
+    "test_cuda_emulation": "emulation's own tests",
+    "test_distributed": "processes",
+    "test_docs": "site",
+    "test_keras": "TensorFlow",
+    "test_tensorflow1": "TensorFlow",
+    "test_onnx": "ONNX",
+    "test_wheel": "wheel",
+}
+
+# Emulation takes seconds for a case with more hidden values than this. The kernels' ways through
+# large sizes are taken one by one in test_walk.py and test_stepwise.py.
+LARGE = 20_000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough", action="store_true",
+        help="everything, also what `make test` leaves to `make test-all`",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Examples are the same each time: a failure is one everywhere. FUSEDRNN_FUZZ=n looks on."""
+    settings.register_profile("quick", derandomize=True, deadline=None, database=None,
+                              max_examples=50)  # fmt: skip
+    settings.register_profile("thorough", settings.get_profile("quick"), max_examples=200)
+    settings.register_profile("search", derandomize=False, deadline=None, database=None,
+                              max_examples=int(os.environ.get("FUSEDRNN_FUZZ", 200)))  # fmt: skip
+    chosen = "thorough" if config.getoption("--thorough") else "quick"
+    settings.load_profile("search" if os.environ.get("FUSEDRNN_FUZZ") else chosen)
+
+
+def is_repeated(item: pytest.Item, given: dict[str, Any]) -> bool:
+    """On a device whose plans are those of teams, what no team walks: the same by every plan."""
+    if given.get("device") not in ("emulated-planned", "emulated-cluster"):
+        return False
+    case = given.get("case")
+    return (
+        given.get("dtype") is torch.float64
+        or item.get_closest_marker("float64") is not None
+        or re.search("reset.before", item.nodeid) is not None
+        or (isinstance(case, Case) and case.P > 0)
+    )
+
+
+def is_slow(item: pytest.Item, given: dict[str, Any]) -> bool:
+    case = given.get("case")
+    if item.get_closest_marker("thorough"):
+        return True
+    if not isinstance(case, Case) or "emulated" not in given.get("device", ""):
+        return False
+    return case.T * case.B * case.H * case.layers * (1 + case.bidirectional) > LARGE
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Emulates once what no team walks, and so is the same by every plan."""
-    other_plans = [f"emulated-{plan}" for plan in PLANS if plan != "stepwise"]
-
-    def is_repeated(item: pytest.Item) -> bool:
-        name = item.nodeid
-        return "gru_reset_before" in name and any(plan in name for plan in other_plans)
-
-    repeated = [item for item in items if is_repeated(item)]
-    items[:] = [item for item in items if not is_repeated(item)]
-    config.hook.pytest_deselected(items=repeated)
+    left: list[pytest.Item] = []
+    out: list[pytest.Item] = []
+    for item in items:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        slow = is_slow(item, given) and not config.getoption("--thorough")
+        (out if slow or is_repeated(item, given) else left).append(item)
+        if item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(TOGETHER[item.path.stem]))
+    items[:] = left
+    config.hook.pytest_deselected(items=out)
 
 
 @pytest.fixture(params=DEVICES)
@@ -57,6 +118,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         if kind == "cuda":
             request.getfixturevalue("ieee")
         yield torch.device(kind)
+
+
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether everything is asked for, however long it takes."""
+    return bool(request.config.getoption("--thorough"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_fuzz import EXAMPLES, cases
+from test_fuzz import DTYPES, cases
 from test_gradients import function_of
 from test_ops import VARIANTS, arguments
 from torch import Tensor, nn
@@ -70,11 +70,10 @@ def test_the_numbers_of_the_ordinary_module(case: Case) -> None:
             assert error <= FP64 * scale, f"k={k}, {name}: {error:.1e} of {scale:.1e}"
 
 
-@settings(max_examples=EXAMPLES)
 @given(
     case=cases(),
     k=st.one_of(st.integers(1, 9), st.just(50)),
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    dtype=DTYPES,
     threads=st.integers(1, 4),
 )
 def test_any_configuration(case: Case, k: int, dtype: torch.dtype, threads: int) -> None:

@@ -106,8 +106,9 @@ def test_inference_and_training_are_graphs_of_their_own() -> None:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize(
+    "mode", ["default", pytest.param("reduce-overhead", marks=pytest.mark.thorough)]
+)  # on a CPU the second is the first
 def test_inductor(mode: str) -> None:
     made = model("LSTM", torch.randn(3, 4, 5), **VARIANTS["deep"])
     compiled = torch.compile(made, fullgraph=True, mode=mode)
@@ -304,7 +305,6 @@ LOADS_A_PACKAGE = """
 """
 
 
-@pytest.mark.slow
 def test_aot_inductor(tmp_path: Path) -> None:
     """Compiled ahead of time, packaged, and loaded by another process."""
     x, lengths = torch.randn(3, 4, 5), torch.tensor([4, 1, 2])

@@ -63,7 +63,6 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
     """Killed in the middle of a save; then resumed by as many processes, and by one alone."""
     whole, killed, alone = (tmp_path / name for name in ("whole", "killed", "alone"))
@@ -94,7 +93,6 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
         torch.testing.assert_close(found[part], expected[part], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_random_numbers_are_resumed(tmp_path: Path) -> None:
     """With dropout, and resumed in the middle of an epoch."""
     options = (*SMALL, "--dropout", "0.2", "--recompute", "block", "--out", tmp_path / "plot.png")

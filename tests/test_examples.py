@@ -13,7 +13,6 @@ FRAMEWORKS = {"lightning_module": "lightning", "skorch_classifier": "skorch",
 """The package that an example of examples/frameworks needs."""
 
 
-@pytest.mark.slow
 def test_digits(tmp_path: Path) -> None:
     plot = tmp_path / "digits.png"
     done = python("examples/digits.py", "--epochs", "20", "--out", str(plot))
@@ -40,7 +39,6 @@ def run_offline(example: str, folder: Path, *words: str) -> CompletedProcess[str
     return python(script, *words, folder=folder, HF_HUB_OFFLINE="1")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("example", FRAMEWORKS)
 def test_frameworks_learn(example: str, tmp_path: Path) -> None:
     pytest.importorskip(FRAMEWORKS[example])

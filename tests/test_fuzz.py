@@ -1,10 +1,15 @@
-"""Random configurations, by the same rule. FUSEDRNN_FUZZ=n: n examples, new each time."""
+"""Random configurations, by the same rule. FUSEDRNN_FUZZ=n: n examples, new each time.
+
+Emulated devices get as many as hypothesis' profile says (conftest.py).
+"""
 
 from __future__ import annotations
 
 import os
 
+import pytest
 import torch
+from conftest import DEVICES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,17 +42,20 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(
-    max_examples=EXAMPLES,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one device for all examples
-)
-@given(
-    case=cases(),
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
-    threads=st.integers(1, 4),
-)
-def test_any_configuration(
-    case: Case, dtype: torch.dtype, threads: int, device: torch.device
-) -> None:
+DTYPES = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
+
+
+@settings(max_examples=EXAMPLES)
+@given(case=cases(), dtype=DTYPES, threads=st.integers(1, 4))
+def test_any_configuration(case: Case, dtype: torch.dtype, threads: int) -> None:
     torch.set_num_threads(threads)
+    check(case, dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES[1:], indirect=True)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # one device for all
+@given(case=cases(), dtype=DTYPES)
+def test_any_configuration_on_other_devices(
+    case: Case, dtype: torch.dtype, device: torch.device
+) -> None:
     check(case, dtype, device)

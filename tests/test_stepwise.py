@@ -45,6 +45,7 @@ def test_no_races_and_no_unwritten_memory(case: Case, dtype: torch.dtype) -> Non
             assert emulation.fusedrnn_emulation_launches() > before + case.T
 
 
+@pytest.mark.thorough  # all kernels are compiled once more, for minutes
 def test_no_access_out_of_bounds() -> None:
     """AddressSanitizer watches every access of every kernel, in a process of its own."""
     code = """

@@ -102,6 +102,7 @@ def test_every_way_through_the_kernels(dtype: torch.dtype, case: Case, plan: str
         check(case, dtype)
 
 
+@pytest.mark.thorough  # all kernels are compiled once more, for minutes
 def test_no_access_out_of_bounds() -> None:
     """AddressSanitizer watches every access of every kernel, in a process of its own."""
     code = """
