@@ -90,6 +90,22 @@ def test_one_graph_for_all_sizes(name: str, variant: str, with_lengths: bool) ->
     assert frames[2:] == [frames[2]] * 3 and frames[2] <= 3, frames
 
 
+def test_sizes_0_and_1_compile_again() -> None:
+    """As docs/compile.md says; Dynamo takes these sizes for constants."""
+    made = model("GRU", torch.randn(4, 3, 5))
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(made, fullgraph=True, backend=counter)
+    frames = []
+    with torch.no_grad():
+        for steps, batch in ((4, 3), (7, 5), (9, 6), (7, 1), (1, 5), (1, 1), (4, 0)):
+            before = counter.frame_count
+            for more in (0, 1):  # the second time with another size, of those that are not 0 or 1
+                x = torch.randn(steps + more * (steps > 1), batch + more * (batch > 1), 5)
+                torch.testing.assert_close(compiled(x), made(x))
+            frames.append(counter.frame_count - before)
+    assert frames[2:] == [0, 1, 1, 1, 1], frames
+
+
 def test_inference_and_training_are_graphs_of_their_own() -> None:
     made = model("GRU", torch.randn(4, 3, 5))
     counter = CompileCounterWithBackend("aot_eager")
