@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import fusedrnn
 
@@ -172,6 +172,62 @@ def test_parametrizations_and_pruning(name: str) -> None:
             results.append([output.detach(), *grads])
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_call_reads_a_parametrized_weight_once(name: str) -> None:
+    """torch.nn does four times, as docs/migration.md says: spectral norm in training shows it."""
+    reads = []
+    for module in both(name, 5, 6):
+        change = parametrizations.spectral_norm(module, "weight_hh_l0")
+        count: list[bool] = []
+        norm = change.parametrizations["weight_hh_l0"][0]
+        norm.register_forward_hook(lambda *_, count=count: count.append(True))
+        module(torch.randn(3, 4, 5))
+        reads.append(len(count))
+    assert reads == [1, 4]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_old_spectral_norm_in_training(name: str) -> None:
+    outputs = []
+    for module in both(name, 5, 6, dtype=torch.float64):
+        torch.manual_seed(5)
+        nn.utils.spectral_norm(module, "weight_hh_l0")
+        x = torch.ones(3, 4, 5, dtype=torch.float64)
+        outputs.append([module(x)[0] for _ in range(3)])
+    torch.testing.assert_close(*outputs)
+
+
+def changed_in_place(module: nn.Module, form: str) -> bool:
+    """Whether backward accepts an output, packed or not, that was multiplied in place."""
+    x = torch.randn(4, 3, 5, dtype=module.weight_ih_l0.dtype)
+    output, states = module(pack_padded_sequence(x, [4, 3, 1]) if form == "packed" else x)
+    hn = states[0] if isinstance(states, tuple) else states
+    hn.mul_(2)  # states may be changed by everyone
+    output = output.data if form == "packed" else output
+    output.mul_(2)
+    try:
+        (output.sum() + hn.sum()).backward()
+    except RuntimeError as error:
+        assert "inplace operation" in str(error)
+        return False
+    return True
+
+
+FORMS = [(name, form) for name in LAYERS for form in ("plain", "bidirectional", "packed")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name, form", [*FORMS, ("LSTM", "projected")])
+def test_output_changed_in_place(name: str, form: str, dtype: torch.dtype) -> None:
+    """Refused with every one of ours, and with those of torch.nn that docs/migration.md names."""
+    options = {"bidirectional": {"bidirectional": True}, "projected": {"proj_size": 2}}
+    ours, theirs = both(name, 5, 6, dtype=dtype, **options.get(form, {}))
+    assert not changed_in_place(ours, form)
+    onednn = name == "LSTM" and form == "plain" and dtype in (torch.float32, torch.bfloat16)
+    if "AVX512" in torch.backends.cpu.get_cpu_capability() or dtype != torch.bfloat16:
+        assert changed_in_place(theirs, form) is not onednn
 
 
 @pytest.mark.parametrize("name", LAYERS)
