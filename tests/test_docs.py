@@ -6,14 +6,15 @@
 - Every message of docs/troubleshooting.md comes up: the block behind it raises it. Where that needs
   what is not here, the comment before it says so and names the file that has the message.
 - Every `>>>` example of the docstrings gives what it shows.
-- The site builds without a warning, so without dead links, has every public name, and loads nothing
-  from elsewhere.
+- The site builds without a warning, so without dead links, has every public name, can be searched
+  from the disk, and loads nothing from elsewhere.
 """
 
 from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -269,6 +270,17 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
         loading = r'<(?:script|img|link|iframe)[^>]*(?:src|href)="?(https?:[^" >]+)'
         loaded = re.findall(loading, text)
         assert not loaded, (page.name, loaded)
+
+
+def test_the_site_can_be_searched_from_the_disk(site: Path) -> None:
+    """There a page can load scripts, but fetches no JSON and starts no Worker."""
+    index = (site / "search/search_index.js").read_text(encoding="utf-8")
+    found = json.loads(index.removeprefix("var __index = "))["docs"]
+    assert {"install.html", "troubleshooting.html"} <= {page["location"] for page in found}
+    for page in ("index.html", "install.html", "benchmarks/results/walks-predicted/walks.html"):
+        scripts = re.findall(r'<script src="([^"]+)"', (site / page).read_text(encoding="utf-8"))
+        assert [Path(script).name for script in scripts][0] == "iframe-worker.js", scripts
+        assert all((site / page).parent.joinpath(script).exists() for script in scripts)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
