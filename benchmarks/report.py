@@ -13,9 +13,16 @@ import json
 from pathlib import Path
 
 from benchmarks.peers import TORCH_NN
-from benchmarks.tables import NAMES, PASS_NAMES, Results, markdown, measured, threads_in_words
+from benchmarks.tables import (
+    NAMES,
+    PASS_NAMES,
+    Results,
+    markdown,
+    measured,
+    ratio_lines,
+    threads_in_words,
+)
 from benchmarks.workloads import CELLS, PASSES, ROWS
-from fusedrnn.timing import geometric_mean
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -65,30 +72,7 @@ def newest() -> Path:
 def readme_summary(results: Results, folder: Path) -> str:
     """What stands in the README: ratios of every row, all threads, and the geometric means."""
     threads = max(case["threads"] for case in results["cases"])
-    columns = [(cell, mode) for cell in CELLS for mode in PASSES]
-    machine = results["machine"]
-    lines = [
-        f"How many times faster than `torch.nn`, float32, {threads_in_words(threads)} "
-        f"({machine['cpu']}, torch {machine['versions'].get(TORCH_NN.name, '?')}, "
-        f"{machine['date'][:10]}):",
-        "",
-        "| row | " + " | ".join(f"{NAMES[c]} {_short(m)}" for c, m in columns) + " |",
-        "|---|" + "---|" * len(columns),
-    ]
-    found = {
-        (case["row"], case["cell"], case["mode"]): case["ratios"][TORCH_NN.name]["median"]
-        for case in measured(results, threads=threads, dtype="float32")
-    }
-    for row in ROWS:
-        ratios = [found.get((row.name, cell, mode)) for cell, mode in columns]
-        if any(ratios):
-            shown = " | ".join("-" if r is None else f"{r:.2f}" for r in ratios)
-            lines.append(f"| {row.name} {row.sizes} | {shown} |")
-    means = [
-        [r for (_, cell, mode), r in found.items() if (cell, mode) == column] for column in columns
-    ]
-    shown = " | ".join(f"**{geometric_mean(m):.2f}**" if m else "-" for m in means)
-    lines.append(f"| **geometric mean** | {shown} |")
+    lines = ratio_lines(results, threads, "float32")
     place = folder.relative_to(README.parent) if folder.is_relative_to(README.parent) else folder
     lines += [
         "",
@@ -148,7 +132,3 @@ def plot(results: Results, path: Path) -> None:
     panels[-1].set_xticks(range(len(rows)), rows)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
-
-
-def _short(mode: str) -> str:
-    return "fwd" if mode == "forward" else "fwd+bwd"

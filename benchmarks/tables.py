@@ -1,4 +1,8 @@
-"""The report of a run in Markdown: one table for each dtype and number of threads.
+"""The report of a run in Markdown.
+
+Results come first: the ratios to torch.nn that the README shows as well, and the means against
+every peer. Then what they were measured on and a table for each dtype and number of threads, with
+every case; last what was meant and not reached, and what was not run.
 
 Columns that have nothing to say in a table (no other peer ran, no floor was measured, no target is
 set) are left out of it; so results of earlier versions of the runner make a report, too.
@@ -9,11 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from benchmarks import targets
 from benchmarks.peers import OURS, STREAMING, STREAMING_INT8, TORCH_NN
-from benchmarks.workloads import CELLS, PASSES, ROWS, TARGET_THREADS, target
+from benchmarks.targets import lead, times_floor
+from benchmarks.workloads import CELLS, PASSES, ROWS
 from fusedrnn.timing import geometric_mean
 
 PASS_NAMES = {"forward": "forward", "train": "forward + backward"}
+SHORT = {"forward": "fwd", "train": "fwd+bwd"}
 NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 OF_OURS = (OURS.name, STREAMING.name, STREAMING_INT8.name)
 SIZES = {row.name: row.sizes for row in ROWS}
@@ -26,36 +33,28 @@ LEGEND = (
     "Ratio: torch.nn's time over ours, measured in turns in one process; the median of the rounds' "
     "ratios, and its quartiles. Times are medians of a call. Peak: the part of the measured "
     "multiply-add rate (fp32) that ours / torch.nn's useful operations make up. x floor: our time "
-    "over the least that benchmarks/roofline.py allows. Best other peer: the fastest beside "
-    "torch.nn, and its time over ours. Error: of the output, against torch.nn's in float32."
+    "over the least that this machine allows by benchmarks/roofline.py, and the most that it is "
+    "meant to be. Best other peer: the fastest beside torch.nn, and its time over ours. Error: of "
+    "the output, against torch.nn's in float32."
 )
 
 
 def markdown(results: Results) -> str:
     """The whole report."""
-    lines = ["# fusedrnn against torch.nn", "", *_machine_lines(results["machine"]), "", LEGEND]
-    if found := _targets_lines(results):
-        lines += ["", *found]
-    for threads, dtype in _groups(results):
+    lines = ["# fusedrnn against torch.nn", ""]
+    if groups := _groups(results):
+        lines += [*ratio_lines(results, *groups[0]), "", *_means_lines(results), ""]
+    lines += ["## What was measured on what", "", *_machine_lines(results["machine"]), "", LEGEND]
+    for threads, dtype in groups:
         cases = list(measured(results, threads=threads, dtype=dtype))
-        lines += ["", f"## {dtype}, {threads_in_words(threads)}", "", *_means_table(cases), ""]
-        lines += _table(_CASE_COLUMNS, cases)
+        lines += ["", f"## {_group_in_words(threads, dtype)}", "", *_table(_CASE_COLUMNS, cases)]
         if kept := [case for case in cases if "kept" in case]:
             lines += ["", f"### {STREAMING.name}: weights and state kept", ""]
             lines += _table(_KEPT_COLUMNS, kept)
     if results.get("memory"):
-        lines += [
-            "",
-            "## Peak memory of a training step",
-            "",
-            "float32, MB that the process grew by over three steps; the median of several "
-            "processes for each side.",
-            "",
-            "| row | cell | ours | torch.nn | torch.nn / ours |",
-            "|---|---|---|---|---|",
-        ]
-        for record in results["memory"]:
-            lines.append(_memory_line(record))
+        lines += ["", *_memory_lines(results)]
+    if found := _targets_lines(results):
+        lines += ["", "## Targets", "", *found]
     skipped = [f"- {label}: {why}" for label, why in results.get("skipped", {}).items()]
     failed = [f"- {_label(case)}: {case['error']}" for case in results["cases"] if "error" in case]
     sections = (("Skipped", skipped), ("Failed", failed), ("Peers left out", _left_out(results)))
@@ -63,6 +62,21 @@ def markdown(results: Results) -> str:
         if found:
             lines += ["", f"## {title}", "", *found]
     return "\n".join(lines) + "\n"
+
+
+def ratio_lines(results: Results, threads: int, dtype: str) -> list[str]:
+    """Ratios to torch.nn, a line per row and a column per cell and pass, with geometric means."""
+    machine = results["machine"]
+    cases = list(measured(results, threads=threads, dtype=dtype))
+    columns = _columns(cases)
+    return [
+        f"How many times faster than `torch.nn`, {_group_in_words(threads, dtype)} "
+        f"({machine['cpu']}, torch {machine['versions'].get(TORCH_NN.name, '?')}, "
+        f"{str(machine['date'])[:10]}):",
+        "",
+        *_grid(cases, columns, _ratio),
+        _line("**geometric mean**", *(f"**{m}**" for m in _means(cases, TORCH_NN.name, columns))),
+    ]
 
 
 def measured(
@@ -78,12 +92,20 @@ def measured(
 
 def slower(results: Results) -> list[str]:
     """The cases in which ours is slower than a peer, in words."""
-    found = []
-    for case in measured(results):
-        for name, ratio in case["ratios"].items():
-            if name not in OF_OURS and ratio["median"] < 1:
-                found.append(f"{_label(case)}: {ratio['median']:.2f} of {name}")
-    return found
+    return [
+        f"{_label(case)}: {ratio:.2f} of {name}"
+        for case in measured(results)
+        for name, ratio in _faster_peers(case).items()
+    ]
+
+
+def _faster_peers(case: Record) -> dict[str, float]:
+    """The peers that are faster than ours, and their time over ours."""
+    return {
+        name: ratio["median"]
+        for name, ratio in case["ratios"].items()
+        if name not in OF_OURS and ratio["median"] < 1
+    }
 
 
 def best_other(ratios: dict[str, dict[str, float]]) -> tuple[str, float] | None:
@@ -96,37 +118,44 @@ def best_other(ratios: dict[str, dict[str, float]]) -> tuple[str, float] | None:
     return min(others.items(), key=lambda other: other[1]) if others else None
 
 
-def against_target(case: Record) -> tuple[float, float] | None:
-    """What a case reached and was meant to reach, where a target is set.
-
-    Row H is meant with weights kept: its forward counts as `fusedrnn.Streaming` runs it, if it did.
-    """
-    if (case["threads"], case["dtype"]) != (TARGET_THREADS, "float32"):
-        return None
-    meant = target(case["row"], case["cell"], case["mode"])
-    if meant is None:
-        return None
-    ratios = case["kept"] if case["row"] == "H" and "kept" in case else case["ratios"]
-    return ratios[TORCH_NN.name]["median"], meant
-
-
 def threads_in_words(count: int) -> str:
     """`1 thread`, `2 threads`."""
     return f"{count} thread" + ("s" if count != 1 else "")
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _head(*titles: str) -> list[str]:
+    return [_line(*titles), "|---" * len(titles) + "|"]
 
 
 def _table(columns: Iterable[Column], cases: list[Record]) -> list[str]:
     """A line per case; columns with nothing but `-` are left out."""
     filled = [(title, [show(case) for case in cases]) for title, show in columns]
     filled = [(title, cells) for title, cells in filled if set(cells) != {"-"}]
-    lines = ["| " + " | ".join(title for title, _ in filled) + " |", "|---" * len(filled) + "|"]
-    for line in zip(*(cells for _, cells in filled), strict=True):
-        lines.append("| " + " | ".join(line) + " |")
+    lines = zip(*(cells for _, cells in filled), strict=True)
+    return [*_head(*(title for title, _ in filled)), *(_line(*line) for line in lines)]
+
+
+def _grid(
+    cases: list[Record], columns: list[tuple[str, str]], show: Callable[[Record], str]
+) -> list[str]:
+    """A line per row and a column per cell and pass."""
+    found = {(case["row"], case["cell"], case["mode"]): show(case) for case in cases}
+    lines = _head("row", *(f"{NAMES[cell]} {SHORT[mode]}" for cell, mode in columns))
+    for row in ROWS:
+        cells = [found.get((row.name, *column), "-") for column in columns]
+        if set(cells) != {"-"}:
+            lines.append(_line(f"{row.name} {row.sizes}", *cells))
     return lines
 
 
-def _lead(case: Record) -> str:
-    return case.get("lead", OURS.name)
+def _columns(cases: list[Record]) -> list[tuple[str, str]]:
+    """Cell and pass of the columns that have something to say."""
+    found = {(case["cell"], case["mode"]) for case in cases}
+    return [(cell, mode) for cell in CELLS for mode in PASSES if (cell, mode) in found]
 
 
 def _time(case: Record, side: str) -> str:
@@ -134,8 +163,12 @@ def _time(case: Record, side: str) -> str:
 
 
 def _peaks(case: Record) -> str:
-    parts = [case["sides"][side]["peak_fraction"] for side in (_lead(case), TORCH_NN.name)]
+    parts = [case["sides"][side]["peak_fraction"] for side in (lead(case), TORCH_NN.name)]
     return "-" if None in parts else " / ".join(f"{100 * part:.0f} %" for part in parts)
+
+
+def _ratio(case: Record) -> str:
+    return f"{case['ratios'][TORCH_NN.name]['median']:.2f}"
 
 
 def _quartiles(case: Record) -> str:
@@ -144,9 +177,7 @@ def _quartiles(case: Record) -> str:
 
 
 def _floor(case: Record, side: str) -> str:
-    if "floor" not in case:
-        return "-"
-    return f"{case['sides'][side]['median'] / case['floor']['total']:.2f}"
+    return f"{times_floor(case, side):.2f}" if "floor" in case else "-"
 
 
 def _other(ratios: dict[str, dict[str, float]]) -> str:
@@ -155,10 +186,8 @@ def _other(ratios: dict[str, dict[str, float]]) -> str:
 
 
 def _target(case: Record) -> str:
-    found = against_target(case)
-    if found is None:
-        return "-"
-    return f"{found[1]:g} " + ("met" if found[0] >= found[1] else "missed")
+    found = targets.judge(case)
+    return "-" if found is None else f"{found.meant:g} " + ("met" if found.met else "missed")
 
 
 def _accuracy(case: Record) -> str:
@@ -175,14 +204,14 @@ _WHICH: tuple[Column, ...] = (
 _CASE_COLUMNS: tuple[Column, ...] = (
     *_WHICH,
     ("pass", lambda case: PASS_NAMES[case["mode"]]),
-    ("ours ms", lambda case: _time(case, _lead(case))),
+    ("ours ms", lambda case: _time(case, lead(case))),
     ("torch.nn ms", lambda case: _time(case, TORCH_NN.name)),
-    ("ratio", lambda case: f"{case['ratios'][TORCH_NN.name]['median']:.2f}"),
+    ("ratio", _ratio),
     ("quartiles", _quartiles),
-    ("target", _target),
     ("best other peer", lambda case: _other(case["ratios"])),
     ("peak", _peaks),
-    ("x floor", lambda case: _floor(case, _lead(case))),
+    ("x floor", lambda case: _floor(case, lead(case))),
+    ("target", _target),
     ("error, max / rms", _accuracy),
 )
 _KEPT_COLUMNS: tuple[Column, ...] = (
@@ -197,23 +226,35 @@ _KEPT_COLUMNS: tuple[Column, ...] = (
 
 def _targets_lines(results: Results) -> list[str]:
     """How many of the targets were met, and which were not."""
-    found = [(case, against_target(case)) for case in measured(results)]
-    judged = [(case, *pair) for case, pair in found if pair is not None]
-    if not judged:
+    cases = list(measured(results))
+    if not cases:
         return []
-    missed = [
-        f"- {case['row']} {NAMES[case['cell']]} {PASS_NAMES[case['mode']]}: "
-        f"{reached:.2f} of {meant:g}"
-        for case, reached, meant in judged
-        if reached < meant
+    behind = [case for case in cases if _faster_peers(case)]
+    lines = [
+        "There are two kinds (benchmarks/targets.py), and neither depends on how fast the chip is.",
+        "",
+        f"**No peer is faster**: so in {len(cases) - len(behind)} of {len(cases)} cases.",
     ]
-    met = f"{len(judged) - len(missed)} of {len(judged)}"
-    kept = "" if any("kept" in case for case, *_ in judged if case["row"] == "H") else (
-        " Row H's is meant with weights kept from call to call, which was not measured: its "
-        "figures are those of the module."
-    )  # fmt: skip
-    title = f"Targets met (float32, {threads_in_words(TARGET_THREADS)}): {met}.{kept}"
-    return [title, *(["", "Missed:", "", *missed] if missed else [])]
+    if behind:
+        lines += ["", "Slower than a peer:", "", *(f"- {line}" for line in slower(results))]
+    judged = [(case, found) for case in cases if (found := targets.judge(case))]
+    if judged:
+        met = sum(found.met for _, found in judged)
+        chosen = [case for case, _ in judged]
+        lines += [
+            "",
+            f"**Close to the floor** ({_group_in_words(targets.THREADS, targets.DTYPE)}): "
+            f"{met} of {len(judged)}. Times the floor, and the target where it is missed:",
+            "",
+            *_grid(chosen, _columns(chosen), _against_floor),
+        ]
+    return lines
+
+
+def _against_floor(case: Record) -> str:
+    found = targets.judge(case)
+    assert found is not None, case
+    return f"{found.reached:.2f}" + ("" if found.met else f" of {found.meant:g}")
 
 
 def _groups(results: Results) -> list[tuple[int, str]]:
@@ -221,20 +262,50 @@ def _groups(results: Results) -> list[tuple[int, str]]:
     return sorted(found, key=lambda group: (group[1] != "float32", group[1], -group[0]))
 
 
-def _means_table(cases: list[Record]) -> list[str]:
-    lines = ["| geometric mean of ratios | " + " | ".join(PASS_NAMES[m] for m in PASSES) + " |"]
-    lines.append("|---|" + "---|" * len(PASSES))
-    for cell in CELLS:
-        shown = []
-        for mode in PASSES:
-            ratios = [
-                case["ratios"][TORCH_NN.name]["median"]
-                for case in cases
-                if case["cell"] == cell and case["mode"] == mode
-            ]
-            shown.append(f"{geometric_mean(ratios):.2f}" if ratios else "-")
-        lines.append(f"| {NAMES[cell]} | {' | '.join(shown)} |")
+def _means_lines(results: Results) -> list[str]:
+    """Geometric means over the rows, against each peer, and the least ratio."""
+    columns = _columns(list(measured(results)))
+    titles = (f"{NAMES[cell]} {SHORT[mode]}" for cell, mode in columns)
+    lines = ["Geometric means of all that was measured, and the least ratio:", ""]
+    lines += _head("", "against", *titles, "least")
+    for threads, dtype in _groups(results):
+        cases = list(measured(results, threads=threads, dtype=dtype))
+        for peer in dict.fromkeys(name for case in cases for name in case["ratios"]):
+            if peer not in OF_OURS:
+                words = (_group_in_words(threads, dtype), peer)
+                lines.append(_line(*words, *_means(cases, peer, columns), _least(cases, peer)))
     return lines
+
+
+def _means(cases: list[Record], peer: str, columns: list[tuple[str, str]]) -> Iterable[str]:
+    for column in columns:
+        ratios = [
+            case["ratios"][peer]["median"]
+            for case in cases
+            if (case["cell"], case["mode"]) == column and peer in case["ratios"]
+        ]
+        yield f"{geometric_mean(ratios):.2f}" if ratios else "-"
+
+
+def _least(cases: list[Record], peer: str) -> str:
+    case = min(
+        (case for case in cases if peer in case["ratios"]),
+        key=lambda case: case["ratios"][peer]["median"],
+    )
+    where = f"{case['row']} {NAMES[case['cell']]} {SHORT[case['mode']]}"
+    return f"{case['ratios'][peer]['median']:.2f} ({where})"
+
+
+def _memory_lines(results: Results) -> list[str]:
+    return [
+        "## Peak memory of a training step",
+        "",
+        "float32, MB that the process grew by over three steps; the median of several processes "
+        "for each side.",
+        "",
+        *_head("row", "cell", "ours", "torch.nn", "torch.nn / ours"),
+        *(_memory_line(record) for record in results["memory"]),
+    ]
 
 
 def _memory_line(record: Record) -> str:
@@ -299,6 +370,10 @@ def _left_out(results: Results) -> list[str]:
 def _label(case: Record) -> str:
     threads = threads_in_words(case["threads"])
     return f"{case['row']} {case['cell']} {case['mode']}, {threads}, {case['dtype']}"
+
+
+def _group_in_words(threads: int, dtype: str) -> str:
+    return f"{dtype}, {threads_in_words(threads)}"
 
 
 def _milliseconds(seconds: float) -> str:

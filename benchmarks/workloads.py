@@ -113,25 +113,6 @@ ROWS: tuple[Row, ...] = (
     Row(name="R", source="recurrent policy with resets", T=128, I=256, H=256, B=64, resets=0.01),
 )  # fmt: skip
 
-# How many times as fast as torch.nn a row is meant to be, float32 on TARGET_THREADS threads, in the
-# order of CELLS and then PASSES. Row H's forward is meant with weights kept from call to call.
-TARGET_THREADS = 2
-_TARGETS: dict[str, tuple[float, ...]] = {
-    "A": (4, 4, 8, 10, 4, 5),
-    "B": (1.35, 1.9, 5, 4.5, 6, 4.5),
-    "C": (2, 2.4, 5, 8, 5, 5),
-    "D": (1.35, 2.5, 5, 5.5, 6, 5),
-    "E": (1.6, 1.5, 3, 2.5, 2, 2),
-    "F": (1.2, 1.8, 4.5, 4, 4.5, 4),
-    "G": (2.5, 1.5, 3.5, 2.5, 1.5, 2),
-    "H": (7, 4, 3, 3, 2, 2.5),
-    "I": (1.28, 1.7, 3, 2.5, 3.5, 2.8),
-    "J": (1.25, 1.5, 2.6, 2.5, 3, 2.7),
-    "K": (2.3, 2.5, 12, 15, 12, 15),
-    "P": (4, 4, 4, 4, 4, 4),
-    "Q": (2.5, 2.5),
-}
-
 TF32 = ("bfloat16", "tf32")
 
 
@@ -239,10 +220,3 @@ def cases(
         for mode in modes
         if mode in row.modes and (dtype != "int8" or mode == "forward")
     ]
-
-
-def target(row: str, cell: str, mode: str) -> float | None:
-    """The ratio to torch.nn that the named row is meant to reach, None where none is set."""
-    found = _TARGETS.get(row, ())
-    column = CELLS.index(cell) * len(PASSES) + PASSES.index(mode)
-    return found[column] if column < len(found) else None

@@ -11,10 +11,10 @@ import torch
 
 import fusedrnn
 from benchmarks import __main__ as command
-from benchmarks import checkpoint, memory, report, roofline, runner, tables
+from benchmarks import checkpoint, memory, report, roofline, runner, tables, targets
 from benchmarks.peers import TORCH_NN, peers_named
 from benchmarks.peers.peer import OptionalPeer
-from benchmarks.workloads import CELLS, ROWS, Case, Row, cases, flops, rows_named, target
+from benchmarks.workloads import CELLS, ROWS, Case, Row, cases, flops, rows_named
 from fusedrnn import _C, timing
 from fusedrnn.parity import ParityError, check_parity
 
@@ -58,10 +58,30 @@ def test_int8_is_inference_of_the_rows_that_stream() -> None:
     }
 
 
-def test_targets() -> None:
-    assert target("D", "gru", "train") == 5.5 and target("H", "lstm", "forward") == 7
-    assert target("Q", "lstm", "train") == 2.5 and target("Q", "gru", "forward") is None
-    assert target("B-l3", "lstm", "forward") is None and target("R", "lstm", "forward") is None
+def test_targets_are_of_rows_and_above_the_floor() -> None:
+    assert set(targets.TIMES_FLOOR) <= {row.name for row in ROWS}
+    assert all(1 < times for row in targets.TIMES_FLOOR.values() for times in row)
+
+
+def test_a_target_is_the_same_on_every_chip() -> None:
+    """Half as fast a chip, and half as fast a torch.nn: the same verdict."""
+    verdicts = []
+    for slowness in (1.0, 2.0):
+        sides = {"fusedrnn": {"median": slowness * 1.3e-3, "peak_fraction": None}}
+        record = record_of("D", {"torch.nn": 9.0}, sides=sides, floor={"total": slowness * 1e-3})
+        verdicts.append(targets.judge(record))
+    assert verdicts[0] == verdicts[1] == (pytest.approx(1.3), 1.2) and not verdicts[0].met
+
+
+def test_what_is_judged() -> None:
+    record = record_of("D", {"torch.nn": 2.0}, floor={"total": 0.8e-3})
+    forward, train = targets.judge(record), targets.judge(record | {"mode": "train"})
+    assert forward == (pytest.approx(1.25), 1.2) and not forward.met
+    assert train == (pytest.approx(1.25), 1.35) and train.met
+    without_floor = {key: value for key, value in record.items() if key != "floor"}
+    for other in (record | {"threads": 1}, record | {"dtype": "bfloat16"}, without_floor,
+                  record | {"row": "B-l3"}, record | {"row": "R"}):  # fmt: skip
+        assert targets.judge(other) is None
 
 
 def test_statistics() -> None:
@@ -280,38 +300,80 @@ def results_of(*records: dict) -> dict:
 
 
 def test_the_report_judges_targets_and_names_the_best_peer() -> None:
-    floor = {"total": 0.5e-3}
-    left_out = {"JAX scan": "is not installed"}
+    floor, left_out = {"total": 0.5e-3}, {"JAX scan": "is not installed"}
     text = tables.markdown(
         results_of(
             record_of("A", {"torch.nn": 4.5, "OpenVINO": 3, "onnxruntime": 2}, floor=floor),
-            record_of("D", {"torch.nn": 1.2, "onnxruntime": 0.9}, left_out=left_out),
+            record_of("D", {"torch.nn": 1.2, "onnxruntime": 0.9}, left_out=left_out, floor=floor),
             record_of("E", {"torch.nn": 2.0}, left_out=left_out),
         )
     )
-    assert "Targets met (float32, 2 threads): 2 of 3." in text
-    assert (
-        "- D LSTM forward: 1.20 of 1.35" in text and "| 4 met | onnxruntime 2.00 | 2.00 |" in text
-    )
+    assert "**No peer is faster**: so in 2 of 3 cases." in text
+    assert "- D lstm forward, 2 threads, float32: 0.90 of onnxruntime" in text
+    assert "**Close to the floor** (float32, 2 threads): 1 of 2." in text
+    assert "| A T7 I5 H10 B32 | 2.00 |" in text
+    assert "| D T256 I100 H128 B32 | 2.00 of 1.2 |" in text
+    assert "| onnxruntime 2.00 | 2.00 | 4 met |" in text and "| 2.00 | 1.2 missed |" in text
     assert "- JAX scan is not installed: D lstm forward, 2 threads, float32 and 1 more" in text
     bare = tables.markdown(results_of(record_of("F-1x1", {"torch.nn": 2.0})))
     for column in ("| target |", "| best other peer |", "| x floor |"):
         assert column in text and column not in bare
-    assert "Targets met" not in bare
+    assert "Close to the floor" not in bare and "Slower than a peer" not in bare
 
 
-def test_row_h_is_judged_with_weights_kept() -> None:
+def test_the_report_begins_with_results() -> None:
+    text = tables.markdown(
+        results_of(
+            record_of("A", {"torch.nn": 4.0, "onnxruntime": 2.0}, floor={"total": 1e-4}),
+            record_of("D", {"torch.nn": 1.0, "onnxruntime": 0.5}, mode="train"),
+            record_of("D", {"torch.nn": 3.0}, threads=1, cell="gru"),
+        )
+    )
+    assert text.splitlines()[:10] == [
+        "# fusedrnn against torch.nn",
+        "",
+        "How many times faster than `torch.nn`, float32, 2 threads (None, torch ?, None):",
+        "",
+        "| row | LSTM fwd | LSTM fwd+bwd |",
+        "|---|---|---|",
+        "| A T7 I5 H10 B32 | 4.00 | - |",
+        "| D T256 I100 H128 B32 | - | 1.00 |",
+        "| **geometric mean** | **4.00** | **1.00** |",
+        "",
+    ]
+    assert "| float32, 2 threads | onnxruntime | 2.00 | 0.50 | - | 0.50 (D LSTM fwd+bwd) |" in text
+    assert "| float32, 1 thread | torch.nn | - | - | 3.00 | 3.00 (D GRU fwd) |" in text
+    order = ["How many times", "Geometric means", "## What was measured", "## float32, 2 threads",
+             "## float32, 1 thread", "## Targets", "Slower than a peer"]  # fmt: skip
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+
+
+def test_a_run_without_results_has_a_report() -> None:
+    failed = record_of("A", {}) | {"error": "it broke"}
+    text = tables.markdown(results_of({k: v for k, v in failed.items() if k != "ratios"}))
+    assert "- A lstm forward, 2 threads, float32: it broke" in text and "## Targets" not in text
+
+
+@pytest.mark.skipif(not report.RESULTS.exists(), reason="a source distribution has no results")
+def test_committed_reports_are_what_their_results_give() -> None:
+    found = list(report.RESULTS.glob("*/results.json"))
+    assert found
+    for path in found:
+        text = tables.markdown(json.loads(path.read_text()))
+        assert path.with_name("report.md").read_text() == text, path
+    newest = report.newest()
+    summary = report.readme_summary(json.loads((newest / "results.json").read_text()), newest)
+    assert f"{report.BEGIN}\n{summary}\n{report.END}" in report.README.read_text()
+
+
+def test_weights_kept_have_a_table_of_their_own() -> None:
     kept = {name: {"median": r, "low": r, "high": r} for name, r in
             {"torch.nn": 8.0, "fusedrnn": 2.0}.items()}  # fmt: skip
-    sides = {"torch.nn": 4.0, "fusedrnn Streaming": 0.5}
-    record = record_of("H", sides, kept=kept)
-    assert tables.against_target(record) == (8.0, 7)
-    assert tables.against_target(record_of("H", sides)) == (4.0, 7)
-    assert tables.against_target(record | {"threads": 1}) is None
+    record = record_of("H", {"torch.nn": 4.0, "fusedrnn Streaming": 0.5}, kept=kept)
     text = tables.markdown(results_of(record))
     assert "### fusedrnn Streaming: weights and state kept" in text
     assert "| H | T1 I256 H256 B1 | LSTM | 0.5 | 8.00 | 2.00 |" in text
-    assert "which was not measured" not in text
 
 
 def test_slower_names_the_peer() -> None:
