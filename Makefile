@@ -25,6 +25,8 @@ endif
 PIP := $(PY) -m pip --disable-pip-version-check
 # Python compiles what is imported when it is; of what is installed that is little.
 INSTALL = $(PIP) install --no-compile -c $(PINS)
+# Tests that share what takes long to make run in one process (TOGETHER in tests/conftest.py).
+PYTEST = $(PY) -m pytest -q -n auto --dist loadgroup
 
 # What has been set up is remembered here, for each interpreter. An environment that is gone takes
 # its stamps with it.
@@ -49,11 +51,11 @@ demo: build $(STAMPS)/with-demo  ## the main job: train a digit reader with torc
 test:  ## lint, then the tests on all cores
 	@$(MAKE) --no-print-directory -j2 $(NATIVE) $(STAMPS)/with-test  # one waits for disks, one computes
 	@$(MAKE) --no-print-directory build lint
-	$(PY) -m pytest -q -n auto $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all:  ## everything that can be tested, on every instruction set: about an hour
 	@$(MAKE) --no-print-directory build lint $(STAMPS)/with-test FUSEDRNN_CPU_TARGETS=all
-	$(PY) -m pytest -q -n auto --thorough $(ARGS)
+	$(PYTEST) --thorough $(ARGS)
 
 bench: build $(STAMPS)/with-bench  ## measure against torch.nn
 	$(PY) -m benchmarks $(ARGS)

@@ -120,7 +120,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         yield torch.device(kind)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def thorough(request: pytest.FixtureRequest) -> bool:
     """Whether everything is asked for, however long it takes."""
     return bool(request.config.getoption("--thorough"))

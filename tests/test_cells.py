@@ -45,6 +45,7 @@ def run(module: nn.Module, batch: tuple[int, ...], states: bool, steps: int = 3)
     return [*results, *(t.grad for t in [*leaves, *module.parameters()])]
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("kind", [*KINDS, RESET_BEFORE], ids="".join)
 @pytest.mark.parametrize("batch", [(), (1,), (7,), (0,)], ids=str)
 @pytest.mark.parametrize("sizes", [(1, 1), (5, 9), (40, 33)], ids=str)

@@ -55,6 +55,7 @@ def test_numbers(case: Case, dtype: torch.dtype, device: torch.device) -> None:
     check(case, dtype, device)
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("cell", CELLS)
 def test_strided_weights(cell: str, device: torch.device) -> None:
     case = Case(cell=cell, I=8)
@@ -100,6 +101,7 @@ def test_inference_is_training_s_forward(case: Case, device: torch.device) -> No
         assert torch.equal(trained[name], value), name
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("used", ["output", "hn", "cn"])
 def test_loss_of_one_result(cell: str, used: str, device: torch.device) -> None:
@@ -118,6 +120,7 @@ def test_loss_of_one_result(cell: str, used: str, device: torch.device) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("cell", CELLS)
 def test_only_gradients_that_are_asked_for(cell: str, device: torch.device) -> None:
     case = Case(cell=cell, bidirectional=True)

@@ -2,7 +2,8 @@
 
 One chain, as a user would meet it: this checkout's files are packed into an sdist, the sdist is
 unpacked and built, the wheel is installed beside the torch that is here, with no compiler on PATH.
-Objects that are compiled already are taken along, so that nothing but a change is compiled again.
+Objects that are compiled already are taken along, so that nothing but a change is compiled again;
+with --thorough the wheel is for all instruction sets, as a released one is.
 `make wheel-check` does the last part with other versions of Python and torch.
 """
 
@@ -78,7 +79,7 @@ def sdist(checkout: Path, torch_alarm: dict[str, str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(sdist: Path, torch_alarm: dict[str, str]) -> Path:
+def wheel(sdist: Path, torch_alarm: dict[str, str], thorough: bool) -> Path:
     if not list((ROOT / NINJA).glob("*/.ninja_log")):
         pytest.skip("this checkout has no compiled objects: `make build`")
     folder = sdist.parent.parent / "unpacked"
@@ -87,7 +88,9 @@ def wheel(sdist: Path, torch_alarm: dict[str, str]) -> Path:
     (source,) = folder.iterdir()
     shutil.copytree(ROOT / NINJA, source / NINJA)
     options = ["--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", folder]
-    output(sys.executable, "-m", "pip", "wheel", *options, source, folder=folder, **torch_alarm)
+    targets = {} if thorough else {"FUSEDRNN_CPU_TARGETS": "native"}
+    output(sys.executable, "-m", "pip", "wheel", *options, source, folder=folder,
+           **torch_alarm, **targets)  # fmt: skip
     (file,) = folder.glob("*.whl")
     return file
 
