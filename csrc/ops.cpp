@@ -129,8 +129,8 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t rows, Call& call) {
                  "batch_sizes: expected a non-empty int64 CPU tensor of shape (T,), got ",
                  toString(batch_sizes.scalar_type()), " of shape ",
                  to_string(sizes_of(batch_sizes)));
-  const Tensor sizes = dense(batch_sizes);
-  const int64_t* const size = static_cast<const int64_t*>(sizes.data_ptr());
+  const Tensor sizes = dense("batch_sizes", batch_sizes);
+  const int64_t* const size = static_cast<const int64_t*>(data_of("batch_sizes", sizes));
   const int64_t T = sizes.size(0);
   call.offsets.resize(static_cast<std::size_t>(T) + 1);
   int64_t total = 0;
@@ -153,19 +153,19 @@ void place_input(const Tensor& input, bool packed, Call& call) {
   BackwardProblem& p = call.problem;
   const int64_t rows_dim = packed ? 0 : 1;
   const auto place = [&] {
-    p.input = call.input.data_ptr();
+    p.input = data_of("input", call.input);
     p.input_row = call.input.stride(rows_dim);
     p.input_step = packed ? 0 : call.input.stride(0);
   };
   call.input = input;
-  if (input.stride(rows_dim + 1) != 1 && p.I > 1) call.input = dense(input);
+  if (input.stride(rows_dim + 1) != 1 && p.I > 1) call.input = dense("input", input);
   place();
   if (!backend_of(input).even_rows) return;
   // The stride of a dimension of size one means nothing.
   if (packed ? p.rows == 1 : p.B == 1) p.input_row = packed || p.T == 1 ? p.I : p.input_step;
   const bool even = packed || p.T == 1 || p.B == 1 || p.input_step == p.B * p.input_row;
   if (even && p.input_row >= p.I) return;
-  call.input = dense(input);
+  call.input = dense("input", input);
   place();
   p.input_row = p.I;
 }
@@ -204,9 +204,11 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
   FUSEDRNN_CHECK(p.B <= kMost / p.T && (p.rows == 0 || widest <= kMost / p.rows),
                  "input: too large, got shape ", to_string(sizes_of(input)));
 
-  for (const Tensor& w : weights) {
-    check_like("weights", w, input);
-    call.weights.push_back(dense(w));
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    const char* const name =
+        weight_name(i, static_cast<std::size_t>(call.per_direction), has_biases);
+    check_like(name, weights[i], input);
+    call.weights.push_back(dense(name, weights[i]));
   }
   FUSEDRNN_CHECK(!cx || p.cell == Cell::lstm, "cx: only an LSTM has a cell state");
   FUSEDRNN_CHECK(p.cell != Cell::lstm || hx.has_value() == cx.has_value(),
@@ -214,18 +216,18 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
   if (hx) {
     check_like("hx", *hx, input);
     check_sizes("hx", *hx, call.hidden_sizes());
-    call.hx = dense(*hx);
+    call.hx = dense("hx", *hx);
   }
   if (cx) {
     check_like("cx", *cx, input);
     check_sizes("cx", *cx, call.cell_sizes());
-    call.cx = dense(*cx);
+    call.cx = dense("cx", *cx);
   }
 
   call.has_biases = has_biases;
   place_input(input, batch_sizes.has_value(), call);
-  p.hx = call.hx ? call.hx->data_ptr() : nullptr;
-  p.cx = call.cx ? call.cx->data_ptr() : nullptr;
+  p.hx = data_of("hx", call.hx);
+  p.cx = data_of("cx", call.cx);
   for (int d = 0; d < p.directions; ++d) p.weights[d] = weights_at(call.weights, has_biases, p, d);
   return call;
 }
@@ -279,23 +281,23 @@ std::string describe(const PackedHeader& header) {
 }
 
 // The header of the layer that begins `at` bytes into packed weights; zeros if there is none.
-PackedHeader read_header(const Tensor& packed, int64_t at) {
+PackedHeader read_header(const PackedBytes& packed, int64_t at) {
   PackedHeader header;
-  if (packed.numel() - at >= static_cast<int64_t>(sizeof(header)))
-    std::memcpy(&header, static_cast<const char*>(packed.data_ptr()) + at, sizeof(header));
+  if (packed.size - at >= static_cast<int64_t>(sizeof(header)))
+    std::memcpy(&header, packed.data + at, sizeof(header));
   return header;
 }
 
 // Has the layer use the packed weights that begin at `at`, unless they are another's or not whole.
-void use_packed(const Tensor& packed, int64_t at, bool has_biases, const Backend& backend,
+void use_packed(const PackedBytes& packed, int64_t at, bool has_biases, const Backend& backend,
                 Problem& p) {
   const PackedHeader found = read_header(packed, at), needed = header_of(p, has_biases, backend);
   FUSEDRNN_CHECK(
-      std::memcmp(&found, &needed, sizeof(found)) == 0 && found.bytes <= packed.numel() - at,
+      std::memcmp(&found, &needed, sizeof(found)) == 0 && found.bytes <= packed.size - at,
       "packed: expected weights of ", describe(needed), ", got those of ", describe(found), ", ",
-      packed.numel() - at, " bytes there");
+      packed.size - at, " bytes there");
   p.prepacked = true;
-  p.panels = static_cast<const char*>(packed.data_ptr()) + at + sizeof(found);
+  p.panels = packed.data + at + sizeof(found);
 }
 
 // What the header of a layer in a stack of layers says, as the sizes of a call. The sizes are bound
@@ -314,20 +316,20 @@ bool read_sizes(const PackedHeader& header, int64_t bytes, Shape& s) {
 
 Tensor packed_forward(const Tensor& input, const Tensor& packed, Tensor h, std::optional<Tensor> c,
                       bool backwards) {
-  check_packed(packed, input);
+  const PackedBytes bytes = packed_bytes(packed, input);
   const Backend& backend = backend_of(input);
   Problem p;
   const auto read = [&](int64_t at, Shape& s) {
-    const PackedHeader header = read_header(packed, at);
-    FUSEDRNN_CHECK(read_sizes(header, packed.numel(), s),
+    const PackedHeader header = read_header(bytes, at);
+    FUSEDRNN_CHECK(read_sizes(header, bytes.size, s),
                    "packed: expected what fusedrnn::pack_weights returned for one direction, got ",
-                   describe(header), " at byte ", at, " of ", packed.numel());
+                   describe(header), " at byte ", at, " of ", bytes.size);
     static_cast<Shape&>(p) = s;
-    use_packed(packed, at, header.has_biases != 0, backend, p);
+    use_packed(bytes, at, header.has_biases != 0, backend, p);
     return header.bytes;
   };
   p.backwards = backwards;
-  return forward_stack(input, packed, h, c, read, [&](const StackedLayer& layer) {
+  return forward_stack(input, bytes, h, c, read, [&](const StackedLayer& layer) {
     p.input = layer.input;
     p.input_step = layer.input_step, p.input_row = layer.input_row;
     p.output = layer.output;
@@ -344,9 +346,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
   BackwardProblem& p = call.problem;
   p.training = save;
   if (packed) {
-    check_packed(*packed, input);
-    use_packed(*packed, 0, has_biases, backend_of(input), p);
-    FUSEDRNN_CHECK(read_header(*packed, 0).bytes == packed->numel(),
+    const PackedBytes bytes = packed_bytes(*packed, input);
+    use_packed(bytes, 0, has_biases, backend_of(input), p);
+    FUSEDRNN_CHECK(read_header(bytes, 0).bytes == bytes.size,
                    "packed: expected the weights of one layer, got more after them");
   }
   const bool lstm = p.cell == Cell::lstm;
@@ -377,7 +379,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     if (!t) return std::optional<Tensor>();
     check_like(name, *t, input);
     check_sizes(name, *t, sizes);
-    return std::optional<Tensor>(dense(*t));
+    return std::optional<Tensor>(dense(name, *t));
   };
   const bool lstm = p.cell == Cell::lstm;
   FUSEDRNN_CHECK(lstm || !grad_cn, "grad_cn: only an LSTM has a cell state");
@@ -389,6 +391,13 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   FUSEDRNN_CHECK(sizes_of(reserve) == call.reserve_sizes() && reserve.is_contiguous(),
                  "reserve: expected what layer_forward(..., save=True) returned, of shape ",
                  to_string(call.reserve_sizes()), ", got ", to_string(sizes_of(reserve)));
+
+  p.output = data_of("output", y);
+  p.reserve = data_of("reserve", reserve);
+  if (!saved_of(p.cell)) p.reserve = nullptr;
+  p.grad_output = data_of("grad_output", dy);
+  p.grad_hn = data_of("grad_hn", dhn);
+  p.grad_cn = data_of("grad_cn", dcn);
 
   // A gradient that was asked for, or nothing.
   const bool nothing = p.rows == 0;
@@ -410,11 +419,6 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     grad_weights.push_back(gradient(needs >> (3 + i) & 1, sizes_of(call.weights[i])));
   if (nothing) return {grad_input, grad_hx, grad_cx, grad_weights};
 
-  p.output = y.data_ptr();
-  p.reserve = saved_of(p.cell) ? reserve.data_ptr() : nullptr;
-  p.grad_output = dy ? dy->data_ptr() : nullptr;
-  p.grad_hn = dhn ? dhn->data_ptr() : nullptr;
-  p.grad_cn = dcn ? dcn->data_ptr() : nullptr;
   p.grad_input = pointer(wants_input, grad_input);
   p.grad_hx = pointer(wants_hx, grad_hx);
   p.grad_cx = pointer(wants_cx, grad_cx);

@@ -41,7 +41,7 @@ void check_width(const char* name, int64_t width) {
 }
 
 void check_values(const char* name, const Tensor& t) {
-  const float* const value = static_cast<const float*>(t.data_ptr());
+  const float* const value = static_cast<const float*>(data_of(name, t));
   for (int64_t i = 0; i < t.numel(); ++i)
     FUSEDRNN_CHECK(std::isfinite(value[i]), name, ": expected finite weights, got ", value[i],
                    " at position ", i);
@@ -63,11 +63,9 @@ Tensor quantize_weights(std::vector<Tensor> weights, int64_t cell, bool has_bias
   if (s.P) check_width("proj_size", s.P);
   std::vector<Tensor> given;
   for (const Tensor& w : weights) {
-    static constexpr const char* kNames[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
-    const char* const name =
-        s.P && given.size() + 1 == weights.size() ? "w_hr" : kNames[given.size()];
+    const char* const name = weight_name(given.size(), weights.size(), has_biases);
     check_float(name, w);
-    given.push_back(dense(w));
+    given.push_back(dense(name, w));
     check_values(name, given.back());
   }
 
@@ -82,11 +80,11 @@ Tensor quantize_weights(std::vector<Tensor> weights, int64_t cell, bool has_bias
 
 // The sizes of the layer that begins `at` bytes into quantised weights, and its bytes; all of its
 // header is checked.
-int64_t read_layer(const Tensor& packed, int64_t at, Shape& s) {
-  const int64_t there = packed.numel() - at;
+int64_t read_layer(const PackedBytes& packed, int64_t at, Shape& s) {
+  const int64_t there = packed.size - at;
   QuantizedHeader found;
   if (there >= static_cast<int64_t>(sizeof(found)))
-    std::memcpy(&found, static_cast<const char*>(packed.data_ptr()) + at, sizeof(found));
+    std::memcpy(&found, packed.data + at, sizeof(found));
   const auto width = [](int64_t n) { return n > 0 && n <= kMostQuantized; };
   bool whole = found.magic == QuantizedHeader::kMagic && found.cell >= 0 && found.cell < kCells &&
                has_int8(static_cast<Cell>(found.cell)) && width(found.I) && width(found.H) &&
@@ -108,13 +106,13 @@ Tensor quantized_forward(const Tensor& input, const Tensor& packed, Tensor h,
                          std::optional<Tensor> c) {
   check_environment();
   check_float("input", input);
-  check_packed(packed, input);
-  const auto read = [&](int64_t at, Shape& s) { return read_layer(packed, at, s); };
-  return forward_stack(input, packed, h, c, read, [&](const StackedLayer& layer) {
+  const PackedBytes bytes = packed_bytes(packed, input);
+  const auto read = [&](int64_t at, Shape& s) { return read_layer(bytes, at, s); };
+  return forward_stack(input, bytes, h, c, read, [&](const StackedLayer& layer) {
     QuantizedProblem p;
     static_cast<Shape&>(p) = layer.shape;
     p.prepacked = true;
-    p.packed = static_cast<const char*>(packed.data_ptr()) + layer.at;
+    p.packed = bytes.data + layer.at;
     p.input = static_cast<const float*>(layer.input);
     p.input_step = layer.input_step, p.input_row = layer.input_row;
     p.output = static_cast<float*>(layer.output);

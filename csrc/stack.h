@@ -13,15 +13,24 @@
 
 namespace fusedrnn {
 
-inline void check_packed(const Tensor& packed, const Tensor& input) {
+// The buffers of packed weights that an op was given, checked to be bytes that kernels can read.
+struct PackedBytes {
+  const char* data = nullptr;
+  int64_t size = 0;
+};
+
+inline PackedBytes packed_bytes(const Tensor& packed, const Tensor& input) {
+  const bool on_cpu = packed.is_cpu() && input.is_cpu();
+  const bool bytes =
+      packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous();
+  const void* const data = on_cpu && bytes ? data_of("packed", packed) : nullptr;
   FUSEDRNN_CHECK(
-      packed.is_cpu() && input.is_cpu() && packed.scalar_type() == ScalarType::Byte &&
-          packed.dim() == 1 && packed.is_contiguous() &&
-          reinterpret_cast<std::uintptr_t>(packed.data_ptr()) % 64 == 0,
+      on_cpu && bytes && reinterpret_cast<std::uintptr_t>(data) % 64 == 0,
       "packed: expected contiguous, 64-byte aligned uint8 of shape [bytes] on the CPU, and input "
       "there, got ",
       toString(packed.scalar_type()), " of shape ", to_string(sizes_of(packed)), " on ",
       device_of(packed), " and input on ", device_of(input));
+  return {static_cast<const char*>(data), packed.numel()};
 }
 
 // One layer's part of a call; rows are dense but for the first layer's input.
@@ -41,7 +50,7 @@ struct StackedLayer {
 // bytes. Everything is read and checked before anything is computed: a call that is refused leaves
 // the states as they were. run(layer) computes one layer.
 template <class Read, class Run>
-Tensor forward_stack(const Tensor& input, const Tensor& packed, const Tensor& h,
+Tensor forward_stack(const Tensor& input, const PackedBytes& packed, const Tensor& h,
                      const std::optional<Tensor>& c, Read read, Run run) {
   const int64_t dims = input.dim();
   FUSEDRNN_CHECK(dims >= 1 && dims <= 3, "input: expected 1 to 3 dimensions, got ", dims);
@@ -55,7 +64,7 @@ Tensor forward_stack(const Tensor& input, const Tensor& packed, const Tensor& h,
 
   int64_t layers = 0, width = input.size(dims - 1), hidden = 0;
   Cell cell = Cell::lstm;
-  for (int64_t at = 0; at < packed.numel() || layers == 0; ++layers) {
+  for (int64_t at = 0; at < packed.size || layers == 0; ++layers) {
     const int64_t bytes = read(at, s);
     FUSEDRNN_CHECK(layers || s.I == width, "input: expected ", s.I, " features, got shape ",
                    to_string(sizes_of(input)));
@@ -72,7 +81,7 @@ Tensor forward_stack(const Tensor& input, const Tensor& packed, const Tensor& h,
     check_like(name, t, input);
     check_sizes(name, t, {layers, s.B, features});
     FUSEDRNN_CHECK(t.is_contiguous(), name, ": expected contiguous memory");
-    return static_cast<char*>(t.data_ptr());
+    return static_cast<char*>(data_of(name, t));
   };
   char* const h_data = state("h", h, width);
   char* const c_data = lstm ? state("c", *c, hidden) : nullptr;
@@ -81,17 +90,19 @@ Tensor forward_stack(const Tensor& input, const Tensor& packed, const Tensor& h,
   FUSEDRNN_CHECK(s.B <= most / s.T, "input: too large, got shape ", to_string(sizes_of(input)));
   s.rows = s.T * s.B;
 
+  const bool in_place = input.size(dims - 1) == 1 || input.stride(dims - 1) == 1;
+  const Tensor x = in_place ? input : dense("input", input);
+  layer.input = data_of("input", x);
+  layer.input_row = dims == 1 ? 0 : x.stride(dims - 2);
+  layer.input_step = dims == 3 ? x.stride(0) : 0;
+
   Sizes sizes = sizes_of(input);
   sizes.back() = width;
   Tensor output = new_pooled("output", sizes, input);
   if (s.rows == 0) return output;
-  const Tensor x = input.size(dims - 1) == 1 || input.stride(dims - 1) == 1 ? input : dense(input);
   const int64_t element = size_of(s.dtype), bytes = s.rows * width * element;
   const Scratch between(static_cast<std::size_t>(layers > 1 ? 2 * bytes : 0));
   FUSEDRNN_CHECK(layers == 1 || between.data(), "out of memory: outputs between layers");
-  layer.input = x.data_ptr();
-  layer.input_row = dims == 1 ? 0 : x.stride(dims - 2);
-  layer.input_step = dims == 3 ? x.stride(0) : 0;
   for (int64_t i = 0; i < layers; ++i) {
     const int64_t size = read(layer.at, s);
     layer.output = i + 1 == layers ? output.mutable_data_ptr()

@@ -9,6 +9,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <initializer_list>
+#include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,10 +34,11 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
 
-inline std::string to_string(const Sizes& sizes) {
-  std::string text = "[";
-  for (std::size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return text + "]";
+template <class Numbers>
+inline std::string to_string(const Numbers& numbers) {
+  std::string text;
+  for (const int64_t n : numbers) text += (text.empty() ? "" : ", ") + std::to_string(n);
+  return "[" + text + "]";
 }
 
 inline Sizes sizes_of(const Tensor& t) {
@@ -41,9 +46,44 @@ inline Sizes sizes_of(const Tensor& t) {
   return Sizes(sizes.begin(), sizes.end());
 }
 
-inline void check_sizes(const char* name, const Tensor& t, const Sizes& expected) {
-  FUSEDRNN_CHECK(sizes_of(t) == expected, name, ": expected shape ", to_string(expected), ", got ",
-                 to_string(sizes_of(t)));
+template <class Expected = std::initializer_list<int64_t>>
+inline void check_sizes(const char* name, const Tensor& t, const Expected& expected) {
+  const auto sizes = t.sizes();
+  FUSEDRNN_CHECK(std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end()), name,
+                 ": expected shape ", to_string(expected), ", got ", to_string(sizes_of(t)));
+}
+
+// How far from the beginning of its storage a tensor's values reach, in bytes; the largest number
+// if no storage reaches that far.
+inline int64_t reach_of(const Tensor& t) {
+  const auto sizes = t.sizes(), strides = t.strides();
+  int64_t reach = t.storage_offset(), step = 0;
+  bool fits = reach >= 0;
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] == 0) return 0;
+    fits = fits && strides[i] >= 0 && !__builtin_mul_overflow(sizes[i] - 1, strides[i], &step) &&
+           !__builtin_add_overflow(reach, step, &reach);
+  }
+  const int64_t element = static_cast<int64_t>(t.element_size());
+  fits = fits && !__builtin_add_overflow(reach, 1, &reach) &&
+         !__builtin_mul_overflow(reach, element, &reach);
+  return fits ? reach : std::numeric_limits<int64_t>::max();
+}
+
+// Where an argument's values are. All pointers to arguments come from here, since a storage may
+// have been freed or cut short under its tensors (`untyped_storage().resize_`, as offloading does),
+// which keep their sizes.
+inline void* data_of(const char* name, const Tensor& t) {
+  int64_t there = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &there));
+  FUSEDRNN_CHECK(reach_of(t) <= there, name, ": expected a storage that holds all of a tensor of ",
+                 "shape ", to_string(sizes_of(t)), ", got one of ", there,
+                 " bytes, which was freed or made smaller");
+  return t.data_ptr();
+}
+
+inline void* data_of(const char* name, const std::optional<Tensor>& t) {
+  return t ? data_of(name, *t) : nullptr;
 }
 
 inline std::string device_of(const Tensor& t) {
@@ -122,8 +162,10 @@ inline Tensor new_bytes(int64_t bytes, const Tensor& like) {
   return Tensor(handle);
 }
 
-inline Tensor dense(const Tensor& t) {
+// Contiguous, if need be by a copy; the pointer to it comes from `data_of`, too.
+inline Tensor dense(const char* name, const Tensor& t) {
   if (t.is_contiguous()) return t;
+  data_of(name, t);  // copy_ does not look
   Tensor copy = new_tensor(sizes_of(t), t);
   return torch::stable::copy_(copy, t);
 }

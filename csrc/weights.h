@@ -8,6 +8,13 @@
 
 namespace fusedrnn {
 
+// What messages call the i-th of them.
+inline const char* weight_name(std::size_t i, std::size_t per_direction, bool has_biases) {
+  static constexpr const char* kNames[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
+  i %= per_direction;
+  return i < (has_biases ? 4 : 2) ? kNames[i] : "w_hr";
+}
+
 // Checks that they are as many and as large as cell, I and directions ask for; sets H and P.
 inline void check_weights(const std::vector<Tensor>& weights, bool has_biases, Shape& s) {
   const int64_t plain = has_biases ? 4 : 2;
@@ -43,13 +50,16 @@ inline void check_weights(const std::vector<Tensor>& weights, bool has_biases, S
 // Where those of a direction are, which check_weights has passed and `dense` made contiguous.
 inline Weights weights_at(const std::vector<Tensor>& weights, bool has_biases, const Shape& s,
                           int direction) {
-  const int64_t per_direction = static_cast<int64_t>(weights.size()) / s.directions;
-  const Tensor* const w = &weights[static_cast<std::size_t>(direction * per_direction)];
-  Weights at;
-  at.w_ih = w[0].data_ptr(), at.w_hh = w[1].data_ptr();
-  if (has_biases) at.b_ih = w[2].data_ptr(), at.b_hh = w[3].data_ptr();
-  if (s.P) at.w_hr = w[per_direction - 1].data_ptr();
-  return at;
+  const std::size_t per_direction = weights.size() / static_cast<std::size_t>(s.directions);
+  const std::size_t first = static_cast<std::size_t>(direction) * per_direction;
+  const auto at = [&](std::size_t i) {
+    return data_of(weight_name(i, per_direction, has_biases), weights[first + i]);
+  };
+  Weights found;
+  found.w_ih = at(0), found.w_hh = at(1);
+  if (has_biases) found.b_ih = at(2), found.b_hh = at(3);
+  if (s.P) found.w_hr = at(per_direction - 1);
+  return found;
 }
 
 }  // namespace fusedrnn

@@ -57,6 +57,7 @@ def _forward(
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layer = _Layer(input, batch_sizes, weights, cell, bidirectional, checkpoint)
+    ops.check_storages(hx=hx, cx=cx)
     if cell != LSTM or layer.chunks == 1:  # there is no c between steps to keep
         output, hn, cn, _ = ops.layer_forward(
             input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, False, allow_tf32
@@ -103,6 +104,10 @@ def _backward(
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     layer = _Layer(input, batch_sizes, weights, cell, bidirectional, checkpoint)
+    ops.check_storages(
+        grad_output=grad_output, grad_hn=grad_hn, grad_cn=grad_cn, hx=hx, cx=cx, output=output,
+        borders=borders,
+    )  # fmt: skip
     _check_shape("output", output, layer.output_shape)
     _check_shape("borders", borders, layer.borders_shape)
     if grad_output is not None:
@@ -219,6 +224,8 @@ class _Layer:
         self.width = weights[1].size(1)
         self._has_cells = cell == LSTM
         self._input, self._batch_sizes, self._checkpoint = input, batch_sizes, checkpoint
+        named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
+        ops.check_storages(input=input, batch_sizes=batch_sizes, **named)
         self._sizes = _sizes(input, batch_sizes)
         self.batch = self._sizes[0]
         self.chunks = -(-len(self._sizes) // checkpoint)

@@ -120,6 +120,25 @@ def tf32_is_allowed() -> bool:
     return precision == "tf32"
 
 
+def check_storages(**tensors: Tensor | None) -> None:
+    """Checks that all of a tensor is there, as the native ops do, before torch's own read it.
+
+    A storage may have been freed or made smaller under its tensors (`untyped_storage().resize_`,
+    as offloading does), and torch's copies don't look.
+    """
+    for name, tensor in tensors.items():
+        if tensor is None or tensor.numel() == 0:
+            continue
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        last = tensor.storage_offset() + sum((n - 1) * stride for n, stride in steps)
+        there = tensor.untyped_storage().nbytes()
+        if (last + 1) * tensor.element_size() > there:
+            raise RuntimeError(
+                f"{name}: expected a storage that holds all of a tensor of shape "
+                f"{list(tensor.shape)}, got one of {there} bytes, which was freed or made smaller"
+            )
+
+
 def layer_forward_fake(
     input: Tensor,
     batch_sizes: Tensor | None,

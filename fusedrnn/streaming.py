@@ -204,6 +204,8 @@ class Streaming:
                     "weights: expected 'same' for a module that is not in float32 on the CPU, got "
                     f"'int8' for one in {first.dtype} on {first.device}"
                 )
+            named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
+            ops.check_storages(**named)
             if not all(bool(weight.isfinite().all()) for weight in weights):
                 raise ValueError("module: expected finite weights to round to int8, got inf or nan")
         kind = _PlainLayers if not on_cpu else KINDS[self.weights]

@@ -168,6 +168,93 @@ def test_raw_ops_never_crash() -> None:
     assert out == "alive\n"
 
 
+def test_storages_that_were_freed_or_cut_short() -> None:
+    """Under any operand of any op: refused by its name, as torch.nn's GRU refuses it."""
+    out = in_a_process("""
+        import torch, fusedrnn
+        from fusedrnn import checkpoint, ops
+        from torch import nn
+
+        def refused(function, arguments, keep=0):
+            # The names that messages begin with, one operand without its storage after the other.
+            given, found = list(flat(arguments)), []
+            for i, tensor in enumerate(given):
+                short = tensor.clone()
+                short.untyped_storage().resize_(keep)
+                replaced = iter([*given[:i], short, *given[i + 1:]])
+                try:
+                    function(*refill(arguments, replaced))
+                    found.append("ran")
+                except RuntimeError as error:
+                    found.append(str(error).partition(": expected a storage")[0])
+            print(*found)
+
+        def flat(arguments):
+            for a in arguments:
+                if isinstance(a, list): yield from flat(a)
+                if isinstance(a, torch.Tensor): yield a
+
+        def refill(arguments, tensors):
+            return [refill(a, tensors) if isinstance(a, list) else
+                    next(tensors) if isinstance(a, torch.Tensor) else a for a in arguments]
+
+        def stream_of(weights, kind):
+            module = fusedrnn.LSTM(5, 6)
+            for own, weight in zip(module.parameters(), weights):
+                own.data = weight
+            fusedrnn.Streaming(module, weights=kind)
+
+        x, h = torch.ones(4, 3, 5), torch.ones(1, 3, 2)
+        c, w = torch.ones(1, 3, 6), [torch.ones(24, 5), torch.ones(24, 2), torch.ones(24),
+                                     torch.ones(24), torch.ones(2, 6)]
+        rows, sizes = x.flatten(0, 1), torch.tensor([3, 3, 3, 3])
+        packed, int8 = ops.pack_weights(w, 2, True, False), ops.quantize_weights(w, 2, True)
+        for keep in (0, 16):
+            y, hn, cn, reserve = ops.layer_forward(x, None, h, c, w, 2, True, False, True)
+            refused(ops.layer_forward, [rows, sizes, h, c, w, 2, True, False, True], keep)
+            refused(ops.layer_forward, [x, None, None, None, w, 2, True, False, True, False,
+                                        packed], keep)
+            refused(ops.layer_backward, [y, hn, cn, x, None, h, c, w, y, reserve, 2, True, False,
+                                         -1], keep)
+            refused(lambda *w: ops.pack_weights(list(w), 2, True, False), w, keep)
+            refused(lambda *w: ops.quantize_weights(list(w), 2, True), w, keep)
+            refused(ops.packed_forward, [x, packed, h, c], keep)
+            refused(ops.quantized_forward, [x, int8, h, c], keep)
+            refused(checkpoint.checkpointed_forward, [x, None, h, c, w, 2, True, False, 2], keep)
+            y, hn, cn, borders = checkpoint.checkpointed_forward(x, None, h, c, w, 2, True, False,
+                                                                 2)
+            refused(checkpoint.checkpointed_backward, [y, hn, cn, x, None, h, c, w, y, borders, 2,
+                                                       True, False, 2, -1], keep)
+        assert torch.equal(h, torch.ones_like(h)) and torch.equal(c, torch.ones_like(c))
+        w[1] = torch.ones(24, 6)
+        for kind in ("same", "int8"):
+            refused(stream_of, [w[:4], kind])
+        x = torch.ones(4, 3, 5)
+        strided = torch.ones(5, 3, 4).permute(2, 1, 0)  # would be copied first
+        x.untyped_storage().resize_(0), strided.untyped_storage().resize_(0)
+        for package, input in ((nn, x), (fusedrnn, x), (fusedrnn, strided)):
+            try:
+                package.GRU(5, 6)(input)
+            except RuntimeError:
+                print("RuntimeError")
+    """)
+    operands = """
+        input batch_sizes hx cx w_ih w_hh b_ih b_hh w_hr
+        input w_ih w_hh b_ih b_hh w_hr packed
+        grad_output grad_hn grad_cn input hx cx w_ih w_hh b_ih b_hh w_hr output reserve
+        w_ih w_hh b_ih b_hh w_hr
+        w_ih w_hh b_ih b_hh w_hr
+        input packed h c
+        input packed h c
+        input hx cx weights[0] weights[1] weights[2] weights[3] weights[4]
+        grad_output grad_hn grad_cn input hx cx weights[0] weights[1] weights[2] weights[3] \
+weights[4] output borders
+    """
+    lines = [line.strip() for line in operands.strip().splitlines()]
+    streams = ["w_ih w_hh b_ih b_hh", "weights[0] weights[1] weights[2] weights[3]"]
+    assert out.splitlines() == [*lines, *lines, *streams, *["RuntimeError"] * 3]
+
+
 def test_sizes_beyond_2_31_elements() -> None:
     """T*B*4H over 2^31: refused for lack of memory, never a crash or a wrong number of rows."""
     out = in_a_process("""
