@@ -43,6 +43,9 @@ from torch import Tensor
 from fusedrnn import ops
 from fusedrnn.reference import CELLS, GATES, LSTM
 
+_MOST = 1 << 53
+"""Beyond so many values byte counts would overflow, as in csrc/ops.cpp."""
+
 
 def _forward(
     input: Tensor,
@@ -71,7 +74,8 @@ def _forward(
     output, borders = input.new_empty(layer.output_shape), input.new_empty(layer.borders_shape)
     for d in range(layer.directions):
         own_output = output[..., layer.columns(d)]
-        for i, chunk in enumerate(layer.walk(d)):
+        for i in range(layer.chunks):
+            chunk = layer.chunk(d, i)
             h, c = hn[d : d + 1, : chunk.alive], cn[d : d + 1, : chunk.alive]
             borders[d, layer.border(i, layer.batch)] = cn[d]
             y, h_after, c_after, _ = ops.layer_forward(
@@ -131,9 +135,8 @@ def _backward(
         own_needs = needs & 1 | (needs >> (3 + own.start) & ((1 << layer.per_direction) - 1)) << 3
         if not own_needs and not states_wanted:
             continue
-        chunks = layer.walk(d)
-        for i in reversed(range(len(chunks))):
-            chunk = chunks[i]
+        for i in reversed(range(layer.chunks)):
+            chunk = layer.chunk(d, i)
             alive = slice(chunk.alive)
             h: Tensor | None
             if i > 0:
@@ -209,8 +212,7 @@ class _Layer:
         bidirectional: bool,
         checkpoint: int,
     ) -> None:
-        if checkpoint < 1:
-            raise RuntimeError(f"checkpoint: expected at least 1, got {checkpoint}")
+        _check_checkpoint(checkpoint)
         if not 0 <= cell < len(CELLS):
             raise RuntimeError(f"cell: expected 0 to {len(CELLS) - 1}, got {cell}")
         self.directions = 2 if bidirectional else 1
@@ -227,8 +229,11 @@ class _Layer:
         named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
         ops.check_storages(input=input, batch_sizes=batch_sizes, **named)
         self._sizes = _sizes(input, batch_sizes)
-        self.batch = self._sizes[0]
-        self.chunks = -(-len(self._sizes) // checkpoint)
+        self._steps = input.size(0) if batch_sizes is None else len(self._sizes)
+        self.batch = input.size(1) if batch_sizes is None else self._sizes[0]
+        if self._steps * self.batch * (self.hidden_size + self.width) >= _MOST:
+            raise RuntimeError(f"input: too large, got shape {tuple(input.shape)}")
+        self.chunks = -(-self._steps // checkpoint) if self.batch else 1
         self._offsets = [0, *accumulate(self._sizes)]
         self.output_shape = (*input.shape[:-1], self.directions * self.width)
 
@@ -258,18 +263,17 @@ class _Layer:
         """Where in the last dimension of the output h of a direction is."""
         return slice(direction * self.width, (direction + 1) * self.width)
 
-    def walk(self, direction: int) -> list[_Chunk]:
-        """The chunks in the order in which a direction walks them."""
-        steps = range(0, len(self._sizes), self._checkpoint)
-        return [self._chunk(t, direction == 1) for t in (reversed(steps) if direction else steps)]
-
-    def _chunk(self, first: int, is_reverse: bool) -> _Chunk:
-        end = min(first + self._checkpoint, len(self._sizes))
-        alive = self._sizes[first]
+    def chunk(self, direction: int, i: int) -> _Chunk:
+        """The i-th of the chunks in the order in which a direction walks them."""
+        is_reverse = direction == 1
+        first = (self.chunks - 1 - i if is_reverse else i) * self._checkpoint
+        end = min(first + self._checkpoint, self._steps)
         before = end if is_reverse else first - 1
         if self._batch_sizes is None:
-            return _Chunk(slice(first, end), slice(before, before + 1), alive, None, is_reverse)
-        go_on = min(alive, self._sizes[before]) if 0 <= before < len(self._sizes) else 0
+            steps, neighbour = slice(first, end), slice(before, before + 1)
+            return _Chunk(steps, neighbour, self.batch, None, is_reverse)
+        alive = self._sizes[first]
+        go_on = min(alive, self._sizes[before]) if 0 <= before < self._steps else 0
         return _Chunk(
             slice(self._offsets[first], self._offsets[end]),
             slice(self._offsets[before], self._offsets[before] + go_on),
@@ -279,15 +283,20 @@ class _Layer:
         )
 
 
+def _check_checkpoint(checkpoint: int) -> None:
+    if checkpoint < 1:
+        raise RuntimeError(f"checkpoint: expected at least 1, got {checkpoint}")
+
+
 def _sizes(input: Tensor, batch_sizes: Tensor | None) -> list[int]:
-    """How many sequences are alive at each step."""
+    """How many sequences are alive at each step if packed; if not, all are, and it is empty."""
     dims = 3 if batch_sizes is None else 2
     if input.dim() != dims or (batch_sizes is None and input.size(0) == 0):
         raise RuntimeError(
             f"input: expected {dims} dimensions and at least one step, got {tuple(input.shape)}"
         )
     if batch_sizes is None:
-        return [input.size(1)] * input.size(0)
+        return []
     if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
         raise RuntimeError(
             "batch_sizes: expected an int64 CPU tensor of shape (T,), got "
@@ -367,6 +376,7 @@ class _Chunk:
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     before, checkpoint, after = arguments[:8], arguments[8], arguments[9:]
+    _check_checkpoint(checkpoint)
     output, hn, cn, _ = ops.layer_forward_fake(*(*before, False, *after))
     input, batch_sizes, cell = before[0], before[1], before[5]
     if cell != LSTM:
@@ -377,7 +387,8 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    before, after = arguments[:13], arguments[14:]  # without `checkpoint`
+    before, checkpoint, after = arguments[:13], arguments[13], arguments[14:]
+    _check_checkpoint(checkpoint)
     return ops.layer_backward_fake(*before, *after)
 
 

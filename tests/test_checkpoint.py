@@ -380,6 +380,10 @@ def test_wrong_calls_of_the_ops() -> None:
     ):
         with pytest.raises(RuntimeError, match="expected"):
             checkpointed_forward(*wrong)
+    on_meta = (x.to("meta"), None, hx.to("meta"), cx.to("meta"), [w.to("meta") for w in weights])
+    for k in (0, -1):
+        with pytest.raises(RuntimeError, match=f"checkpoint: expected at least 1, got {k}"):
+            checkpointed_forward(*on_meta, *settings, k)
     for y, dy, c in ((output[1:], output, borders), (output, output[1:], borders),
                      (output, output, borders[:, 1:])):  # fmt: skip
         with pytest.raises(RuntimeError, match="expected shape"):

@@ -255,6 +255,30 @@ weights[4] output borders
     assert out.splitlines() == [*lines, *lines, *streams, *["RuntimeError"] * 3]
 
 
+def test_more_steps_than_memory_has() -> None:
+    """An expanded input takes no memory, and has any number of steps."""
+    weights = [torch.ones(24, 5), torch.ones(24, 6)]
+    h, packed = torch.zeros(1, 4, 6), torch.ops.fusedrnn.pack_weights(weights, 2, False, False)
+    int8 = torch.ops.fusedrnn.quantize_weights(weights, 2, False)
+    for steps in (1 << 58, 1 << 50):
+        x = torch.ones(1, 4, 5).expand(steps, 4, 5)
+        calls = {
+            "layer_forward": (x, None, None, None, weights, 2, False, False, True),
+            "checkpointed_forward": (x, None, None, None, weights, 2, False, False, 2),
+            "packed_forward": (x, packed, h, h.clone()),
+            "quantized_forward": (x, int8, h, h.clone()),
+        }
+        for name, arguments in calls.items():
+            with pytest.raises(RuntimeError, match=r"too large|memory|allocate|overflow"):
+                getattr(torch.ops.fusedrnn, name)(*arguments)
+        for name in LAYERS:
+            for options in ({}, {"checkpoint": 1}):
+                with pytest.raises(RuntimeError, match=r"too large|memory|allocate|overflow"):
+                    getattr(fusedrnn, name)(5, 6, **options)(x)
+    none = torch.ones(1, 0, 5).expand(1 << 60, 0, 5)
+    assert fusedrnn.LSTM(5, 6, checkpoint=1)(none)[0].shape == (1 << 60, 0, 6)
+
+
 def test_sizes_beyond_2_31_elements() -> None:
     """T*B*4H over 2^31: refused for lack of memory, never a crash or a wrong number of rows."""
     out = in_a_process("""
