@@ -40,8 +40,9 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -240,6 +241,23 @@ def _no_kernel(*arguments: object) -> NoReturn:
     )
 
 
+def _lift_negation(
+    op: Callable[..., Tensor],
+    input: Tensor,
+    packed: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    *rest: Any,
+) -> Tensor:
+    for name, state in (("h", h), ("c", c)):
+        if state is not None and state.is_neg():
+            raise RuntimeError(
+                f"{name}: expected memory that holds the state, to be updated in place, got a view "
+                f"that negates it ({name}.is_neg()); pass {name}.resolve_neg()"
+            )
+    return op(input.resolve_neg(), packed.resolve_neg(), h, c, *rest)
+
+
 # Of all kernels torch takes this one last, for whatever device has none of its own.
 _library = torch.library.Library("fusedrnn", "IMPL")
 _library.impl("layer_forward", _no_kernel, "CompositeExplicitAutograd")
@@ -253,3 +271,6 @@ _library.impl("pack_weights", torch.library.fallthrough_kernel, "Autograd")
 _library.impl("packed_forward", torch.library.fallthrough_kernel, "Autograd")
 _library.impl("quantize_weights", torch.library.fallthrough_kernel, "Autograd")
 _library.impl("quantized_forward", torch.library.fallthrough_kernel, "Autograd")
+# torch negates a copy of what is a negative view, and of a state that is to be updated can't.
+_library.impl("packed_forward", partial(_lift_negation, packed_forward), "Negative")
+_library.impl("quantized_forward", partial(_lift_negation, quantized_forward), "Negative")

@@ -279,6 +279,45 @@ def test_more_steps_than_memory_has() -> None:
     assert fusedrnn.LSTM(5, 6, checkpoint=1)(none)[0].shape == (1 << 60, 0, 6)
 
 
+def test_views_that_negate() -> None:
+    """Their memory holds the opposite: it is never taken for the values."""
+    negated = torch._neg_view
+    w = [torch.randn(24, 5), torch.randn(24, 6)]
+    x, h, c = torch.randn(3, 4, 5), torch.randn(1, 4, 6), torch.randn(1, 4, 6)
+    ops = fusedrnn.ops
+
+    def both_ways(x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, w: list) -> list:
+        y, hn, cn, reserve = ops.layer_forward(x, None, h, c, w, 2, False, False, True)
+        grads = ops.layer_backward(y, hn, None, x, None, h, c, w, y, reserve, 2, False, False, -1)
+        return [y, hn, cn, grads[0], ops.pack_weights(w, 2, False, False)]
+
+    opposite = [negated(-t) for t in (x, h, c)]
+    for found, expected in zip(
+        both_ways(*opposite, [negated(-t) for t in w]), both_ways(x, h, c, w), strict=True
+    ):
+        assert torch.equal(found, expected)
+    module = fusedrnn.LSTM(5, 6)
+    assert torch.equal(module(opposite[0], tuple(opposite[1:]))[0], module(x, (h, c))[0])
+
+    imaginary = torch.randn(1, 4, 6, dtype=torch.complex64).conj().imag
+    assert imaginary.is_neg()
+    for pack, forward in (
+        (lambda: ops.pack_weights(w, 2, False, False), ops.packed_forward),
+        (lambda: ops.quantize_weights(w, 2, False), ops.quantized_forward),
+    ):
+        packed = pack()
+        before = h.clone(), c.clone()
+        for name, states in {
+            "h": (negated(h), c), "c": (h, negated(c)), "c ": (h, imaginary),
+            "c  ": (h, torch.randn(1, 4, 6, dtype=torch.complex64).conj()),
+        }.items():  # fmt: skip
+            with pytest.raises(RuntimeError, match=f"{name.strip()}: expected"):
+                forward(x, packed, *states)
+            assert torch.equal(h, before[0]) and torch.equal(c, before[1])
+        expected = forward(x, packed, h.clone(), c.clone())
+        assert torch.equal(forward(opposite[0], packed, h.clone(), c.clone()), expected)
+
+
 def test_sizes_beyond_2_31_elements() -> None:
     """T*B*4H over 2^31: refused for lack of memory, never a crash or a wrong number of rows."""
     out = in_a_process("""
