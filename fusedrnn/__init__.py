@@ -8,6 +8,7 @@
     fusedrnn.from_tf1(...)       the same from a TensorFlow 1 checkpoint
     fusedrnn.from_onnx(...)      the same from an ONNX node
     fusedrnn.onnx.export(...)    a model with these modules as ONNX's own operators
+    fusedrnn.memory_pool         memory that is kept for the next call: how much, and freeing it
     fusedrnn.plan(...)           how a call would be run: threads, steps at once, team
     fusedrnn.build_info()        what this build was made with and for
 
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 
-from fusedrnn import _C, functional, onnx, ops
+from fusedrnn import _C, functional, memory_pool, onnx, ops
 from fusedrnn.convert import Replacement, replace
 from fusedrnn.keras import from_keras
 from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -54,6 +55,7 @@ __all__ = [
     "from_onnx",
     "from_tf1",
     "functional",
+    "memory_pool",
     "onnx",
     "plan",
     "replace",

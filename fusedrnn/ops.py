@@ -62,7 +62,7 @@ RESERVE_UNITS = 16
 
 def use_backend(device_type: str, backend: int | None) -> int | None:
     """Installs a backend, the address of a `Backend` of csrc/backend.h; returns the one before."""
-    install = _libraries[0].fusedrnn_use_backend
+    install = LIBRARY.fusedrnn_use_backend
     install.argtypes, install.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
     before: int | None = install(("cpu", "cuda").index(device_type), backend)
     return before
@@ -96,7 +96,10 @@ def _load_cuda() -> str | None:
     return None
 
 
-_libraries = [_native.load(_native.LIBRARY)]  # each makes plans of its own
+LIBRARY = _native.load(_native.LIBRARY)
+"""The library of the ops, for its functions in C."""
+
+_libraries = [LIBRARY]  # each makes plans of its own
 WITHOUT_CUDA = _load_cuda()
 """Why CUDA tensors cannot be computed here; None if they can, given a GPU."""
 

@@ -246,7 +246,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_public_names_are_in_the_api(site: Path) -> None:
     page = (site / "api.html").read_text(encoding="utf-8")
-    modules = {m.__name__: m.__all__ for m in (fusedrnn, fusedrnn.functional, fusedrnn.onnx)}
+    modules = {
+        m.__name__: m.__all__
+        for m in (fusedrnn, fusedrnn.functional, fusedrnn.memory_pool, fusedrnn.onnx)
+    }
     names = [f"{module}.{name}" for module, all_of in modules.items() for name in all_of]
     anchors = set(re.findall(r'id="([\w.]+)"', page))
     missing = [name for name in names if name not in anchors and name not in modules]

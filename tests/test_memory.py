@@ -8,9 +8,10 @@ import weakref
 
 import pytest
 import torch
+from processes import in_a_process
 
 import fusedrnn
-from fusedrnn import reference
+from fusedrnn import memory_pool, reference
 
 CELLS = {"rnn_tanh": 0, "rnn_relu": 0, "lstm": 5, "gru": 4, "gru_reset_before": 3}
 
@@ -87,3 +88,56 @@ def test_outputs_are_ordinary_tensors() -> None:
         module(torch.randn(50, 20, 64))
     assert torch.equal(shared, kept)
     assert view.shape == (50, 20, 128)
+
+
+def test_what_the_pool_holds() -> None:
+    gc.collect()
+    memory_pool.trim()
+    assert memory_pool.held_bytes() == 0
+    module = fusedrnn.LSTM(64, 128)
+    with torch.no_grad():
+        output, _ = module(torch.randn(50, 20, 64))
+    scratch = memory_pool.held_bytes()
+    assert 0 < scratch <= memory_pool.limit_bytes()
+    pooled = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+    kept = output.clone()
+    memory_pool.trim()
+    assert memory_pool.held_bytes() == 0
+    assert torch.equal(output, kept)  # in use, so none of the pool's business
+    bytes_of_output = output.numel() * output.element_size()
+    del output
+    assert memory_pool.held_bytes() >= (bytes_of_output if pooled else 0)
+    memory_pool.trim()
+    assert memory_pool.held_bytes() == 0
+
+
+POOL_SIZES = {
+    "0": "0\n0 True\n",
+    "1": "1048576\nTrue True\n",  # a buffer beyond the bound drives no other out
+    "much": """FUSEDRNN_POOL_MB: expected a whole number of MiB, got "much"\n0 refused\n""",
+}
+
+
+@pytest.mark.parametrize("megabytes", POOL_SIZES)
+def test_size_of_the_pool(megabytes: str) -> None:
+    out = in_a_process(
+        """
+        import fusedrnn, torch
+        from fusedrnn import memory_pool
+        try:
+            print(memory_pool.limit_bytes())
+        except RuntimeError as error:
+            print(error)
+        try:
+            with torch.no_grad():
+                fusedrnn.LSTM(8, 16)(torch.ones(100, 20, 8))
+                before = memory_pool.held_bytes()
+                fusedrnn.RNN(8, 8)(torch.ones(1000, 64, 8))  # 2 MB of output
+            after = memory_pool.held_bytes()
+            print(before and 0 < after, after <= memory_pool.limit_bytes())
+        except RuntimeError:
+            print(memory_pool.held_bytes(), "refused")
+        """,
+        FUSEDRNN_POOL_MB=megabytes,
+    )
+    assert out == POOL_SIZES[megabytes]

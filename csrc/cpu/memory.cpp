@@ -135,7 +135,9 @@ void pool_trim() {
 
 }  // namespace fusedrnn
 
+// For fusedrnn/memory_pool.py.
 #define FUSEDRNN_EXPORT extern "C" __attribute__((visibility("default")))
 FUSEDRNN_EXPORT std::size_t fusedrnn_pool_bound_bytes() { return fusedrnn::pool_bound_bytes(); }
 FUSEDRNN_EXPORT std::size_t fusedrnn_pool_held_bytes() { return fusedrnn::pool_held_bytes(); }
 FUSEDRNN_EXPORT void fusedrnn_pool_trim() { fusedrnn::pool_trim(); }
+FUSEDRNN_EXPORT const char* fusedrnn_pool_error() { return fusedrnn::pool_error().c_str(); }
