@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -186,3 +187,15 @@ def test_other_systems(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup.sys, "platform", system)
     with pytest.raises(SystemExit, match=f"builds on Linux so far; this is {system}"):
         setup.NinjaBuild.build_extensions(None)
+
+
+def test_less_optimisation(tmp_path: Path) -> None:
+    """CXXFLAGS=-O1: what is always inlined can be, without the analysis of -O2, too."""
+    isa = "avx2" if setup.ON_X86 else "portable"
+    flags = [f"-DFUSEDRNN_ISA={isa}", *setup.INSTRUCTION_SETS[isa], "-DFUSEDRNN_DTYPE=f32"]
+    done = subprocess.run(
+        [*setup.compiler(), *setup.common_flags("-O1"), *flags, "-c", "csrc/cpu/isa/backward.cpp",
+         "-o", str(tmp_path / "backward.o")],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -136,11 +136,11 @@ class BackwardWalk {
       return share(groups.count, team.rank, team.size);
     };
     if (recurrent_ && !in_place_)
-      pack_column_panels(at(w.w_hh, 0), p_.H, p_.R(), First::products, First::gate_of_product,
+      pack_column_panels(at(w.w_hh, 0), p_.H, p_.R(), First::products, gate_of_product<First>,
                          state_, mine(state_), w_hh_);
     if constexpr (kDivided)
       pack_column_panels(at(w.w_hh, Last::first_gate * p_.H * p_.R()), p_.H, p_.R(), Last::products,
-                         Last::gate_of_product, state_, mine(state_), last_w_hh_);
+                         gate_of_product<Last>, state_, mine(state_), last_w_hh_);
     if (p_.grad_input && !in_place_)
       pack_column_panels(
           at(w.w_ih, 0), p_.H, p_.I, C::inputs, [](int g) { return g; }, inputs_, mine(inputs_),
@@ -340,7 +340,7 @@ class BackwardWalk {
             tile.rows[r] = dgates(j, b + r), tile.out[r] = out[r];
           if (in_place_) {
             for (int64_t r = 0; r < tiles.size(i); ++r)
-              row_times_weights(tile.rows[r], First::products, Hp_, First::gate_of_product,
+              row_times_weights(tile.rows[r], First::products, Hp_, gate_of_product<First>,
                                 at(p_.weights[d].w_hh, 0), p_.H, p_.R(), column, valid, out[r]);
           } else {
             linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);

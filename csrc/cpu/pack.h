@@ -81,6 +81,13 @@ FUSEDRNN_INLINE auto load_operands(const S* p, int64_t n) {
   }
 }
 
+// torch's gate that a product's slot belongs to, as a function with an address: the cell's own is
+// always inlined, which below -O2 a call through a pointer can't be.
+template <class C>
+constexpr int gate_of_product(int slot) {
+  return C::gate_of_product(slot);
+}
+
 // Packs the gate panels of groups [range). `gate_of(g)` is torch's gate that panel gate g holds.
 template <class E, class S, class GateOf>
 void pack_gate_panels(const S* W, int64_t H, int64_t K, int gates, GateOf gate_of, Groups groups,

@@ -73,7 +73,7 @@ class WeightPanels {
       const Range mine = share(units.count, team.rank, team.size);
       const auto same = [](int g) { return g; };
       pack_gate_panels(weight(w.w_ih), s.H, s.I, C::inputs, same, units, mine, w_ih);
-      pack_gate_panels(weight(w.w_hh), s.H, s.R(), C::products, C::gate_of_product, units, mine,
+      pack_gate_panels(weight(w.w_hh), s.H, s.R(), C::products, gate_of_product<C>, units, mine,
                        w_hh);
       if (s.P)
         pack_gate_panels(weight(w.w_hr), s.P, s.H, 1, same, outputs,

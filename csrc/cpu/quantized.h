@@ -55,7 +55,7 @@ void quantize(const Shape& s, const Weights& w, char* packed) {
   const QuantizedLayout places(s);
   const auto same = [](int slot) { return slot; };
   quantize_matrix(w.w_ih, s.H, s.I, same, places.w_ih, packed);
-  quantize_matrix(w.w_hh, s.H, s.R(), C::gate_of_product, places.w_hh, packed);
+  quantize_matrix(w.w_hh, s.H, s.R(), gate_of_product<C>, places.w_hh, packed);
   if (s.P) quantize_matrix(w.w_hr, s.P, s.H, same, places.w_hr, packed);
   add_biases<float, float, C>(s, w, reinterpret_cast<float*>(packed + places.bias),
                               reinterpret_cast<float*>(packed + places.hidden_bias));
