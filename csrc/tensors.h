@@ -10,12 +10,14 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <cstring>
 #include <initializer_list>
 #include <limits>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "cpu/fork.h"
 #include "cpu/memory.h"
 #include "problem.h"
 #include "refuse.h"
@@ -162,17 +164,35 @@ inline Tensor new_bytes(int64_t bytes, const Tensor& like) {
   return Tensor(handle);
 }
 
+// Copies values one after the other, in this thread, to where they are dense; returns the end.
+inline char* copy_values(const char* from, char* to, const int64_t* sizes, const int64_t* strides,
+                         std::size_t dims, std::size_t element) {
+  if (dims == 0) {
+    std::memcpy(to, from, element);
+    return to + element;
+  }
+  const int64_t stride = strides[0] * static_cast<int64_t>(element);
+  for (int64_t i = 0; i < sizes[0]; ++i)
+    to = copy_values(from + i * stride, to, sizes + 1, strides + 1, dims - 1, element);
+  return to;
+}
+
 // Contiguous, if need be by a copy; the pointer to it comes from `data_of`, too.
 inline Tensor dense(const char* name, const Tensor& t) {
   if (t.is_contiguous()) return t;
-  data_of(name, t);  // copy_ does not look
+  const void* const from = data_of(name, t);  // copy_ does not look
   Tensor copy = new_tensor(sizes_of(t), t);
-  return torch::stable::copy_(copy, t);
+  if (!t.is_cpu() || !is_forked()) return torch::stable::copy_(copy, t);  // it uses all threads
+  copy_values(static_cast<const char*>(from), static_cast<char*>(copy.data_ptr()), t.sizes().data(),
+              t.strides().data(), t.sizes().size(), t.element_size());
+  return copy;
 }
 
 inline Tensor zeros(const Sizes& sizes, const Tensor& like) {
   Tensor t = new_tensor(sizes, like);
-  if (t.numel()) t = torch::stable::zero_(t);
+  if (!t.numel()) return t;
+  if (!t.is_cpu()) return torch::stable::zero_(t);
+  std::memset(t.data_ptr(), 0, static_cast<std::size_t>(t.numel()) * t.element_size());
   return t;
 }
 

@@ -63,6 +63,45 @@ def test_after_fork() -> None:
     assert out == "0\n"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_after_fork_what_is_not_contiguous() -> None:
+    """Nor do copies wait for the parent's threads, which torch's do of more than 32768 values."""
+    out = in_a_process("""
+        import os, signal, torch
+        from fusedrnn import ops
+        torch.set_num_threads(2)
+
+        def spread(*shape):  # no dimension is where it was
+            return torch.randn(*shape[::-1]).permute(*reversed(range(len(shape))))
+
+        H = 128
+        x, w = spread(20, 16, 200), [spread(4 * H, 200), spread(4 * H, H)]
+        h, c = spread(1, 300, H), spread(1, 300, H)
+        y, hn, cn, reserve = ops.layer_forward(x, None, None, None, w, 2, False, False, True)
+        dy, many = spread(20, 16, H), spread(1, 300, 200)
+
+        def results():
+            yield from ops.layer_forward(x, None, None, None, w, 2, False, False, True)
+            yield from ops.layer_forward(many, None, h, c, w, 2, False, False, False)
+            dx, _, _, dw = ops.layer_backward(dy, None, None, x, None, None, None, w, y, reserve,
+                                              2, False, False, -1)
+            yield from (dx, *dw)
+            yield ops.pack_weights(w, 2, False, False)
+            yield ops.quantize_weights(w, 2, False)
+            none = ops.layer_forward(x[:, :0], None, None, None, w, 2, False, False, True)
+            yield from ops.layer_backward(none[0], None, None, x[:, :0], None, None, None, w,
+                                          none[0], none[3], 2, False, False, -1)[3]
+
+        wanted = [t.numpy().tobytes() for t in results()]
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            os._exit([t.numpy().tobytes() for t in results()] != wanted)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """)
+    assert out == "0\n"
+
+
 def test_more_threads_than_cores() -> None:
     module = fusedrnn.GRU(32, 200)
     x = torch.randn(10, 3, 32)

@@ -1,0 +1,18 @@
+// A handler that every child runs.
+#include "fork.h"
+
+#include <pthread.h>
+
+#include <atomic>
+
+namespace fusedrnn {
+namespace {
+
+std::atomic<bool> forked{false};
+const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+
+}  // namespace
+
+bool is_forked() { return fork_handler != 0 || forked.load(std::memory_order_relaxed); }
+
+}  // namespace fusedrnn

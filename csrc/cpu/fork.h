@@ -1,0 +1,9 @@
+// Whether torch's threads are there. After a fork the OpenMP pool of the parent does not exist in
+// the child, and waiting for it would never end: the child works alone.
+#pragma once
+
+namespace fusedrnn {
+
+bool is_forked();  // true as well if that can't be known
+
+}  // namespace fusedrnn
