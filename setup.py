@@ -87,7 +87,7 @@ KERNEL_SECONDS, OTHER_SECONDS = 8, 2
 SHARED = ("plan_override.cpp", "version.cpp")
 INTROSPECTED = (
     *SHARED,
-    *(f"cpu/{name}.cpp" for name in ("capability", "peak", "plan", "processors", "team")),
+    *(f"cpu/{name}.cpp" for name in ("capability", "fork", "peak", "plan", "processors", "team")),
     "cuda/plan.cpp",
 )
 

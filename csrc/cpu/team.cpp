@@ -5,12 +5,13 @@
 #include "team.h"
 
 #include <linux/futex.h>
-#include <pthread.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <chrono>
+
+#include "fork.h"
 
 namespace fusedrnn {
 
@@ -27,11 +28,6 @@ void Word::wake() {
 }
 
 namespace {
-
-// After fork the OpenMP pool of the parent does not exist in the child, and waiting for it would
-// never end: the child works alone.
-std::atomic<bool> forked{false};
-const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
 
 class Formation {
  public:
@@ -85,8 +81,7 @@ class Formation {
 }  // namespace
 
 void run_team(ParallelFor parallel_for, int threads, void (*body)(int, int, void*), void* context) {
-  if (threads <= 1 || fork_handler != 0 || forked.load(std::memory_order_relaxed))
-    return body(0, 1, context);
+  if (threads <= 1 || is_forked()) return body(0, 1, context);
   Formation formation(body, context, threads);
   parallel_for(
       threads,
