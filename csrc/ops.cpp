@@ -127,7 +127,7 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t rows, Call& call) {
   FUSEDRNN_CHECK(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long &&
                      batch_sizes.dim() == 1 && batch_sizes.numel() > 0,
                  "batch_sizes: expected a non-empty int64 CPU tensor of shape (T,), got ",
-                 toString(batch_sizes.scalar_type()), " of shape ",
+                 dtype_name(batch_sizes), " of shape ",
                  to_string(sizes_of(batch_sizes)));
   const Tensor sizes = dense("batch_sizes", batch_sizes);
   const int64_t* const size = static_cast<const int64_t*>(data_of("batch_sizes", sizes));
@@ -177,7 +177,7 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
   BackwardProblem& p = call.problem;
   FUSEDRNN_CHECK(cell >= 0 && cell < kCells, "cell: expected 0 to ", kCells - 1, ", got ", cell);
   p.cell = static_cast<Cell>(cell);
-  p.dtype = dtype_of(input);
+  p.dtype = dtype_of("input", input);
   p.directions = bidirectional ? 2 : 1;
   const int64_t dims = batch_sizes ? 2 : 3;
   FUSEDRNN_CHECK(input.dim() == dims, "input: expected ", dims, " dimensions, got ", input.dim());
@@ -253,6 +253,7 @@ Tensor pack_weights(std::vector<Tensor> weights, int64_t cell, bool has_biases,
                     bool bidirectional) {
   FUSEDRNN_CHECK(!weights.empty() && weights[0].dim() == 2,
                  "weights: expected w_ih of shape [gates * hidden_size, input_size] first");
+  dtype_of("w_ih", weights[0]);  // of which the input will be
   // The checks are those of a call on no sequences.
   const Tensor nothing = new_tensor({1, 0, weights[0].size(1)}, weights[0]);
   const Call call = check(nothing, {}, {}, {}, weights, cell, has_biases, bidirectional);

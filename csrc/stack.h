@@ -28,7 +28,7 @@ inline PackedBytes packed_bytes(const Tensor& packed, const Tensor& input) {
       on_cpu && bytes && reinterpret_cast<std::uintptr_t>(data) % 64 == 0,
       "packed: expected contiguous, 64-byte aligned uint8 of shape [bytes] on the CPU, and input "
       "there, got ",
-      toString(packed.scalar_type()), " of shape ", to_string(sizes_of(packed)), " on ",
+      dtype_name(packed), " of shape ", to_string(sizes_of(packed)), " on ",
       device_of(packed), " and input on ", device_of(input));
   return {static_cast<const char*>(data), packed.numel()};
 }
@@ -56,7 +56,7 @@ Tensor forward_stack(const Tensor& input, const PackedBytes& packed, const Tenso
   FUSEDRNN_CHECK(dims >= 1 && dims <= 3, "input: expected 1 to 3 dimensions, got ", dims);
   StackedLayer layer;
   Shape& s = layer.shape;
-  s.dtype = dtype_of(input);
+  s.dtype = dtype_of("input", input);
   s.T = dims == 3 ? input.size(0) : 1;
   s.B = dims == 1 ? 1 : input.size(dims - 2);
   FUSEDRNN_CHECK(s.T > 0, "input: expected at least one step, got shape ",

@@ -93,26 +93,46 @@ inline std::string device_of(const Tensor& t) {
   return (t.is_cuda() ? "cuda:" : "another device, index ") + std::to_string(t.get_device_index());
 }
 
+// As Python calls it, without "torch.".
+inline std::string dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::ComplexHalf: return "complex32";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+    default: return toString(type);
+  }
+}
+
+inline std::string dtype_name(const Tensor& t) { return dtype_name(t.scalar_type()); }
+
 inline void check_like(const char* name, const Tensor& t, const Tensor& input) {
   const bool together =
       input.is_cpu() ? t.is_cpu() : t.is_cuda() && t.get_device_index() == input.get_device_index();
   FUSEDRNN_CHECK(together, name, ": expected a tensor on input's device, ", device_of(input),
                  ", got one on ", device_of(t));
   FUSEDRNN_CHECK(t.scalar_type() == input.scalar_type(), name, ": expected input's dtype ",
-                 toString(input.scalar_type()), ", got ", toString(t.scalar_type()));
+                 dtype_name(input), ", got ", dtype_name(t));
 }
 
-inline Dtype dtype_of(const Tensor& input) {
-  switch (input.scalar_type()) {
+inline Dtype dtype_of(const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
     case ScalarType::Double: return Dtype::f64;
     case ScalarType::Float: return Dtype::f32;
     case ScalarType::BFloat16: return Dtype::bf16;
     case ScalarType::Half: return Dtype::f16;
     default:
-      FUSEDRNN_CHECK(false, "input: expected float64, float32, bfloat16 or float16, got ",
-                     toString(input.scalar_type()));
+      refuse(name, ": expected float64, float32, bfloat16 or float16, got ", dtype_name(t));
   }
-  return Dtype::f32;
 }
 
 // What a new tensor takes over from an existing one.

@@ -130,6 +130,37 @@ def test_other_devices_and_dtypes_say_what_is_missing() -> None:
         module(torch.zeros(3, 4, 5, dtype=torch.complex64))
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32], ids=str)
+def test_other_dtypes_are_named(dtype: torch.dtype) -> None:
+    x, h, c = torch.ones(4, 3, 5), torch.ones(1, 3, 2), torch.ones(1, 3, 6)
+    w = [torch.ones(24, 5), torch.ones(24, 2), torch.ones(24), torch.ones(24), torch.ones(2, 6)]
+    ops = fusedrnn.ops
+    y, hn, cn, reserve = ops.layer_forward(x, None, h, c, w, 2, True, False, True)
+    packed, int8 = ops.pack_weights(w, 2, True, False), ops.quantize_weights(w, 2, True)
+    weights = ["w_ih", "w_hh", "b_ih", "b_hh", "w_hr"]
+
+    def layer(x, h, c, *w) -> None:
+        ops.layer_forward(x, None, h, c, w, 2, True, False, True)
+
+    def backward(dy, dh, dc, y, reserve) -> None:
+        ops.layer_backward(dy, dh, dc, x, None, h, c, w, y, reserve, 2, True, False, -1)
+
+    for op, names, operands in (
+        (layer, ["input", "hx", "cx", *weights], [x, h, c, *w]),
+        (backward, ["grad_output", "grad_hn", "grad_cn", "output", "reserve"],
+         [y, hn, cn, y, reserve]),
+        (lambda *w: ops.pack_weights(w, 2, True, False), weights, w),
+        (lambda *w: ops.quantize_weights(w, 2, True), weights, w),
+        (ops.packed_forward, ["input", "packed", "h", "c"], [x, packed, h, c]),
+        (ops.quantized_forward, ["input", "packed", "h", "c"], [x, int8, h, c]),
+    ):  # fmt: skip
+        for i, name in enumerate(names):
+            given = [*operands[:i], operands[i].to(dtype), *operands[i + 1 :]]
+            got = str(dtype).removeprefix("torch.")
+            with pytest.raises(RuntimeError, match=f"^{name}: expected .* got {got}"):
+                op(*given)
+
+
 def test_raw_ops_never_crash() -> None:
     out = in_a_process("""
         import itertools, torch, fusedrnn
