@@ -126,7 +126,7 @@ def test_only_gradients_that_are_asked_for(cell: str, device: torch.device) -> N
     case = Case(cell=cell, bidirectional=True)
     full = case.run(case.module().to(device), case.inputs())
     parameters = [name for name, _ in case.module().named_parameters()]
-    for asked in [["input"], ["h0"], *([[name] for name in parameters])]:
+    for asked in [[name] for name in [*case.inputs(), *parameters]]:
         module = case.module().to(device)
         leaves = {n: v.to(device).requires_grad_(n in asked) for n, v in case.inputs().items()}
         for name, parameter in module.named_parameters():
