@@ -74,10 +74,14 @@ FUSEDRNN_INLINE auto load_operands(const S* p, int64_t n) {
     return load_n(p, n);
   } else {
     constexpr int64_t kMost = 2 * kLanes<float>;
-    if (n >= kMost) return load(reinterpret_cast<const float*>(p));
+    const auto whole = [](const S* from) {  // aligned as an element is, not as a float
+      return bit_cast<Vec<float>>(
+          *reinterpret_cast<const typename VectorType<uint16_t>::unaligned*>(from));
+    };
+    if (n >= kMost) return whole(p);
     S pairs[kMost] = {};
     for (int64_t i = 0; i < n; ++i) pairs[i] = p[i];
-    return load(reinterpret_cast<const float*>(pairs));
+    return whole(pairs);
   }
 }
 
