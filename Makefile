@@ -10,7 +10,8 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all bench lint docs build wheel sdist wheel-check cuda-build-check clean
+.PHONY: help demo test test-all sanitize bench lint docs build wheel sdist wheel-check \
+	cuda-build-check clean
 SHELL := /bin/bash
 
 chosen = $(filter command environment,$(firstword $(origin $(1))))
@@ -56,6 +57,9 @@ test:  ## lint, then the tests on all cores
 test-all:  ## everything that can be tested, on every instruction set: about an hour
 	@$(MAKE) --no-print-directory build lint $(STAMPS)/with-test FUSEDRNN_CPU_TARGETS=all
 	$(PYTEST) --thorough $(ARGS)
+
+sanitize: $(STAMPS)/requirements  ## the CPU kernels on random problems, with sanitizers: two minutes
+	PYTHONPATH=tests $(PY) -m sanitize.run $(ARGS)
 
 bench: build $(STAMPS)/with-bench  ## measure against torch.nn
 	$(PY) -m benchmarks $(ARGS)

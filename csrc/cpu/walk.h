@@ -7,6 +7,10 @@
 #include "plan.h"
 #include "team.h"
 
+#if defined(FUSEDRNN_POISON_GAPS)  // tests/sanitize
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace fusedrnn {
 namespace FUSEDRNN_ISA {
 
@@ -31,8 +35,12 @@ class Layout {
   template <class T>
   T* take(int64_t count) {
     char* const at = base_ ? base_ + used_ : nullptr;
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
     // A line more, so that arrays of a power of two do not fall on the same cache sets.
-    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64) + 64;
+    used_ += round_up(bytes, 64) + 64;
+#if defined(FUSEDRNN_POISON_GAPS)
+    if (base_) ASAN_POISON_MEMORY_REGION(at + bytes, base_ + used_ - (at + bytes));
+#endif
     return reinterpret_cast<T*>(at);
   }
   int64_t bytes() const { return used_; }

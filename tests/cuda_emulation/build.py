@@ -93,17 +93,17 @@ def escaped(words: Sequence[object]) -> str:
 def compiled(
     folder: Path,
     compile: Sequence[object],
-    sources: Mapping[Path, Sequence[str]],
+    sources: Mapping[str, tuple[Path, Sequence[str]]],
     target: Path | None = None,
     others: Sequence[Path] = (),
     link: Sequence[str] = (),
 ) -> list[Path]:
     """Brings the sources' objects up to date, and returns them.
 
-    `compile` is the command for each source, `sources` has its further flags. A target is linked
-    from these and other objects.
+    `compile` is the command for each source, `sources` has them by the names of their objects,
+    each with its further flags. A target is linked from these and other objects.
     """
-    objects = [folder / f"{source.name}.o" for source in sources]
+    objects = [folder / f"{name}.o" for name in sources]
     lines = [
         f"builddir = {escaped([folder])}",
         "rule compile",
@@ -111,10 +111,10 @@ def compiled(
         "  depfile = $out.d",
         "  deps = gcc",
     ]
-    for target_object, (source, flags) in zip(objects, sources.items(), strict=True):
+    for target_object, (source, flags) in zip(objects, sources.values(), strict=True):
         lines += [f"build {target_object}: compile {source}", f"  flags = {escaped(flags)}"]
     if target:
-        command = f"{COMPILER} -shared -pthread $in {escaped([*link, '-o', target])}"
+        command = f"{COMPILER} -pthread $in {escaped([*link, '-o', target])}"
         lines += ["rule link", f"  command = {command}"]
         lines += [f"build {target}: link {' '.join(map(str, [*objects, *others]))}"]
     file, text = folder / "build.ninja", "\n".join(lines) + "\n"
@@ -124,7 +124,7 @@ def compiled(
     ninja = [sys.executable, "-m", "ninja", "--quiet", "-f", str(file)]
     done = subprocess.run(ninja, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"the CUDA emulation does not compile:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{folder.name} does not compile:\n{done.stdout}{done.stderr}")
     return objects
 
 
@@ -146,19 +146,17 @@ def library(
         *[COMPILER, *COMMON, *FLAGS[variant], f"-I{HERE / 'shim'}", f"-I{ROOT / 'csrc'}"],
         *[f"-I{ROOT / 'csrc' / 'cuda'}", "-isystem", include, "-isystem", include / "cccl"],
     ]
-    device: dict[Path, list[str]] = {
-        path: ["-O3"] if path.stem == "cublas" else []
+    device = {
+        path.name: (path, ["-O3"] if path.stem == "cublas" else [])
         for path in sorted(HERE.glob("*.cpp"))
         if path.stem != "race" or variant == "race"
     }
+    as_kernels = [*KERNEL_FLAGS[variant], "-x", "c++"]
     kernels = {
-        path.resolve(): [
-            *flags,
-            *([*KERNEL_FLAGS[variant], "-x", "c++"] if path.suffix == ".cu" else []),
-        ]
+        path.name: (path.resolve(), [*flags, *(as_kernels if path.suffix == ".cu" else [])])
         for path in sources
     }
-    link = [*FLAGS[variant], "-Wl,-Bsymbolic", *links, "-ldl"]
+    link = ["-shared", *FLAGS[variant], "-Wl,-Bsymbolic", *links, "-ldl"]
     if variant != "asan":  # there, symbols of the sanitizers' libraries are found when it is loaded
         link.append("-Wl,-z,defs")
     target = BUILD / variant / f"{name}.so"

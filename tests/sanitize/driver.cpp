@@ -1,0 +1,145 @@
+// Runs the CPU kernels on random problems while a sanitizer watches: AddressSanitizer and UBSan, or
+// ThreadSanitizer. No torch, no OpenMP: threads are std::threads, so that ThreadSanitizer sees when
+// they begin and end, and nothing that it does not know is between them.
+//
+//   driver [--seed 1] [--first 0] [--problems 60] [--seconds 1000] [--fault 0]
+//
+// Every array is an allocation of its exact size; between the arrays of scratch are poisoned gaps
+// (csrc/cpu/walk.h). Each problem is computed several times: by one thread, then shared among more
+// as other plans have it. Whatever is written was filled with something else before. Results have
+// to be finite, and the same bits each time.
+//
+// A problem depends on nothing but the seed and its index. The first ones have every cell with
+// every split, with packed sequences and without. --fault 1 makes a mistake that every sanitizer
+// has to see.
+#include <sanitizer/common_interface_defs.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "layers.h"
+
+namespace fusedrnn {
+namespace {
+
+// The command that this is, and what it computes, for whoever reads a sanitizer's report.
+std::string g_command, g_problem;
+
+// Runs that have to agree. What decides a rounding (csrc/cpu/plan.cpp) is the same in all of them.
+std::vector<How> ways(Random& random, const Dealt& dealt, const BackwardProblem& p) {
+  std::string rounding = "fuse_input=" + std::to_string(dealt.fused);
+  rounding += ",backward_steps=" + std::to_string(random.between(1, p.T));
+  rounding += ",weights_in_place=" + std::to_string(random.chance(20));
+  std::vector<How> found(1);
+  found[0].plan = rounding;
+  const auto add = [&](int threads, int lent, int fill, const char* split, int64_t forward_steps) {
+    How how{rounding, threads, lent, fill};
+    how.plan += ",threads=" + std::to_string(threads) + ",split=" + split +
+                ",forward_steps=" + std::to_string(forward_steps) +
+                ",direction_teams=" + std::to_string(random.between(1, p.directions));
+    found.push_back(how);
+  };
+  const auto threads = [&] { return static_cast<int>(random.between(2, 4)); };
+  const int several = threads();
+  add(several, several, 0x3c, dealt.split, dealt.forward_steps);
+  const int other = threads();
+  add(other, static_cast<int>(random.between(1, other)), 0xff, kSplits[random.between(0, 2)],
+      random.between(1, p.T));
+  return found;
+}
+
+bool fails(const std::string& why) {
+  std::fprintf(stderr, "%s\n  %s\n", why.c_str(), g_problem.c_str());
+  return false;
+}
+
+bool agree(const std::function<Results(const How&)>& run, const std::vector<How>& hows,
+           Dtype dtype) {
+  const std::string problem = g_problem;
+  Results expected;
+  for (const How& how : hows) {
+    g_problem = problem + "\n  " + how.text();
+    Results found = run(how);
+    if (expected.empty()) {
+      for (const Result& result : found) {
+        const int64_t at = not_finite(result.values, dtype);
+        if (at >= 0) return fails(result.name + ": not finite at " + std::to_string(at));
+      }
+      expected = std::move(found);
+      continue;
+    }
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      const Array &one = expected[i].values, &other = found[i].values;
+      const char* const end = one.data() + one.bytes();
+      const auto differing = std::mismatch<const char*>(one.data(), end, other.data());
+      if (differing.first != end)
+        return fails(expected[i].name + ": other bits than by one thread, first at " +
+                     std::to_string((differing.first - one.data()) / size_of(dtype)));
+    }
+  }
+  return true;
+}
+
+bool solve(int64_t seed, int64_t index) {
+  g_problem = g_command + " --problems 1 --seed " + std::to_string(seed) + " --first " +
+              std::to_string(index) + "\n  ";
+  Random random(static_cast<uint64_t>(seed), static_cast<uint64_t>(index));
+  const Dealt dealt(index, kFloat.size() + kInt8.size());
+  if (dealt.kernels < kFloat.size()) {
+    const FloatKernels& kernels = kFloat[dealt.kernels];
+    const Given given = random_layer(random, dealt, kernels);
+    g_problem += given.text;
+    return agree([&](const How& how) { return run_layer(kernels, given.p, how); },
+                 ways(random, dealt, given.p), given.p.dtype);
+  }
+  if (!has_int8(dealt.cell)) return true;
+  const Int8Kernels& kernels = kInt8[dealt.kernels - kFloat.size()];
+  const Given given = random_int8(random, dealt, kernels);
+  g_problem += given.text;
+  return agree([&](const How& how) { return run_int8(kernels, given.p, how); },
+               ways(random, dealt, given.p), given.p.dtype);
+}
+
+// All threads write the byte behind an array.
+void commit_a_fault() {
+  g_problem = g_command + " --fault 1";
+  g_lent = 2;
+  const Array array(8, 0);
+  char* end = array.data() + array.bytes();
+  parallel_for(
+      g_lent, [](int64_t, int64_t, void* at) { ++*static_cast<volatile char*>(at); }, end);
+}
+
+}  // namespace
+}  // namespace fusedrnn
+
+extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
+
+int main(int count, char** words) {
+  struct {
+    const char* name;
+    int64_t value;
+  } options[] = {
+      {"--seed", 1}, {"--first", 0}, {"--problems", 60}, {"--seconds", 1000}, {"--fault", 0}};
+  const auto& [seed, first, problems, seconds, fault] = options;
+  for (int i = 1; i + 1 < count; i += 2)
+    for (auto& option : options)
+      if (!std::strcmp(words[i], option.name)) option.value = std::atoll(words[i + 1]);
+  fusedrnn::g_command = words[0];
+  __sanitizer_set_death_callback(
+      [] { std::fprintf(stderr, "while computing\n  %s\n", fusedrnn::g_problem.c_str()); });
+  if (fault.value) fusedrnn::commit_a_fault();
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds.value);
+  int64_t solved = 0;
+  bool right = true;
+  for (; solved < problems.value && std::chrono::steady_clock::now() < end; ++solved)
+    right &= fusedrnn::solve(seed.value, first.value + solved);
+  std::printf("%lld problems\n", static_cast<long long>(solved));
+  return right ? 0 : 1;
+}

@@ -1,0 +1,47 @@
+"""The CPU kernels on random problems, watched by sanitizers (sanitize/driver.cpp says how).
+
+float32 without instructions of its own is compiled in seconds, and has all that is shared: walks,
+threads, memory. `make sanitize` and the thorough form have the other kernels, too.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+from sanitize import run
+
+by_each_sanitizer = pytest.mark.parametrize("sanitizer", list(run.SANITIZERS))
+
+
+def driven(sanitizer: str, kernels: run.Kernels | None, *arguments: object):
+    try:
+        return run.run(run.built(sanitizer, kernels), *arguments)
+    except run.Missing as missing:
+        pytest.skip(str(missing))
+
+
+def assert_clean(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@by_each_sanitizer
+def test_every_cell_with_every_split(sanitizer: str) -> None:
+    done = driven(sanitizer, run.FEW, "--problems", 60)
+    assert_clean(done)
+    assert done.stdout == "60 problems\n"
+
+
+@by_each_sanitizer
+def test_a_fault_is_seen_and_the_problem_named(sanitizer: str) -> None:
+    done = driven(sanitizer, run.FEW, "--fault", 1)
+    assert done.returncode != 0
+    assert {"address": "heap-buffer-overflow", "thread": "data race"}[sanitizer] in done.stderr
+    assert re.search(r"while computing\n  .*/driver --fault 1\n$", done.stderr)
+
+
+@pytest.mark.thorough
+@by_each_sanitizer
+def test_all_kernels(sanitizer: str) -> None:
+    assert_clean(driven(sanitizer, None, "--problems", 100_000, "--seconds", 60))
