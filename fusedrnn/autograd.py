@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from fusedrnn import ops, reference
+from fusedrnn.batched import Optionals, one_by_one
 from fusedrnn.checkpoint import checkpointed_backward, checkpointed_forward
 from fusedrnn.reference import LSTM
 from fusedrnn.sequences import padded_forward
 
 Tensors = tuple[Tensor, ...]
-Optionals = Sequence[Tensor | None]
 Settings = tuple[int, bool, bool, int, bool]
 """What a layer is beside its tensors: (cell, has_biases, bidirectional, checkpoint, allow_tf32).
 
@@ -266,14 +266,21 @@ def _keep_for_backward(
         ctx.mark_non_differentiable(reserve, cn)
 
 
-def _gradients(ctx: Any, grads: Optionals, needed: Sequence[bool]) -> list[Tensor | None]:
+def _gradients(ctx: Any, grads: Optionals, needed: Sequence[bool]) -> Optionals:
     """The gradients of the operands from those of output, hn and cn; None where not needed."""
-    batch_sizes, output, reserve, *operands = ctx.saved_tensors
     needs = 0
     for i, is_needed in enumerate(needed):
         needs |= is_needed << i
     if needs == 0 or (grads[0] is None and grads[1] is None and grads[2] is None):
-        return [None] * len(operands)
+        return [None] * len(needed)
+    return one_by_one(lambda grads: _gradients_of_one(ctx, grads, needs, needed), grads)
+
+
+def _gradients_of_one(
+    ctx: Any, grads: Optionals, needs: int, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """The same where `grads` are no batch and any is needed, as the mask `needs` says too."""
+    batch_sizes, output, reserve, *operands = ctx.saved_tensors
     if not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
         found = _run_backward(ctx.settings, needs, batch_sizes, output, reserve, grads, operands)
         return [grad if is_needed else None for grad, is_needed in zip(found, needed, strict=True)]
@@ -350,7 +357,8 @@ def _vjp(
         return tuple(r for r, grad in zip(results, grads, strict=True) if grad is not None)
 
     pull = torch.func.vjp(function, *[tensors[i] for i in at])[1]
-    for i, grad in zip(at, pull(tuple(g for g in grads if g is not None)), strict=True):
+    found = one_by_one(lambda grads: pull(tuple(grads)), [g for g in grads if g is not None])
+    for i, grad in zip(at, found, strict=True):
         gradients[i] = grad
     return gradients
 
@@ -368,7 +376,8 @@ def _jvp(formula: Callable[..., Tensors], tensors: Optionals, tangents: Optional
 
     results, pull = torch.func.vjp(function, *[tensors[i] for i in at])[:2]
     push = torch.func.vjp(pull, tuple(torch.zeros_like(result) for result in results))[1]
-    return push(tuple(tangents[i] for i in at))[0]
+    found = one_by_one(lambda given: push(tuple(given))[0], [tangents[i] for i in at])
+    return tuple(tangent for tangent in found if tangent is not None)
 
 
 def _vmap(

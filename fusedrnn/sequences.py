@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn import ops
+from fusedrnn.batched import Optionals, one_by_one
 from fusedrnn.checkpoint import checkpointed_backward, checkpointed_forward
 from fusedrnn.checks import check_length_values, check_lengths
 from fusedrnn.reference import LSTM
@@ -191,12 +192,16 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     input, lengths, hx, cx, output, reserve, *weights = ctx.saved_tensors
     needed = [ctx.needs_input_grad[i] for i in (0, 2, 3)] + list(ctx.needs_input_grad[4])
     needs = sum(is_needed << i for i, is_needed in enumerate(needed))
-    found = padded_backward(
-        *grads[:3], input, lengths, hx, cx, weights, output, reserve, *ctx.layer, ctx.checkpoint,
-        needs, *ctx.allow_tf32,
-    )  # fmt: skip
-    flat = [*found[:3], *found[3]]
-    of = [grad if is_needed else None for grad, is_needed in zip(flat, needed, strict=True)]
+
+    def of_one(grads: Optionals) -> list[Tensor | None]:
+        *of_inputs, of_weights = padded_backward(
+            *grads, input, lengths, hx, cx, weights, output, reserve, *ctx.layer, ctx.checkpoint,
+            needs, *ctx.allow_tf32,
+        )  # fmt: skip
+        flat = zip([*of_inputs, *of_weights], needed, strict=True)
+        return [grad if is_needed else None for grad, is_needed in flat]
+
+    of = one_by_one(of_one, grads[:3])
     rest = [None] * (len(ctx.needs_input_grad) - 5)
     return (of[0], None, of[1], of[2], of[3:], *rest)
 

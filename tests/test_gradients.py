@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
 import fusedrnn
@@ -23,9 +24,10 @@ CASES = [Case(**{**vars(s), "cell": c}) for c in CELLS for s in SHAPES]
 CASES.append(Case(T=3, B=2, I=2, H=4, P=2, bidirectional=True))
 
 
-def function_of(case: Case):
+def function_of(case: Case, package: object = fusedrnn, checkpoint: int | None = None):
     """Everything differentiable of a case as (function, its inputs)."""
-    module = case.module()
+    module = case.module(package)
+    module.checkpoint = checkpoint
     names = [name for name, _ in module.named_parameters()]
     inputs = case.inputs()
     count = len(inputs)
@@ -77,6 +79,71 @@ def test_second_order_is_torch_nn_s(cell: str) -> None:
         found.append([x.grad, *(p.grad for p in module.parameters())])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("checkpoint", [None, 2], ids=["", "checkpoint"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_batches_of_gradients(case: Case, checkpoint: int | None) -> None:
+    """`is_grads_batched`, once and twice, which is torch's older vmap within backward."""
+    found = []
+    for package in (fusedrnn, nn):
+        function, tensors = function_of(case, package, checkpoint)
+        results = function(*tensors)
+        generator = torch.Generator().manual_seed(1)
+        many = [
+            torch.randn(2, *r.shape, generator=generator, dtype=r.dtype).requires_grad_()
+            for r in results
+        ]
+        first = torch.autograd.grad(
+            results, tensors, many, is_grads_batched=True, create_graph=True
+        )
+        loss = torch.stack([(grad**3).sum((*range(1, grad.dim()),)) for grad in first]).sum(0)
+        operands = (*tensors, *many)
+        second = torch.autograd.grad(loss, operands, torch.eye(2).double(), is_grads_batched=True)
+        found.append([*first, *second])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+class WithLengths(nn.Module):
+    """The output of a layer, `lengths` no keyword, as torch.jit.trace wants it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, input: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return self.layer(input, lengths=lengths)[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_vectorized_jacobians(name: str) -> None:
+    module = getattr(fusedrnn, name)(2, 3, dtype=torch.float64)
+    cell = getattr(fusedrnn, f"{name}Cell")(2, 3, dtype=torch.float64)
+    lengths = torch.tensor([2, 1])
+    x = torch.randn(2, 2, 2, dtype=torch.float64)
+    traced = torch.jit.trace(WithLengths(module), (x, lengths))
+    for function, input in (
+        (lambda x: module(x)[0], x),
+        (lambda x: module(x, lengths=lengths)[0], x),
+        (lambda x: cell(x)[0], x[0]),
+        (lambda x: traced(x, lengths), x),
+    ):
+        expected = jacobian(function, input)
+        torch.testing.assert_close(jacobian(function, input, vectorize=True), expected)
+    for strategy in ("reverse-mode", "forward-mode"):
+        function = lambda x: module(x)[0].pow(3).sum()  # noqa: E731
+        found = hessian(function, x, vectorize=True, outer_jacobian_strategy=strategy)
+        torch.testing.assert_close(found, hessian(function, x))
+    found = jacobian(lambda x: module(x)[0], x, vectorize=True, strategy="forward-mode")
+    torch.testing.assert_close(found, jacobian(lambda x: module(x)[0], x))
+
+    def of_jacobian(x):
+        return jacobian(lambda x: module(x)[0], x, vectorize=True, create_graph=True).pow(2)
+
+    torch.testing.assert_close(jacobian(of_jacobian, x, vectorize=True), jacobian(of_jacobian, x))
+    assert gradcheck(lambda x: module(x)[0], x.clone().requires_grad_(), check_batched_grad=True)
 
 
 @pytest.mark.parametrize("cell", CELLS)
