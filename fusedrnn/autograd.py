@@ -72,7 +72,8 @@ def layer(
                 input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional
             )
         # A trace of torch.jit serves with gradients and without: there, weights decide.
-        save = differentiable or (_is_traced() and _any_requires_grad(input, hx, cx, weights))
+        traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        save = differentiable or (traced and _any_requires_grad(input, hx, cx, weights))
         if lengths is not None:
             output, hn, cn, _ = padded_forward(
                 input, lengths, hx, cx, weights, cell, has_biases, bidirectional, save, steps,
@@ -99,12 +100,7 @@ def layer(
 
 def is_captured() -> bool:
     """Whether a compiler or torch.jit.trace is making a graph of what is called."""
-    return torch.compiler.is_compiling() or _is_traced()
-
-
-def _is_traced() -> bool:
-    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    return traced
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
 class LayerFunction(Function):

@@ -11,10 +11,13 @@ does not trace them.
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any, NoReturn, overload
+from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
@@ -55,16 +58,51 @@ def cell_of(module: RNNBase) -> int:
 
 
 def weights_of(module: RNNBase) -> list[Tensor]:
-    """The weights of all layers as they are now, whoever put them there.
+    """The weights of all layers as they are now, whoever put them there; not to be changed.
 
-    Usually they are parameters. `torch.nn.utils.parametrize`, pruning, weight_norm, DataParallel
-    and others put attributes in their place.
+    Usually they are the parameters, and `_flat_weights` has the same. `torch.func.functional_call`
+    puts other tensors in the parameters' place; `torch.nn.utils.parametrize`, pruning, weight_norm,
+    DataParallel and others attributes; and a class that derives from ours may set `_flat_weights`.
     """
-    parameters, names = module._parameters, module._flat_weights_names
+    parameters, flat = module._parameters, module._flat_weights
     try:
-        return [parameters[name] for name in names]  # type: ignore[misc]
+        for name, weight in zip(module._flat_weights_names, flat):  # noqa: B905, it takes longer
+            if parameters[name] is not weight or weight is None:
+                return _other_weights(module)
     except KeyError:
-        return [getattr(module, name) for name in names]
+        return _other_weights(module)
+    return flat  # type: ignore[return-value]
+
+
+def _other_weights(module: RNNBase) -> list[Tensor]:
+    """The weights where they are not simply the parameters: those that torch.nn would take.
+
+    `_flat_weights` counts until an attribute is another than the one that it was set after, which
+    weak references tell. Then the attributes count, and what had been set is gone.
+    """
+    names: list[str] = module._flat_weights_names
+    flat: list[Any] = module._flat_weights
+    current: list[Any] = [getattr(module, name) for name in names]
+    known = [old and old() for old in module._flat_weight_refs or [None] * len(names)]
+    if not all(map(is_, known, current)):
+        flat = current
+        if not torch.compiler.is_compiling():  # nothing is kept that was computed of parameters
+            _set_flat_weights(module, current if all(map(_is_parameter, current)) else known)
+    for name, weight in zip(names, flat):  # noqa: B905, wrong counts are refused by the op
+        if not isinstance(weight, Tensor):  # the types are torch.nn's
+            raise (AttributeError if name == names[0] else TypeError)(
+                f"{name}: expected a torch.Tensor, got {type(weight).__name__}"
+            )
+    return flat
+
+
+def _set_flat_weights(module: RNNBase, weights: list[Any]) -> None:
+    module._flat_weights = weights
+    module._flat_weight_refs = [None if weight is None else ref(weight) for weight in weights]
+
+
+def _is_parameter(weight: object) -> bool:
+    return isinstance(weight, Parameter)
 
 
 def _refuse_script(module: torch.nn.Module) -> NoReturn:
@@ -88,6 +126,19 @@ class _Layers(RNNBase):
         check_checkpoint(checkpoint)
         super().__init__(*arguments, **options)
         self.checkpoint = checkpoint
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        names = self.__dict__.get("_flat_weights_names", ())
+        if name in names and all(name in self._parameters for name in names):
+            _set_flat_weights(self, [self._parameters[name] for name in names])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: of the weights, those that the module owns."""
+        state = self.__dict__.copy()
+        del state["_flat_weight_refs"]  # made anew
+        state["_flat_weights"] = [self._parameters.get(name) for name in self._flat_weights_names]
+        return state
 
     def extra_repr(self) -> str:
         """The arguments that are not at their default."""

@@ -177,7 +177,7 @@ class Streaming:
         """Takes the module's weights as they are now. The state moves to their dtype and device."""
         module = self.module
         cell = cell_of(module)
-        watched = weights_of(module)
+        watched = [*weights_of(module)]
         weights = [weight.detach() for weight in watched]
         first = weights[0]
         for weight in weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -98,6 +99,81 @@ def test_changed_weights(name: str, change: str) -> None:
         results[-1] += numbers(module, inputs())
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def adapted(package: object, name: str) -> nn.Module:
+    """A layer with low-rank adapters: its forward sets the weights that the base is to take."""
+
+    class Adapted(getattr(package, name)):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            self.adapters = nn.ParameterList(
+                nn.Parameter(torch.full_like(w[..., :1], 0.1)) for w in self._flat_weights
+            )
+
+        def forward(self, *arguments: object) -> object:
+            pairs = zip(self._flat_weights_names, self.adapters, strict=True)
+            self._flat_weights = [getattr(self, name) + adapter for name, adapter in pairs]
+            return super().forward(*arguments)
+
+    torch.manual_seed(0)
+    return Adapted(5, 6, num_layers=2, bidirectional=True, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_weights_that_a_subclass_sets(name: str) -> None:
+    module = adapted(fusedrnn, name)
+    expected = numbers(adapted(nn, name), inputs())
+    found = numbers(module, inputs())
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    copied = copy.deepcopy(module)  # torch.nn's can't be copied once it was called
+    assert list(copied.state_dict()) == list(adapted(nn, name).state_dict())
+    torch.testing.assert_close(copied(inputs())[0], expected[0])
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(inputs())[0], expected[0])
+
+
+def change(module: nn.Module, factor: float) -> dict[str, Tensor]:
+    return {name: tensor.detach() * factor for name, tensor in module.state_dict().items()}
+
+
+def set_flat_weights(module: nn.Module) -> None:
+    module._flat_weights = [weight.detach() * 1.5 for weight in module.parameters()]
+
+
+FLAT_WEIGHTS: list[Callable[[nn.Module], object]] = [
+    lambda m: None,
+    set_flat_weights,
+    lambda m: m.load_state_dict(change(m, 0.8)),  # in place: what was set stays
+    lambda m: setattr(m, "weight_hh_l0", nn.Parameter(m.weight_hh_l0.detach() * 1.2)),
+    set_flat_weights,
+    lambda m: m.load_state_dict(change(m, 1.1), assign=True),
+    set_flat_weights,
+    lambda m: functional_call(m, change(m, 0.9), (inputs(),)),
+    lambda m: m._flat_weights.__setitem__(1, m.weight_hh_l0.detach() * 0.7),
+    lambda m: m.double(),
+    set_flat_weights,
+]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_flat_weights_count_as_in_torch_nn(name: str) -> None:
+    """Until an attribute is another than it was."""
+    ours, theirs = pair(name)
+    stream = fusedrnn.Streaming(ours, 3)
+    before = None
+    for step, do in enumerate(FLAT_WEIGHTS):
+        for module in (ours, theirs):
+            do(module)
+        found, expected = ours(inputs())[0], theirs(inputs())[0]
+        torch.testing.assert_close(found, expected, msg=lambda m, n=step: f"step {n}: {m}")
+        assert (before is not None and torch.equal(found, before)) == (step == 2)
+        before = found
+        stream.reset()
+        torch.testing.assert_close(stream(inputs()), expected)
+    for duplicate in (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))):
+        torch.testing.assert_close(duplicate(ours)(inputs())[0], duplicate(theirs)(inputs())[0])
 
 
 @pytest.mark.parametrize("name", LAYERS)
