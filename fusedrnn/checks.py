@@ -32,7 +32,7 @@ def check_input(
 ) -> int:
     """Checks the input of a network that messages call `name`; returns its dimensions."""
     if not isinstance(input, Tensor):
-        raise AttributeError(f"input: expected a torch.Tensor, got {_kind(input)}")
+        reject_input(input)
     dims = input.dim()
     if batch_sizes is not None:
         check_batch_sizes(batch_sizes)
@@ -42,6 +42,11 @@ def check_input(
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dims}D instead")
     check_features(input, weights[0])
     return dims
+
+
+def reject_input(input: Any) -> NoReturn:
+    """Raises that `input` is no tensor."""
+    raise AttributeError(f"input: expected a torch.Tensor, got {_kind(input)}")
 
 
 def check_features(input: Tensor, w_ih: Tensor) -> None:
@@ -207,11 +212,9 @@ def check_states(
 
 
 def check_cell(
-    cell: int, name: str, input: Any, hx: Any, cx: Any, weights: Sequence[Tensor]
+    cell: int, name: str, input: Tensor, hx: Any, cx: Any, weights: Sequence[Tensor]
 ) -> bool:
     """Checks what one step of a cell is given; returns whether it is one sequence, no batch."""
-    if not isinstance(input, Tensor):
-        raise AttributeError(f"input: expected a torch.Tensor, got {_kind(input)}")
     dims = input.dim()
     if dims != 2 and dims != 1:
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {dims}D instead")

@@ -17,6 +17,8 @@ from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
+from torch.fx.proxy import TraceError
 from torch.nn import Parameter
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
@@ -27,6 +29,7 @@ from fusedrnn.checks import (
     check_checkpoint,
     check_reset_after,
     check_states,
+    reject_input,
     split_state,
 )
 from fusedrnn.reference import CELLS, RNN_RELU, RNN_TANH
@@ -114,6 +117,36 @@ def _refuse_script(module: torch.nn.Module) -> NoReturn:
     )
 
 
+class _Unscriptable(list[str]):
+    """What `torch.jit.ScriptModule`, which asks in no other way, is refused by when it looks in."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+
+    def __len__(self) -> int:
+        _refuse_script(self._module)
+
+
+def _record_call(module: torch.nn.Module, input: Any, *arguments: Any, **options: Any) -> Any:
+    """The call with an `input` that is no tensor: a node of the graph that torch.fx traces.
+
+    torch.fx looks into all modules that are not torch.nn's, and comes here with a `Proxy`, which
+    has no values. So we record what it would have recorded of one of torch.nn's.
+    """
+    if not isinstance(input, Proxy):
+        reject_input(input)
+    given = (input, *(argument for argument in arguments if argument is not None))
+    named = {name: option for name, option in options.items() if option is not None}
+    tracer: Any = input.tracer
+    if tracer.root is module:
+        raise TraceError(
+            f"input: expected a torch.Tensor, got a Proxy: to torch.fx fusedrnn."
+            f"{type(module).__name__} is one node of a graph, as torch.nn's is, and not a graph "
+            "itself; trace a model that has it"
+        )
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), given, named)
+
+
 class _Layers(RNNBase):
     """What RNN, LSTM and GRU share: from the module's arguments to `functional.run_layers`."""
 
@@ -121,6 +154,7 @@ class _Layers(RNNBase):
     """Of the class as well: modules that torch.nn made, or an older pickle, do not have it."""
 
     __prepare_scriptable__ = _refuse_script
+    __jit_ignored_attributes__ = property(_Unscriptable)
 
     def __init__(self, *arguments: Any, checkpoint: int | None = None, **options: Any) -> None:
         check_checkpoint(checkpoint)
@@ -220,11 +254,13 @@ class _OneState(_Layers):
         lengths: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs all layers over `input` from the states `hx`; see the class."""
-        if isinstance(input, PackedSequence):
-            packed, hn, _ = self._run_packed(input, hx, None, lengths)
-            return packed, hn
-        output, hn, _ = self._run(input, hx, None, None, lengths)
-        return output, hn
+        if isinstance(input, Tensor):
+            output, hn, _ = self._run(input, hx, None, None, lengths)
+            return output, hn
+        if not isinstance(input, PackedSequence):
+            return _record_call(self, input, hx, lengths=lengths)
+        packed, hn, _ = self._run_packed(input, hx, None, lengths)
+        return packed, hn
 
 
 class RNN(_OneState):
@@ -417,12 +453,15 @@ class LSTM(_Layers):
         lengths: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Runs all layers over `input` from the states `hx`; see the class."""
+        if isinstance(input, Tensor):
+            h, c = (None, None) if hx is None else split_state(hx)
+            output, hn, cn = self._run(input, h, c, None, lengths)
+            return output, (hn, cn)
+        if not isinstance(input, PackedSequence):
+            return _record_call(self, input, hx, lengths=lengths)
         h, c = (None, None) if hx is None else split_state(hx)
-        if isinstance(input, PackedSequence):
-            packed, hn, cn = self._run_packed(input, h, c, lengths)
-            return packed, (hn, cn)
-        output, hn, cn = self._run(input, h, c, None, lengths)
-        return output, (hn, cn)
+        packed, hn, cn = self._run_packed(input, h, c, lengths)
+        return packed, (hn, cn)
 
     def get_expected_cell_size(
         self, input: Tensor, batch_sizes: Tensor | None
@@ -454,6 +493,7 @@ class _Cell(RNNCellBase):
     """What RNNCell, LSTMCell and GRUCell share: from the module to `functional.run_cell`."""
 
     __prepare_scriptable__ = _refuse_script
+    __jit_ignored_attributes__ = property(_Unscriptable)
 
     def _step(
         self, cell: int, input: Tensor, hx: Tensor | None, cx: Tensor | None
@@ -502,6 +542,8 @@ class RNNCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state."""
+        if not isinstance(input, Tensor):
+            return _record_call(self, input, hx)
         if self.nonlinearity == "tanh":
             return self._step(RNN_TANH, input, hx, None)[0]
         if self.nonlinearity == "relu":
@@ -532,6 +574,8 @@ class LSTMCell(_Cell):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The next state, (h', c')."""
+        if not isinstance(input, Tensor):
+            return _record_call(self, input, hx)
         h, c = (None, None) if hx is None else split_state(hx)
         return self._step(LSTM_CELL, input, h, c)
 
@@ -562,6 +606,8 @@ class GRUCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state."""
+        if not isinstance(input, Tensor):
+            return _record_call(self, input, hx)
         return self._step(functional.gru_cell(self.reset_after), input, hx, None)[0]
 
     def extra_repr(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from test_contract import both
 from torch import Tensor, multiprocessing, nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
+from torch.fx.proxy import TraceError
 from torch.nn.utils import parameters_to_vector, parametrizations, prune, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.checkpoint import checkpoint
@@ -316,6 +317,68 @@ def test_torchscript(name: str) -> None:
     module = pair(name)[0]
     x = inputs(3, 5) if name in CELLS else inputs()
     torch.testing.assert_close(torch.jit.trace(module, x)(x), module(x))
-    for model in (module, nn.Sequential(module)):
+
+    class Scripted(torch.jit.ScriptModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = module
+
+        @torch.jit.script_method
+        def forward(self, x: Tensor):
+            return self.layer(x)
+
+    for compile in (
+        lambda: torch.jit.script(module),
+        lambda: torch.jit.script(nn.Sequential(module)),
+        Scripted,
+    ):
         with pytest.raises(NotImplementedError, match=f"cannot compile fusedrnn.{name}"):
-            torch.jit.script(model)
+            compile()
+
+
+class Chain(nn.Module):
+    """Layers that hand their states on, and the cell of their kind."""
+
+    def __init__(self, package: object, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = getattr(package, name)(5, 6)
+        self.decoder = getattr(package, name)(6, 6)
+        self.cell = getattr(package, f"{name}Cell")(6, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, state = self.encoder(x)
+        y, _ = self.decoder(y, hx=state)
+        state = self.cell(y[1], self.cell(y[0]))
+        return self.head(state[0] if isinstance(self.cell, fusedrnn.LSTMCell) else state)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LAYERS)
+def test_symbolic_traces(name: str) -> None:
+    """To torch.fx and the quantization that stands on it, a module is a leaf."""
+    model, x = Chain(fusedrnn, name), torch.randn(4, 3, 5)
+    traced = torch.fx.symbolic_trace(model)
+    called = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    assert called == ["encoder", "decoder", "cell", "cell", "head"]
+    torch.testing.assert_close(traced(x), model(x))
+    quantize = pytest.importorskip("torch.ao.quantization.quantize_fx")
+    mapping = pytest.importorskip("torch.ao.quantization").get_default_qconfig_mapping()
+    prepared = quantize.prepare_fx(model.eval(), mapping, (x,))
+    torch.testing.assert_close(prepared(x), model(x))
+
+
+def test_lengths_in_a_symbolic_trace() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = fusedrnn.GRU(5, 6)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            return self.layer(x, lengths=lengths)[0]
+
+    model, given = Model(), (torch.randn(4, 3, 5), torch.tensor([4, 1, 2]))
+    assert torch.equal(torch.fx.symbolic_trace(model)(*given), model(*given))
+    with pytest.raises(TraceError, match="to torch.fx fusedrnn.GRU is one node of a graph"):
+        torch.fx.symbolic_trace(model.layer)
