@@ -264,12 +264,25 @@ def _keep_for_backward(
 
 def _gradients(ctx: Any, grads: Optionals, needed: Sequence[bool]) -> Optionals:
     """The gradients of the operands from those of output, hn and cn; None where not needed."""
+    if grads[0] is None and grads[1] is None:
+        needed = _needed_for_c(ctx, needed)
     needs = 0
     for i, is_needed in enumerate(needed):
         needs |= is_needed << i
     if needs == 0 or (grads[0] is None and grads[1] is None and grads[2] is None):
         return [None] * len(needed)
     return one_by_one(lambda grads: _gradients_of_one(ctx, grads, needs, needed), grads)
+
+
+def _needed_for_c(ctx: Any, needed: Sequence[bool]) -> Sequence[bool]:
+    """`needed` where only cn has a gradient: the c of a first step owes a projection nothing."""
+    batch_sizes, _, _, input, _, _, *weights = ctx.saved_tensors
+    steps = (input if batch_sizes is None else batch_sizes).size(0)
+    each = len(weights) // (2 if ctx.settings[2] else 1)
+    if steps > 1 or each % 2 == 0:
+        return needed
+    projections = range(2 + each, len(needed), each)
+    return [is_needed and i not in projections for i, is_needed in enumerate(needed)]
 
 
 def _gradients_of_one(

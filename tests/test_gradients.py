@@ -178,6 +178,24 @@ def test_torch_func(cell: str) -> None:
         close(found[name], parameter.grad)
 
 
+@pytest.mark.parametrize("packed", ["", "sorted"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("T", [1, 2])
+def test_no_gradient_where_torch_nn_has_none(T: int, layers: int, packed: str) -> None:
+    """A projection that comes after the only c that has a gradient."""
+    for bidirectional in (False, True):
+        case = Case(T=T, B=2, I=2, H=4, P=2, layers=layers, bidirectional=bidirectional)
+        gradients = []
+        for package in (fusedrnn, nn):
+            module, x = case.module(package), case.inputs()["input"]
+            given = nn.utils.rnn.pack_padded_sequence(x, [T] * 2) if packed else x
+            module(given)[1][1].sum().backward()
+            gradients.append({name: p.grad for name, p in module.named_parameters()})
+        without = [name for name, gradient in gradients[1].items() if gradient is None]
+        assert len(without) == (1 + bidirectional) * (T == 1)
+        torch.testing.assert_close(*gradients)
+
+
 def test_a_graph_used_twice_and_late(device: torch.device) -> None:
     """Buffers of a kept graph are not handed to later calls."""
     module = fusedrnn.LSTM(64, 64).to(device)
