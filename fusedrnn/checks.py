@@ -11,7 +11,7 @@ that end in an exception.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -49,6 +49,16 @@ def reject_input(input: Any) -> NoReturn:
     raise AttributeError(f"input: expected a torch.Tensor, got {_kind(input)}")
 
 
+def reject_nested(input: Tensor, batch_first: bool) -> NoReturn:
+    """Raises that `input` is a nested tensor, in which sequences have lengths of their own."""
+    jagged = batch_first and input.layout == torch.jagged
+    raise (ValueError if jagged else RuntimeError)(
+        f"input: expected a dense tensor, got a nested one ({input.layout}). Call the layer with "
+        "the padded tensor, torch.nested.to_padded_tensor(input, 0.0), and lengths=, or with "
+        "torch.nn.utils.rnn.pack_sequence(input.unbind(), enforce_sorted=False)"
+    )
+
+
 def check_features(input: Tensor, w_ih: Tensor) -> None:
     """Checks dtype, device and last dimension of what `w_ih` projects."""
     if input.dtype != w_ih.dtype and not torch._C._is_any_autocast_enabled():
@@ -68,9 +78,10 @@ def check_features(input: Tensor, w_ih: Tensor) -> None:
 def check_dtype(input: Tensor, w_ih: Tensor) -> None:
     """Checks that `input` has the dtype of the weights."""
     if input.dtype != w_ih.dtype:
+        of_model = f", or convert model: model.to({input.dtype})"
         raise ValueError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({w_ih.dtype}). Convert "
-            f"input: input.to({w_ih.dtype}), or convert model: model.to({input.dtype})"
+            f"input: input.to({w_ih.dtype})" + of_model * input.is_floating_point()
         )
 
 
@@ -152,12 +163,30 @@ def check_weights(
     parts = num_layers * (2 if bidirectional else 1)
     each = 4 if has_biases else 2
     if len(weights) == parts * each or (cell == LSTM and len(weights) == parts * (each + 1)):
+        for i, weight in enumerate(weights):
+            check_weight(f"weights[{i}]", weight)
         return
     projected = f", or {parts * (each + 1)} with projections" if cell == LSTM else ""
     raise RuntimeError(
         f"weights: expected {parts * each} tensors{projected} ({CELLS[cell]}, "
         f"num_layers={num_layers}, bias={has_biases}, bidirectional={bidirectional}), "
         f"got {len(weights)}"
+    )
+
+
+def check_weight(name: str, weight: Any, error: type[Exception] = TypeError) -> None:
+    """Checks that there is a weight where its name says so."""
+    if not isinstance(weight, Tensor):
+        raise error(f"{name}: expected a torch.Tensor, got {_kind(weight)}")
+
+
+def reject_options(names: Iterable[str], cls: str, known: Iterable[str]) -> NoReturn:
+    """Raises that a class has no arguments of these names."""
+    if "proj_size" in names:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+    raise TypeError(
+        f"{cls}.__init__() got an unexpected keyword argument {next(iter(names))!r}; expected one "
+        f"of {', '.join(known)}"
     )
 
 

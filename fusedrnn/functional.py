@@ -33,6 +33,7 @@ from fusedrnn.checks import (
     check_states,
     check_steps,
     check_weights,
+    reject_nested,
     split_state,
 )
 from fusedrnn.reference import GATES, GRU, GRU_RESET_BEFORE, LSTM, RNN_RELU, RNN_TANH
@@ -244,6 +245,8 @@ def run_layers(
     if checkpoint is not None:
         check_checkpoint(checkpoint)
     dims = check_input(name, input, batch_sizes, weights)
+    if input.is_nested:
+        reject_nested(input, batch_first)
     one = batch_sizes is None and dims == 2
     if batch_sizes is None:
         if batch_first and not one:

@@ -11,6 +11,8 @@ does not trace them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from inspect import signature
 from operator import is_
 from typing import Any, NoReturn, overload
 from weakref import ref
@@ -29,7 +31,9 @@ from fusedrnn.checks import (
     check_checkpoint,
     check_reset_after,
     check_states,
+    check_weight,
     reject_input,
+    reject_options,
     split_state,
 )
 from fusedrnn.reference import CELLS, RNN_RELU, RNN_TANH
@@ -39,6 +43,7 @@ from fusedrnn.reference import LSTM as LSTM_CELL
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 CELL_OF_MODE = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "LSTM": LSTM_CELL, "GRU": GRU_CELL}
+_NAMES_IN_CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _NAME_OF_CELL = ("RNN", "RNN", "LSTM", "GRU", "GRU")
 _OPTIONS_OF_CELL: dict[str, dict[str, Any]] = {
     "rnn_tanh": {"nonlinearity": "tanh"},
@@ -92,10 +97,7 @@ def _other_weights(module: RNNBase) -> list[Tensor]:
         if not torch.compiler.is_compiling():  # nothing is kept that was computed of parameters
             _set_flat_weights(module, current if all(map(_is_parameter, current)) else known)
     for name, weight in zip(names, flat):  # noqa: B905, wrong counts are refused by the op
-        if not isinstance(weight, Tensor):  # the types are torch.nn's
-            raise (AttributeError if name == names[0] else TypeError)(
-                f"{name}: expected a torch.Tensor, got {type(weight).__name__}"
-            )
+        check_weight(name, weight, AttributeError if name == names[0] else TypeError)
     return flat
 
 
@@ -106,6 +108,10 @@ def _set_flat_weights(module: RNNBase, weights: list[Any]) -> None:
 
 def _is_parameter(weight: object) -> bool:
     return isinstance(weight, Parameter)
+
+
+def _arguments_of(cls: type) -> list[str]:
+    return [*signature(cls).parameters][:-1]  # without those of other names, to be refused
 
 
 def _refuse_script(module: torch.nn.Module) -> NoReturn:
@@ -231,11 +237,6 @@ class _Layers(RNNBase):
 class _OneState(_Layers):
     """What RNN and GRU share: their only state is h."""
 
-    def __init__(self, mode: str, *arguments: Any, **options: Any) -> None:
-        if "proj_size" in options:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        super().__init__(mode, *arguments, **options)
-
     @overload
     def forward(
         self, input: Tensor, hx: Tensor | None = None, *, lengths: Tensor | None = None
@@ -313,6 +314,8 @@ class RNN(_OneState):
         checkpoint: int | None = None,
         **unsupported: Any,
     ) -> None:
+        if unsupported:
+            reject_options(unsupported, "RNN", _arguments_of(RNN))
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
@@ -321,7 +324,6 @@ class RNN(_OneState):
         super().__init__(
             f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, bias, batch_first,
             dropout, bidirectional, device=device, dtype=dtype, checkpoint=checkpoint,
-            **unsupported,
         )  # fmt: skip
 
 
@@ -366,10 +368,12 @@ class GRU(_OneState):
         reset_after: bool = True,
         **unsupported: Any,
     ) -> None:
+        if unsupported:
+            reject_options(unsupported, "GRU", _arguments_of(GRU))
         check_reset_after(reset_after)
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            device=device, dtype=dtype, checkpoint=checkpoint, **unsupported,
+            device=device, dtype=dtype, checkpoint=checkpoint,
         )  # fmt: skip
         self.reset_after = reset_after
 
@@ -498,15 +502,31 @@ class _Cell(RNNCellBase):
     def _step(
         self, cell: int, input: Tensor, hx: Tensor | None, cx: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
+        names = _NAMES_IN_CELL[: 4 if self.bias else 2]
         parameters = self._parameters
+        weights: Sequence[Tensor] = ()
         try:
-            weights: list[Tensor] = [parameters[name] for name in names]  # type: ignore[misc]
-        except KeyError:  # parametrized, pruned and the like: see `weights_of`
-            weights = [getattr(self, name) for name in names]
+            weights = [w for name in names if (w := parameters[name]) is not None]
+        except KeyError:
+            pass
+        if len(weights) < len(names):
+            weights = self._other_weights(names)
         return functional.run_cell(
             cell, type(self).__name__, input, hx, cx, weights, len(weights) == 4
         )
+
+    def _other_weights(self, names: Sequence[str]) -> list[Tensor]:
+        """The weights where they are not simply the parameters, see `weights_of`.
+
+        As in torch.nn, a cell computes without a bias that was set to None.
+        """
+        w_ih, w_hh, *biases = (getattr(self, name) for name in names)
+        check_weight("weight_ih", w_ih)
+        check_weight("weight_hh", w_hh)
+        given = [bias for bias in biases if bias is not None]
+        if len(given) == 1:
+            given = [torch.zeros_like(given[0]) if bias is None else bias for bias in biases]
+        return [w_ih, w_hh, *given]
 
 
 class RNNCell(_Cell):

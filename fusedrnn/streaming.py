@@ -16,14 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter, is_
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.modules.rnn import RNNBase
 
 from fusedrnn import ops
-from fusedrnn.checks import check_dtype, check_features, check_states, check_steps, split_state
+from fusedrnn.checks import (
+    check_dtype,
+    check_features,
+    check_states,
+    check_steps,
+    reject_nested,
+    split_state,
+)
 from fusedrnn.modules import CELL_OF_MODE, cell_of, weights_of
 from fusedrnn.ops import DTYPES
 from fusedrnn.reference import GATES, GRU_RESET_BEFORE, LSTM
@@ -167,7 +174,7 @@ class Streaming:
         if weights not in KINDS:
             raise ValueError(f"weights: expected one of {', '.join(KINDS)}, got {weights!r}")
         self.module = module
-        self.batch_size = batch_size
+        self._batch_size = batch_size
         self.weights = weights
         self._h = torch.empty(0)
         self._c: Tensor | None = None
@@ -235,6 +242,18 @@ class Streaming:
         except Exception:
             self._check(input)
             raise
+
+    @property
+    def batch_size(self) -> int:
+        """How many sequences are streamed at once."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, batch_size: Any) -> NoReturn:
+        raise AttributeError(
+            f"batch_size: expected to stay at {self._batch_size}, the sequences whose state the "
+            f"stream keeps, got {batch_size!r}; make another fusedrnn.Streaming for them"
+        )
 
     @property
     def state(self) -> State:
@@ -334,6 +353,8 @@ class Streaming:
                 f"{name}: Expected input to be {step} or 3D (a chunk of steps), got {input.dim()}D "
                 "instead"
             )
+        if input.is_nested:
+            reject_nested(input, self.module.batch_first)
         check_dtype(input, self._kept[0])  # under autocast, too
         check_features(input, self._kept[0])
         if input.dim() == 1:

@@ -75,6 +75,15 @@ def test_wrong_constructors(name: str, arguments: tuple, options: dict) -> None:
     assert issubclass(found.type, expected.type), (expected.value, found.value)
 
 
+@pytest.mark.parametrize("name", [*LAYERS, *(f"{name}Cell" for name in LAYERS)])
+def test_unknown_options(name: str) -> None:
+    expected = rf"{name}.__init__\(\) got an unexpected keyword argument 'activation'"
+    if name in ("RNN", "GRU"):
+        expected += "; expected one of input_size, hidden_size, num_layers, .*checkpoint"
+    with pytest.raises(TypeError, match=expected):
+        getattr(fusedrnn, name)(5, 6, activation="relu")
+
+
 def test_unknown_nonlinearity() -> None:
     with pytest.raises(ValueError, match="sigmoid"):
         fusedrnn.RNN(5, 6, nonlinearity="sigmoid")
@@ -117,6 +126,66 @@ def test_wrong_weights() -> None:
     ):
         with pytest.raises((RuntimeError, ValueError)):
             functional.lstm(x, None, wrong)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("missing", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
+def test_weights_that_are_none(name: str, missing: str) -> None:
+    for kind, attribute in (("", f"{missing}_l0"), ("Cell", missing)):
+        pair = [getattr(package, name + kind)(5, 6) for package in (fusedrnn, nn)]
+        pair[1].load_state_dict(pair[0].state_dict())
+        for module in pair:
+            setattr(module, attribute, None)
+        if kind and missing.startswith("bias"):  # torch.nn's cells go without
+            torch.testing.assert_close(*(module(torch.ones(4, 5)) for module in pair))
+            continue
+        with pytest.raises(Exception) as expected:
+            pair[1](torch.zeros(4, 5))
+        with pytest.raises(expected.type, match=f"^{attribute}: expected a torch.Tensor, got None"):
+            pair[0](torch.zeros(4, 5))
+    weights = [*getattr(fusedrnn, name)(5, 6).parameters()]
+    wrong = [weights[0], None, *weights[2:]]
+    function = getattr(functional, "rnn_tanh" if name == "RNN" else name.lower())
+    with pytest.raises(TypeError, match=r"weights\[1\]: expected a torch.Tensor, got NoneType"):
+        function(torch.zeros(3, 4, 5), None, wrong)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_cells_without_biases(name: str) -> None:
+    pair = [getattr(package, f"{name}Cell")(5, 6) for package in (fusedrnn, nn)]
+    pair[1].load_state_dict(pair[0].state_dict())
+    for module in pair:
+        module.bias_ih = module.bias_hh = None
+    torch.testing.assert_close(*(module(torch.ones(4, 5)) for module in pair))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_input_of_no_real_numbers(name: str) -> None:
+    x = torch.zeros(3, 4, 5)
+    expected = r"input dtype \({}\) does not match weight dtype \(torch.float32\). Convert input: "
+    for dtype in (torch.complex64, torch.int32):  # no advice to convert the model
+        with pytest.raises(ValueError, match=expected.format(dtype) + r"input.to\(\S*float32\)$"):
+            getattr(fusedrnn, name)(5, 6)(x.to(dtype))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("batch_first", [False, True], ids=["", "batch-first"])
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_nested_input(name: str, layout: torch.layout, batch_first: bool) -> None:
+    x = torch.nested.nested_tensor([torch.randn(n, 5) for n in (3, 1, 2)], layout=layout)
+    with pytest.raises(Exception) as expected:
+        getattr(nn, name)(5, 6, batch_first=batch_first)(x)
+    module = getattr(fusedrnn, name)(5, 6, batch_first=batch_first)
+    with pytest.raises(expected.type, match="input: expected a dense tensor, got a nested one"):
+        module(x)
+    with pytest.raises(expected.type, match="input: expected a dense tensor, got a nested one"):
+        fusedrnn.Streaming(module, 3)(x)
+    if batch_first:  # what the message says to do
+        packed, _ = module(nn.utils.rnn.pack_sequence(x.unbind(), enforce_sorted=False))
+        found, lengths = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)
+        padded = torch.nested.to_padded_tensor(x, 0.0)
+        torch.testing.assert_close(module(padded, lengths=lengths)[0], found)
 
 
 def test_other_devices_and_dtypes_say_what_is_missing() -> None:

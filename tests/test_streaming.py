@@ -368,6 +368,9 @@ def test_refused_arguments() -> None:
         fusedrnn.Streaming(mixed)
     with pytest.raises(ValueError, match="module: expected weights in .*complex64"):
         fusedrnn.Streaming(fusedrnn.GRU(2, 2).to(torch.complex64))
+    with pytest.raises(AttributeError, match="batch_size: expected to stay at 3, .*got 4"):
+        stream.batch_size = 4
+    assert stream.batch_size == 3
     for batch_size, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
         with pytest.raises(error, match="batch_size: expected"):
             fusedrnn.Streaming(module, batch_size)  # type: ignore[arg-type]
