@@ -14,7 +14,7 @@ nothing is packed. They are made anew when a weight has changed, and know nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter, is_
 from typing import Any, NoReturn, Protocol
 
@@ -311,10 +311,15 @@ class Streaming:
         }  # fmt: skip
 
     def __setstate__(self, values: dict[str, Any]) -> None:
-        Streaming.__init__(self, values["module"], values["batch_size"], weights=values["weights"])
-        state = values["state"]
-        self._h, self._c = state if isinstance(state, tuple) else (state, None)
-        self._adopt_state()
+        made = Streaming(values["module"], values["batch_size"], weights=values["weights"])
+        states: Any = values["state"]
+        states = split_state(states) if made._cell == LSTM else (states,)
+        if all(isinstance(state, Tensor) for state in states):  # others are refused below
+            if _share_memory(states):
+                raise ValueError("state: expected h and c in memory of their own, got one for both")
+            states = [state.to(made._h) for state in states]
+        made.state = (states[0], states[1]) if made._cell == LSTM else states[0]
+        self.__dict__.update(made.__dict__)
 
     def _keep_up(self) -> None:
         """Packs the weights again if one has changed, or the place of a GRU's reset gate."""
@@ -366,6 +371,11 @@ class Streaming:
                 f"{input.size(0 if by_batch else -2)} in shape {tuple(input.shape)}"
             )
         check_steps(1 if input.dim() == 2 else input.size(1 if by_batch else 0))
+
+
+def _share_memory(states: Sequence[Tensor]) -> bool:
+    addresses = [state.untyped_storage().data_ptr() for state in states if state.numel()]
+    return len({*addresses}) < len(addresses)
 
 
 @torch.inference_mode(False)

@@ -286,6 +286,37 @@ def test_copies_go_on_alone(copy_of: Any) -> None:
     assert not torch.equal(other(x), stream(x))
 
 
+def test_states_that_share_memory_are_refused() -> None:
+    """In a pickle that somebody made: calls update the states where they lie."""
+    module, stream = pair()
+    stream(torch.randn(3, 6))
+    before = stream.state
+    one = torch.zeros(2, 1, 3, 8)
+    values = stream.__getstate__()
+    apart = "state: expected h and c in memory of their own"
+    for h, c in ((one[0], one[0]), (one[0], one[1])):
+        values["state"] = (h, c)
+        with pytest.raises(ValueError, match=apart):
+            stream.__setstate__(values)
+        assert all(map(torch.equal, stream.state, before))
+    stream.__getstate__ = lambda: values | {"state": (h, h)}
+    with pytest.raises(ValueError, match=apart):
+        pickle.loads(pickle.dumps(stream))
+    del stream.__getstate__
+    for state, error in (
+        (one[0], IndexError),
+        ((one[0], None), AttributeError),
+        ((one[0], one[1, :, :2].clone()), RuntimeError),
+    ):
+        values["state"] = state
+        with pytest.raises(error, match="hx|hidden"):
+            stream.__setstate__(values)
+        assert all(map(torch.equal, stream.state, before))
+    values["state"] = (one[0].expand(1, 3, 8), torch.zeros(1).expand(1, 3, 8))
+    stream.__setstate__(values)  # states of its own are made of them
+    torch.testing.assert_close(stream(torch.ones(3, 6)), module(torch.ones(1, 3, 6))[0][0])
+
+
 def test_under_inference_mode_and_autocast() -> None:
     module, stream = pair()
     x = torch.randn(4, 3, 6)
