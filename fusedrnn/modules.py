@@ -36,6 +36,7 @@ from fusedrnn.checks import (
     reject_options,
     split_state,
 )
+from fusedrnn.docstrings import completed_from
 from fusedrnn.reference import CELLS, RNN_RELU, RNN_TANH
 from fusedrnn.reference import GRU as GRU_CELL
 from fusedrnn.reference import LSTM as LSTM_CELL
@@ -270,8 +271,8 @@ class RNN(_OneState):
         h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in the place of tanh
 
     Args:
-        input_size: the features of the input.
-        hidden_size: the features of the state.
+        input_size: the features I of the input.
+        hidden_size: the features H of the state.
         num_layers: how many layers stand on each other.
         nonlinearity: "tanh" or "relu".
         bias: whether there are biases.
@@ -281,16 +282,25 @@ class RNN(_OneState):
         device, dtype: of the parameters.
         checkpoint: as of `LSTM`; accepted and without effect here, where backward needs no gates.
 
-    Call it with `input`, [T, B, I] or as `batch_first` says, [T, I] for one sequence, or a
-    `PackedSequence`; and `hx`, the first states [num_layers * D, B, H] ([num_layers * D, H] for one
-    sequence), D the number of directions, or None for zeros. It returns the output of the last
+    **Calls.** Call it with `input`, [T, B, I] or as `batch_first` says, [T, I] for one sequence, or
+    a `PackedSequence`; and `hx`, the first states [num_layers * D, B, H] ([num_layers * D, H] for
+    one sequence), D the number of directions, or None for zeros. It returns the output of the last
     layer, [T, B, D*H] or laid out as the input, and the final states, laid out as `hx`.
 
-    A padded input may come with `lengths`, int64 or int32 [B] on any device: how many steps each
-    sequence has, from 1 to T. Output behind a sequence's end is zero, its final state is that of
-    its last step, where the reverse direction begins, and no work is done for the padding. It is
-    what `pack_padded_sequence` and `pad_packed_sequence` around the layers would compute, in one
-    call and within one graph of `torch.compile` or `torch.export`.
+    **Lengths.** A padded input may come with `lengths`, int64 or int32 [B] on any device: how many
+    steps each sequence has, from 1 to T. Output behind a sequence's end is zero, its final state is
+    that of its last step, where the reverse direction begins, and no work is done for the padding.
+    It is what `pack_padded_sequence` and `pad_packed_sequence` around the layers would compute, in
+    one call and within one graph of `torch.compile` or `torch.export`.
+
+    Raises:
+        ValueError: a size or a probability is out of range, or a name unknown. Of a call: the input
+            is neither 2-D nor 3-D, or has another dtype than the weights.
+        TypeError: an argument is of the wrong type, or unknown. Of a call: a weight is no tensor,
+            or `lengths` no tensor of integers.
+        RuntimeError: of a call: a size of `input`, `hx` or `lengths` does not fit, or a device or
+            dtype is another than the module's.
+        AttributeError: of a call: `input` or `hx` is not a tensor.
 
         >>> rnn = fusedrnn.RNN(10, 20, num_layers=2)
         >>> output, hn = rnn(torch.randn(5, 3, 10))
@@ -327,6 +337,7 @@ class RNN(_OneState):
         )  # fmt: skip
 
 
+@completed_from(RNN)
 class GRU(_OneState):
     """Layers of gated recurrent units: `torch.nn.GRU` on fused kernels.
 
@@ -335,9 +346,10 @@ class GRU(_OneState):
         n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
         h' = (1 - z) * n + z * h
 
-    Arguments, inputs and outputs are those of `RNN`, without `nonlinearity`, and
+    What is not said here is as in `RNN`.
 
     Args:
+        checkpoint: None, or the steps k of a chunk, to train in less memory; see `LSTM`.
         reset_after: whether the reset gate r comes after the recurrent product, as above and in
             torch.nn. If not it comes before it, n = tanh(W_in x + b_in + W_hn (r * h) + b_hn), as
             in the first version of Cho et al., 2014, in Keras with `reset_after=False` and in ONNX
@@ -382,6 +394,7 @@ class GRU(_OneState):
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
 
+@completed_from(RNN)
 class LSTM(_Layers):
     """Layers of long short-term memory: `torch.nn.LSTM` on fused kernels.
 
@@ -389,12 +402,17 @@ class LSTM(_Layers):
         c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
         h' = sigmoid(o) * tanh(c'), and W_hr times that with proj_size > 0
 
-    Arguments, inputs and outputs are those of `RNN`, without `nonlinearity`, but for the state, a
-    pair of h [num_layers * D, B, R] and c [num_layers * D, B, H]; and
+    What is not said here is as in `RNN`.
 
     Args:
         proj_size: the features R of h and of the output; 0 for no projection, R = H.
         checkpoint: None, or the steps k of a chunk, to train in less memory; see below.
+
+    **Calls.** Call it with `input`, [T, B, I] or as `batch_first` says, [T, I] for one sequence, or
+    a `PackedSequence`; and `hx`, the first states, a pair of h [num_layers * D, B, R] and
+    c [num_layers * D, B, H] (without B for one sequence), D the number of directions, or None for
+    zeros. It returns the output of the last layer, [T, B, D*R] or laid out as the input, and the
+    pair of the final states, laid out as `hx`.
 
     **Checkpoints.** For backward a layer keeps its output and five values more for each unit and
     step (four in a GRU, three with `reset_after=False`). With `checkpoint=k` it keeps the output
@@ -535,14 +553,21 @@ class RNNCell(_Cell):
         h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in the place of tanh
 
     Args:
-        input_size: the features of the input.
-        hidden_size: the features of the state.
+        input_size: the features I of the input.
+        hidden_size: the features H of the state.
         bias: whether there are biases.
         nonlinearity: "tanh" or "relu".
         device, dtype: of the parameters.
 
-    Call it with `input`, [B, I], or [I] for one sequence, and `hx`, [B, H] or [H], or None for
-    zeros. It returns h', laid out as `hx`.
+    **Calls.** Call it with `input`, [B, I], or [I] for one sequence, and `hx`, [B, H] or [H], or
+    None for zeros. It returns h', laid out as `hx`.
+
+    Raises:
+        ValueError: of a call: `input` or `hx` is neither 1-D nor 2-D.
+        TypeError: an argument is unknown. Of a call: a weight matrix is no tensor.
+        RuntimeError: a size is negative. Of a call: a size, device or dtype of `input` or `hx` does
+            not fit, or the nonlinearity is unknown.
+        AttributeError: of a call: `input` or `hx` is not a tensor.
     """
 
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
@@ -573,11 +598,14 @@ class RNNCell(_Cell):
         )
 
 
+@completed_from(RNNCell)
 class LSTMCell(_Cell):
     """One step of long short-term memory: `torch.nn.LSTMCell` on fused kernels.
 
-    The equations are those of `LSTM`; arguments, inputs and outputs those of `RNNCell`, without
-    `nonlinearity`, but for the state, a pair (h, c).
+    The equations are those of `LSTM`. What is not said here is as in `RNNCell`.
+
+    **Calls.** Call it with `input`, [B, I], or [I] for one sequence, and `hx`, a pair of h and c,
+    [B, H] or [H], or None for zeros. It returns the pair of h' and c', laid out as `hx`.
     """
 
     def __init__(
@@ -600,11 +628,14 @@ class LSTMCell(_Cell):
         return self._step(LSTM_CELL, input, h, c)
 
 
+@completed_from(RNNCell)
 class GRUCell(_Cell):
     """One step of a gated recurrent unit: `torch.nn.GRUCell` on fused kernels.
 
-    The equations and `reset_after` are those of `GRU`; the other arguments, inputs and outputs
-    those of `RNNCell`, without `nonlinearity`.
+    The equations are those of `GRU`. What is not said here is as in `RNNCell`.
+
+    Args:
+        reset_after: whether the reset gate comes after the recurrent product, as in `GRU`.
     """
 
     reset_after: bool = True

@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import pickle
+import re
 import warnings
 
 import pytest
@@ -57,6 +58,28 @@ def test_signature(name: str) -> None:
              "dropout": 0.0, "bidirectional": False, "proj_size": 0, "device": None,
              "dtype": None}  # fmt: skip
     assert defaults == {n: known[n] for n in defaults}
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "RNNCell", "LSTMCell", "GRUCell"])
+def test_help_names_every_argument(name: str) -> None:
+    cls = getattr(fusedrnn, name)
+    parts = inspect.cleandoc(cls.__doc__).split("\n\n")
+    (described,) = (part for part in parts if part.startswith("Args:"))
+    entries = re.findall(r"^    (\w[\w, ]*): ", described, re.MULTILINE)
+    parameters = inspect.signature(cls).parameters.values()
+    named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    assert ", ".join(entries).split(", ") == named
+    (calls,) = (part for part in parts if part.startswith("**Calls.**"))
+    assert "`input`, [" in calls and "`hx`, " in calls
+    assert name.endswith("Cell") or any(
+        p.startswith("**Lengths.**") and "`lengths`" in p for p in parts
+    )
+    assert sum(part.startswith("Raises:") for part in parts) == 1
+    assert parts[-1].lstrip().startswith(">>>") or name.endswith("Cell")
+    if name == "LSTM":  # its own sections stay whole
+        at = next(i for i, part in enumerate(parts) if part.startswith("**Checkpoints.**"))
+        assert parts[at + 1].startswith("k near the square root of T")
+    assert ("pair" in calls) == name.startswith("LSTM")
 
 
 @pytest.mark.parametrize("name", LAYERS)
