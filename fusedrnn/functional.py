@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fusedrnn import autograd, reference
+from fusedrnn import autograd, ops, reference
 from fusedrnn.checks import (
     check_cell,
     check_checkpoint,
@@ -263,6 +263,7 @@ def run_layers(
             lengths = None
         elif not (autograd.is_captured() or _has_no_values(input)):
             layout, lengths = Layout(input, lengths), None
+            ops.check_storages(hx=hx, cx=cx)
             input, batch_sizes = layout.pack(input), layout.batch_sizes
             hx, cx = layout.sort(hx), layout.sort(cx)
     if one:

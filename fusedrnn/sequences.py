@@ -53,6 +53,7 @@ class Layout:
                 "lengths: expected the same for all of vmap's batch, got a batch of lengths; call "
                 "the layer once for each instead"
             )
+        ops.check_storages(input=input, lengths=lengths)
         self.steps, self.batch = input.shape[:2]
         lengths = lengths.to("cpu", torch.int64)
         check_length_values(lengths, self.steps)
@@ -95,7 +96,10 @@ def _forward(
     checkpoint: int = 0,
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if checkpoint < 0:
+        raise RuntimeError(f"checkpoint: expected 0 or the steps of a chunk, got {checkpoint}")
     layout = Layout(input, lengths)
+    ops.check_storages(hx=hx, cx=cx)
     chunked = save and checkpoint > 0
     op, keep = (checkpointed_forward, checkpoint) if chunked else (ops.layer_forward, save)
     output, hn, cn, reserve = op(
@@ -124,6 +128,9 @@ def _backward(
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     layout = Layout(input, lengths)
+    ops.check_storages(
+        grad_output=grad_output, grad_hn=grad_hn, grad_cn=grad_cn, hx=hx, cx=cx, output=output
+    )
     op, keep = (checkpointed_backward, [checkpoint]) if checkpoint else (ops.layer_backward, [])
     grad_input, grad_hx, grad_cx, grad_weights = op(
         None if grad_output is None else layout.pack(grad_output), layout.sort(grad_hn),

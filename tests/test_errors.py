@@ -271,8 +271,8 @@ def test_raw_ops_never_crash() -> None:
 def test_storages_that_were_freed_or_cut_short() -> None:
     """Under any operand of any op: refused by its name, as torch.nn's GRU refuses it."""
     out = in_a_process("""
-        import torch, fusedrnn
-        from fusedrnn import checkpoint, ops
+        import functools, torch, fusedrnn
+        from fusedrnn import checkpoint, ops, sequences
         from torch import nn
 
         def refused(function, arguments, keep=0):
@@ -325,6 +325,14 @@ def test_storages_that_were_freed_or_cut_short() -> None:
                                                                  2)
             refused(checkpoint.checkpointed_backward, [y, hn, cn, x, None, h, c, w, y, borders, 2,
                                                        True, False, 2, -1], keep)
+            lengths = torch.tensor([4, 1, 2])
+            module = functools.partial(fusedrnn.LSTM(5, 6, proj_size=2), lengths=lengths)
+            refused(lambda x, h, c: module(x, (h, c)), [x, h, c], keep)
+            refused(lambda lengths: module(x, lengths=lengths), [lengths], keep)
+            refused(sequences.padded_forward, [x, lengths, h, c, w, 2, True, False, True], keep)
+            y, hn, cn, reserve = sequences.padded_forward(x, lengths, h, c, w, 2, True, False, True)
+            refused(sequences.padded_backward, [y, hn, cn, x, lengths, h, c, w, y, reserve, 2, True,
+                                                False, 0, -1], keep)
         assert torch.equal(h, torch.ones_like(h)) and torch.equal(c, torch.ones_like(c))
         w[1] = torch.ones(24, 6)
         for kind in ("same", "int8"):
@@ -349,6 +357,10 @@ def test_storages_that_were_freed_or_cut_short() -> None:
         input hx cx weights[0] weights[1] weights[2] weights[3] weights[4]
         grad_output grad_hn grad_cn input hx cx weights[0] weights[1] weights[2] weights[3] \
 weights[4] output borders
+        input hx cx
+        lengths
+        input lengths hx cx w_ih w_hh b_ih b_hh w_hr
+        grad_output grad_hn grad_cn input lengths hx cx w_ih w_hh b_ih b_hh w_hr output reserve
     """
     lines = [line.strip() for line in operands.strip().splitlines()]
     streams = ["w_ih w_hh b_ih b_hh", "weights[0] weights[1] weights[2] weights[3]"]
