@@ -59,6 +59,22 @@ def test_opcheck_backward(variant: str) -> None:
     assert set(results.values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_all_of_the_reserve_is_written(cell: str) -> None:
+    """Also beyond the last unit: it is a tensor, the same for the same call."""
+    shapes = [(CELLS[cell] * 5, 3), (CELLS[cell] * 5, 5)]
+    weights = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    x = torch.randn(26, 5, 3, dtype=torch.float64)
+    found = []
+    for _ in range(2):
+        call = (x, None, None, None, weights, list(CELLS).index(cell), False, False, True)
+        reserve = ops.layer_forward(*call)[3]
+        found.append(reserve.clone())
+        reserve.fill_(torch.nan)  # what the next call finds in its memory
+        del reserve
+    assert torch.equal(*found)
+
+
 LENGTHS = torch.tensor([2, 4, 1])
 
 
