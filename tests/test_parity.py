@@ -57,6 +57,12 @@ def test_numbers(case: Case, dtype: torch.dtype, device: torch.device) -> None:
 
 @pytest.mark.float64
 @pytest.mark.parametrize("cell", CELLS)
+def test_full_chunks(cell: str) -> None:
+    """On the CPU sums of weight gradients are cut every 512 rows; here after a step of many."""
+    check(Case(cell=cell, T=65, B=8, I=5, H=9), torch.float64, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_strided_weights(cell: str, device: torch.device) -> None:
     case = Case(cell=cell, I=8)
     plain, apart = case.module(), case.module()
