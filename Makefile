@@ -26,8 +26,7 @@ endif
 PIP := $(PY) -m pip --disable-pip-version-check
 # Python compiles what is imported when it is; of what is installed that is little.
 INSTALL = $(PIP) install --no-compile -c $(PINS)
-# Tests that share what takes long to make run in one process (TOGETHER in tests/conftest.py).
-PYTEST = $(PY) -m pytest -q -n auto --dist loadgroup
+PYTEST = $(PY) -m pytest -q -n auto
 
 # What has been set up is remembered here, for each interpreter. An environment that is gone takes
 # its stamps with it.

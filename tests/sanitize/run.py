@@ -31,7 +31,7 @@ SANITIZERS = {
     "address": ["-fsanitize=address", *UNDEFINED.split(), "-DFUSEDRNN_POISON_GAPS"],
     "thread": ["-fsanitize=thread"],
 }
-PLAIN = ("plan_override.cpp", "cpu/plan.cpp", "cpu/team.cpp")
+PLAIN = ("plan_override.cpp", "cpu/fork.cpp", "cpu/plan.cpp", "cpu/team.cpp")
 
 Kernels = Sequence[tuple[str, str, str]]  # instruction set, file of csrc/cpu/isa/, dtype or ""
 FEW: Kernels = [("portable", name, "f32") for name in ("forward", "backward", "tiles")]
