@@ -40,6 +40,7 @@ if torch.cuda.is_available() and fusedrnn.build_info()["cuda"]:
 
 # Tests of these files share what takes seconds to make or to import: one process runs them all.
 TOGETHER = {
+    "test_benchmark_peers": "TensorFlow",  # first: it sets the number of threads, once
     "test_compile": "compilers",
     "test_cuda_emulation": "emulation's own tests",
     "test_distributed": "processes",
