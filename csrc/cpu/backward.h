@@ -633,7 +633,7 @@ int64_t backward_of_cell(const BackwardProblem& p, const Plan& plan, ParallelFor
       int64_t n;
     } sum{static_cast<S*>(p.grad_input), reverse, inputs};
     run_team(
-        parallel_for, plan.threads,
+        parallel_for, plan.threads, static_cast<double>(inputs),
         [](int rank, int size, void* sum_) {
           const Sum& s = *static_cast<const Sum*>(sum_);
           const Range mine = share(s.n, rank, size);

@@ -24,6 +24,11 @@ struct Plan {
 
 Plan plan_layer(const Shape& shape, int threads);
 
+// About how long one thread takes for a pass, in nanoseconds; only its order of magnitude counts.
+inline double time_alone(const Shape& s) {
+  return static_cast<double>(gates_of(s.cell) * s.H * (s.I + s.R())) * s.rows * s.directions / 20;
+}
+
 // Puts into a plan what plan_override.h asks for, as far as it is possible.
 void override_plan(const Shape& shape, int threads, Plan& plan);
 

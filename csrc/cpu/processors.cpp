@@ -86,6 +86,8 @@ int usable_processors() {
   return std::max(1, paid ? std::min(paid, allowed) : allowed);
 }
 
+bool processors_are_given() { return given().processors > 0; }
+
 const std::string& processors_error() { return given().error; }
 
 }  // namespace fusedrnn

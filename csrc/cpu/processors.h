@@ -6,8 +6,17 @@
 
 namespace fusedrnn {
 
-// At least one. FUSEDRNN_PROCESSORS=n says it instead.
+// At least one. FUSEDRNN_PROCESSORS=n says it instead, and that they are there: teams then wait for
+// all of their threads.
 int usable_processors();
+bool processors_are_given();
+
+// Of so many threads those that have a processor; asks nobody about one.
+inline int usable_for(int threads) {
+  if (threads == 1) return 1;
+  const int most = usable_processors();
+  return threads < most ? threads : most;
+}
 
 const std::string& processors_error();  // why FUSEDRNN_PROCESSORS can't be used; else empty
 

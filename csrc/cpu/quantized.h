@@ -274,7 +274,7 @@ int64_t quantized(const QuantizedProblem& p, const Plan& plan, ParallelFor paral
   } context{QuantizedWalk<C>(p, plan, layout), {}};
   if (scratch)
     run_team(
-        parallel_for, plan.threads,
+        parallel_for, plan.threads, time_alone(p),
         [](int rank, int size, void* context_) {
           Context& c = *static_cast<Context*>(context_);
           c.walk.run(Team{rank, size, &c.barrier});

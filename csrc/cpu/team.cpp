@@ -7,15 +7,130 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
-#include <chrono>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "fork.h"
+#include "processors.h"
 
 namespace fusedrnn {
+namespace {
 
-void Word::sleep_while(unsigned value) {
+constexpr int kSpins = 4000;  // 40 us, on some processors 200: longer than the rest of a step
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+int64_t nanoseconds(clockid_t clock) {
+  timespec now;
+  clock_gettime(clock, &now);
+  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
+// Where other processes have the cores, a team may take longer than one of its threads would: each
+// waits for the one that does not run. After such a call some are made by one thread; after each
+// next one that is not better, twice as many.
+class Crowd {
+ public:
+  // Whether this call is one of those; not if it is a long one, where a mistake would be dear.
+  bool is_avoided(double time_alone) {
+    if (time_alone > kLong || processors_are_given()) return false;
+    int left = left_.load(std::memory_order_relaxed);
+    while (left > 0 && !left_.compare_exchange_weak(left, left - 1, std::memory_order_relaxed)) {
+    }
+    return left > 0;
+  }
+
+  // A team took so long; its threads ran for `worked` together, which is what one would take.
+  void learn(int64_t took, int64_t worked) {
+    const int next = next_.load(std::memory_order_relaxed);
+    if (took <= worked) {
+      if (next > 1) next_.store(1, std::memory_order_relaxed);
+      return;
+    }
+    left_.store(next, std::memory_order_relaxed);
+    next_.store(next < kMost ? 2 * next : next, std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr double kLong = 50e6;
+  static constexpr int kMost = 64;
+  std::atomic<int> left_{0}, next_{1};
+};
+
+Crowd crowd;
+
+class Formation {
+ public:
+  Formation(int threads, double time_alone, void (*body)(int, int, void*), void* context)
+      : threads_(threads),
+        // To wait for longer than the work takes alone would not pay.
+        patience_(processors_are_given() ? kLongest : kShortest + time_alone),
+        body_(body),
+        context_(context) {}
+
+  // The thread that has indices begin to end takes part.
+  void join(int64_t begin, int64_t end) {
+    const int ticket = begin == 0 ? 0 : 1 + followers_.fetch_add(1, std::memory_order_acq_rel);
+    if (begin == 0) close(end);
+    if (ticket > kClosed) return;
+    size_.wait_while(0);
+    const int size = static_cast<int>(size_.load());
+    // Whole, each has its place of the call before, whose weights its cache holds.
+    const int rank = size == expected_ ? static_cast<int>(begin / each_) : ticket;
+    const int64_t start = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
+    body_(rank, size, context_);
+    worked_.fetch_add(nanoseconds(CLOCK_THREAD_CPUTIME_ID) - start, std::memory_order_relaxed);
+  }
+
+  int64_t worked() const { return worked_.load(std::memory_order_relaxed); }
+
+ private:
+  void close(int64_t each) {
+    each_ = each;
+    expected_ = static_cast<int>((threads_ + each - 1) / each);
+    const int64_t start = nanoseconds(CLOCK_MONOTONIC);
+    for (int spins = 0; followers_.load(std::memory_order_acquire) + 1 < expected_; ++spins) {
+      if (spins < kSpins) {
+        pause();
+      } else {
+        if (static_cast<double>(nanoseconds(CLOCK_MONOTONIC) - start) > patience_) break;
+        sched_yield();
+      }
+    }
+    const int came = followers_.fetch_add(kClosed, std::memory_order_acq_rel);
+    size_.store(static_cast<unsigned>(came + 1));
+  }
+
+  static constexpr int kClosed = 1 << 24;  // more than there are threads
+  // In nanoseconds. Threads that slept take as long as the first.
+  static constexpr double kShortest = 200e3, kLongest = 10e9;
+
+  const int64_t threads_;
+  const double patience_;
+  void (*const body_)(int, int, void*);
+  void* const context_;
+  int64_t each_ = 1;  // indices of a thread
+  int expected_ = 1;
+  std::atomic<int> followers_{0};
+  std::atomic<int64_t> worked_{0};  // the time that its threads ran, in nanoseconds
+  Word size_;                       // 0 until the team is closed
+};
+
+}  // namespace
+
+void Word::wait_while(unsigned value) {
+  for (int spins = 0; spins < kSpins; ++spins) {
+    if (load() != value) return;
+    pause();
+  }
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
   while (load() == value)
     syscall(SYS_futex, &word_, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
@@ -27,68 +142,18 @@ void Word::wake() {
   syscall(SYS_futex, &word_, FUTEX_WAKE_PRIVATE, kAll, nullptr, nullptr, 0);
 }
 
-namespace {
-
-class Formation {
- public:
-  Formation(void (*body)(int, int, void*), void* context, int threads)
-      : body_(body), context_(context), threads_(threads) {}
-
-  // The thread that has indices begin to end takes part.
-  void join(int64_t begin, int64_t end) {
-    const int ticket = begin == 0 ? 0 : 1 + followers_.fetch_add(1, std::memory_order_acq_rel);
-    if (begin == 0) close(end);
-    if (ticket > kClosed) return;
-    size_.wait_while(0);
-    const int size = static_cast<int>(size_.load());
-    // Whole, each has its place of the call before, whose weights its cache holds.
-    body_(size == expected_ ? static_cast<int>(begin / each_) : ticket, size, context_);
-  }
-
- private:
-  void close(int64_t each) {
-    each_ = each;
-    expected_ = static_cast<int>((threads_ + each - 1) / each);
-    const auto start = std::chrono::steady_clock::now();
-    for (int spins = 0; followers_.load(std::memory_order_acquire) + 1 < expected_; ++spins) {
-      if (spins < kSpins) {
-#if defined(__x86_64__)
-        _mm_pause();
-#endif
-        continue;
-      }
-      if (std::chrono::steady_clock::now() - start > kPatience) break;
-      sched_yield();
-    }
-    const int came = followers_.fetch_add(kClosed, std::memory_order_acq_rel);
-    size_.store(static_cast<unsigned>(came + 1));
-  }
-
-  static constexpr int kClosed = 1 << 24;  // more than there are threads
-  static constexpr int kSpins = 1000;
-  // Threads that slept come within a tenth of it.
-  static constexpr std::chrono::microseconds kPatience{2000};
-
-  void (*const body_)(int, int, void*);
-  void* const context_;
-  const int64_t threads_;
-  int64_t each_ = 1;  // indices of a thread
-  int expected_ = 1;
-  std::atomic<int> followers_{0};
-  Word size_;  // 0 until the team is closed
-};
-
-}  // namespace
-
-void run_team(ParallelFor parallel_for, int threads, void (*body)(int, int, void*), void* context) {
-  if (threads <= 1 || is_forked()) return body(0, 1, context);
-  Formation formation(body, context, threads);
+void run_team(ParallelFor parallel_for, int threads, double time_alone,
+              void (*body)(int, int, void*), void* context) {
+  if (threads <= 1 || is_forked() || crowd.is_avoided(time_alone)) return body(0, 1, context);
+  Formation formation(threads, time_alone, body, context);
+  const int64_t start = nanoseconds(CLOCK_MONOTONIC);
   parallel_for(
       threads,
       [](int64_t begin, int64_t end, void* formation_) {
         static_cast<Formation*>(formation_)->join(begin, end);
       },
       &formation);
+  crowd.learn(nanoseconds(CLOCK_MONOTONIC) - start, formation.worked());
 }
 
 }  // namespace fusedrnn

@@ -9,10 +9,6 @@
 #include <atomic>
 #include <cstdint>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "../backend.h"
 
 namespace fusedrnn {
@@ -29,21 +25,11 @@ class Word {
     if (sleepers_.load(std::memory_order_seq_cst)) wake();
   }
 
-  void wait_while(unsigned value) {
-    for (int spins = 0; spins < kSpins; ++spins) {
-      if (load() != value) return;
-#if defined(__x86_64__)
-      _mm_pause();
-#endif
-    }
-    sleep_while(value);
-  }
+  void wait_while(unsigned value);
 
  private:
   void wake();
-  void sleep_while(unsigned value);
 
-  static constexpr int kSpins = 4000;  // 40 us, on some processors 200: longer than a step's rest
   std::atomic<unsigned> word_{0};
   std::atomic<int> sleepers_{0};
 };
@@ -75,8 +61,9 @@ struct Team {
   }
 };
 
-// Calls body(rank, size, context) on up to `threads` threads at once, every rank below size.
-void run_team(ParallelFor parallel_for, int threads,
+// Calls body(rank, size, context) on up to `threads` threads at once, every rank below size. Alone,
+// one thread would take about so many nanoseconds.
+void run_team(ParallelFor parallel_for, int threads, double time_alone,
               void (*body)(int rank, int size, void* context), void* context);
 
 }  // namespace fusedrnn

@@ -105,7 +105,7 @@ void run_directions(const Problem& p, const Plan& plan, ParallelFor parallel_for
     Barrier barriers[kMaxDirections];
   } context{p, plan, walk, {}};
   run_team(
-      parallel_for, plan.threads,
+      parallel_for, plan.threads, time_alone(p),
       [](int rank, int size, void* context_) {
         Context& c = *static_cast<Context*>(context_);
         const int teams = least(c.plan.direction_teams, size);

@@ -31,7 +31,8 @@ SANITIZERS = {
     "address": ["-fsanitize=address", *UNDEFINED.split(), "-DFUSEDRNN_POISON_GAPS"],
     "thread": ["-fsanitize=thread"],
 }
-PLAIN = ("plan_override.cpp", "cpu/fork.cpp", "cpu/plan.cpp", "cpu/team.cpp")
+PLAIN = ("plan_override.cpp",)
+PLAIN += tuple(f"cpu/{name}.cpp" for name in ("fork", "plan", "processors", "team"))
 
 Kernels = Sequence[tuple[str, str, str]]  # instruction set, file of csrc/cpu/isa/, dtype or ""
 FEW: Kernels = [("portable", name, "f32") for name in ("forward", "backward", "tiles")]
