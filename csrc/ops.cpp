@@ -127,8 +127,7 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t rows, Call& call) {
   FUSEDRNN_CHECK(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long &&
                      batch_sizes.dim() == 1 && batch_sizes.numel() > 0,
                  "batch_sizes: expected a non-empty int64 CPU tensor of shape (T,), got ",
-                 dtype_name(batch_sizes), " of shape ",
-                 to_string(sizes_of(batch_sizes)));
+                 dtype_name(batch_sizes), " of shape ", to_string(sizes_of(batch_sizes)));
   const Tensor sizes = dense("batch_sizes", batch_sizes);
   const int64_t* const size = static_cast<const int64_t*>(data_of("batch_sizes", sizes));
   const int64_t T = sizes.size(0);

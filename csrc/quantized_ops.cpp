@@ -30,8 +30,8 @@ QuantizedHeader header_of(const Shape& s) {
 
 void check_float(const char* name, const Tensor& t) {
   FUSEDRNN_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float, name,
-                 ": expected float32 on the CPU, which int8 kernels are for, got ",
-                 dtype_name(t), " on ", device_of(t));
+                 ": expected float32 on the CPU, which int8 kernels are for, got ", dtype_name(t),
+                 " on ", device_of(t));
 }
 
 // All widths are bound, so that sums of products stay exact and no size overflows.

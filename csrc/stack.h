@@ -28,8 +28,8 @@ inline PackedBytes packed_bytes(const Tensor& packed, const Tensor& input) {
       on_cpu && bytes && reinterpret_cast<std::uintptr_t>(data) % 64 == 0,
       "packed: expected contiguous, 64-byte aligned uint8 of shape [bytes] on the CPU, and input "
       "there, got ",
-      dtype_name(packed), " of shape ", to_string(sizes_of(packed)), " on ",
-      device_of(packed), " and input on ", device_of(input));
+      dtype_name(packed), " of shape ", to_string(sizes_of(packed)), " on ", device_of(packed),
+      " and input on ", device_of(input));
   return {static_cast<const char*>(data), packed.numel()};
 }
 

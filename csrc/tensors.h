@@ -130,8 +130,7 @@ inline Dtype dtype_of(const char* name, const Tensor& t) {
     case ScalarType::Float: return Dtype::f32;
     case ScalarType::BFloat16: return Dtype::bf16;
     case ScalarType::Half: return Dtype::f16;
-    default:
-      refuse(name, ": expected float64, float32, bfloat16 or float16, got ", dtype_name(t));
+    default: refuse(name, ": expected float64, float32, bfloat16 or float16, got ", dtype_name(t));
   }
 }
 

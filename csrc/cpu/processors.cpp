@@ -80,8 +80,8 @@ double quota_of(const std::string& membership, const std::string& root) {
 
 int usable_processors() {
   if (given().processors) return given().processors;
-  static const int paid = static_cast<int>(
-      std::min(std::ceil(quota_of("/proc/self/cgroup", "/sys/fs/cgroup")), 1e6));
+  static const int paid =
+      static_cast<int>(std::min(std::ceil(quota_of("/proc/self/cgroup", "/sys/fs/cgroup")), 1e6));
   const int allowed = from_affinity();
   return std::max(1, paid ? std::min(paid, allowed) : allowed);
 }

@@ -112,8 +112,7 @@ void commit_a_fault() {
   g_lent = 2;
   const Array array(8, 0);
   char* end = array.data() + array.bytes();
-  parallel_for(
-      g_lent, [](int64_t, int64_t, void* at) { ++*static_cast<volatile char*>(at); }, end);
+  parallel_for(g_lent, [](int64_t, int64_t, void* at) { ++*static_cast<volatile char*>(at); }, end);
 }
 
 }  // namespace

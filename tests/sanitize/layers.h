@@ -163,8 +163,8 @@ inline void give_input(Random& random, Given& given) {
   p.input_row = p.offsets || steps_first ? width : p.T * width;
   p.input_step = p.offsets ? 0 : steps_first ? p.B * width : width;
   if (random.chance(10)) p.input_row = 0;
-  const int64_t last = p.offsets ? (p.rows - 1) * p.input_row
-                                 : (p.T - 1) * p.input_step + (p.B - 1) * p.input_row;
+  const int64_t last =
+      p.offsets ? (p.rows - 1) * p.input_row : (p.T - 1) * p.input_step + (p.B - 1) * p.input_row;
   p.input = given.random(random, last + p.I);
 }
 
@@ -189,10 +189,10 @@ inline std::string text_of(const BackwardProblem& p) {
   add("T", p.T), add("B", p.B), add("I", p.I), add("H", p.H), add("P", p.P), add("rows", p.rows);
   add("directions", p.directions), add("input_step", p.input_step), add("input_row", p.input_row);
   const std::pair<const char*, bool> flags[] = {
-      {"training", p.training},       {"prepacked", p.prepacked}, {"backwards", p.backwards},
+      {"training", p.training},       {"prepacked", p.prepacked},    {"backwards", p.backwards},
       {"offsets", p.offsets},         {"biases", p.weights[0].b_ih}, {"hx", p.hx},
-      {"grad_output", p.grad_output}, {"grad_hn", p.grad_hn},     {"grad_cn", p.grad_cn},
-      {"grad_input", p.grad_input},   {"grad_hx", p.grad_hx},     {"grad_cx", p.grad_cx},
+      {"grad_output", p.grad_output}, {"grad_hn", p.grad_hn},        {"grad_cn", p.grad_cn},
+      {"grad_input", p.grad_input},   {"grad_hx", p.grad_hx},        {"grad_cx", p.grad_cx},
   };
   for (const auto& [name, is] : flags)
     if (is) text += std::string(" ") + name;
