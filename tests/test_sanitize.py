@@ -41,6 +41,14 @@ def test_a_fault_is_seen_and_the_problem_named(sanitizer: str) -> None:
     assert re.search(r"while computing\n  .*/driver --fault 1\n$", done.stderr)
 
 
+@by_each_sanitizer
+def test_a_team_does_without_threads_that_come_late(sanitizer: str) -> None:
+    """A parallel_for need not run all of its threads at once."""
+    done = driven(sanitizer, run.FEW, "--late", 1)
+    assert_clean(done)
+    assert done.stdout == "0 of 1\n"
+
+
 @pytest.mark.thorough
 @by_each_sanitizer
 def test_all_kernels(sanitizer: str) -> None:

@@ -2,7 +2,7 @@
 // ThreadSanitizer. No torch, no OpenMP: threads are std::threads, so that ThreadSanitizer sees when
 // they begin and end, and nothing that it does not know is between them.
 //
-//   driver [--seed 1] [--first 0] [--problems 60] [--seconds 1000] [--fault 0]
+//   driver [--seed 1] [--first 0] [--problems 60] [--seconds 1000] [--fault 0] [--late 0]
 //
 // Every array is an allocation of its exact size; between the arrays of scratch are poisoned gaps
 // (csrc/cpu/walk.h). Each problem is computed several times: by one thread, then shared among more
@@ -11,7 +11,7 @@
 //
 // A problem depends on nothing but the seed and its index. The first ones have every cell with
 // every split, with packed sequences and without. --fault 1 makes a mistake that every sanitizer
-// has to see.
+// has to see; --late 1 tells what a team does whose threads come one after the other.
 #include <sanitizer/common_interface_defs.h>
 
 #include <algorithm>
@@ -115,6 +115,17 @@ void commit_a_fault() {
   parallel_for(g_lent, [](int64_t, int64_t, void* at) { ++*static_cast<volatile char*>(at); }, end);
 }
 
+// As torch's pool may do while another call has its threads.
+void one_after_the_other(int64_t n, void (*body)(int64_t, int64_t, void*), void* context) {
+  for (int64_t i = 0; i < n; ++i) std::thread(body, i, i + 1, context).join();
+}
+
+void come_late() {
+  run_team(
+      one_after_the_other, 3, 0,
+      [](int rank, int size, void*) { std::printf("%d of %d\n", rank, size); }, nullptr);
+}
+
 }  // namespace
 }  // namespace fusedrnn
 
@@ -124,17 +135,18 @@ int main(int count, char** words) {
   struct {
     const char* name;
     int64_t value;
-  } options[] = {
-      {"--seed", 1}, {"--first", 0}, {"--problems", 60}, {"--seconds", 1000}, {"--fault", 0}};
-  const auto& [seed, first, problems, seconds, fault] = options;
+  } options[] = {{"--seed", 1},       {"--first", 0}, {"--problems", 60},
+                 {"--seconds", 1000}, {"--fault", 0}, {"--late", 0}};
+  const auto& [seed, first, problems, seconds, fault, late] = options;
   for (int i = 1; i + 1 < count; i += 2)
     for (auto& option : options)
       if (!std::strcmp(words[i], option.name)) option.value = std::atoll(words[i + 1]);
-  setenv("FUSEDRNN_PROCESSORS", "8", 1);  // no team does without the threads that are late
   fusedrnn::g_command = words[0];
   __sanitizer_set_death_callback(
       [] { std::fprintf(stderr, "while computing\n  %s\n", fusedrnn::g_problem.c_str()); });
   if (fault.value) fusedrnn::commit_a_fault();
+  if (late.value) return fusedrnn::come_late(), 0;
+  setenv("FUSEDRNN_PROCESSORS", "8", 1);  // teams wait for all of their threads
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds.value);
   int64_t solved = 0;
   bool right = true;
