@@ -53,7 +53,7 @@ test:  ## lint, then the tests on all cores
 	@$(MAKE) --no-print-directory build lint
 	$(PYTEST) $(ARGS)
 
-test-all:  ## everything that can be tested, on every instruction set: about an hour
+test-all:  ## everything that can be tested, on every instruction set: about 20 minutes
 	@$(MAKE) --no-print-directory build lint $(STAMPS)/with-test FUSEDRNN_CPU_TARGETS=all
 	$(PYTEST) --thorough $(ARGS)
 

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
@@ -84,6 +85,18 @@ int usable_processors() {
       static_cast<int>(std::min(std::ceil(quota_of("/proc/self/cgroup", "/sys/fs/cgroup")), 1e6));
   const int allowed = from_affinity();
   return std::max(1, paid ? std::min(paid, allowed) : allowed);
+}
+
+int usable_for(int threads) {
+  using Clock = std::chrono::steady_clock;
+  thread_local Clock::time_point until;
+  thread_local int known = 1;
+  if (threads == 1) return 1;
+  if (const auto now = Clock::now(); now >= until) {
+    known = usable_processors();
+    until = now + std::chrono::milliseconds(10);
+  }
+  return std::min(threads, known);
 }
 
 bool processors_are_given() { return given().processors > 0; }

@@ -11,12 +11,9 @@ namespace fusedrnn {
 int usable_processors();
 bool processors_are_given();
 
-// Of so many threads those that have a processor; asks nobody about one.
-inline int usable_for(int threads) {
-  if (threads == 1) return 1;
-  const int most = usable_processors();
-  return threads < most ? threads : most;
-}
+// Of so many threads those that have a processor. The system is asked every 10 ms at most: asking
+// takes as long as a small layer's step.
+int usable_for(int threads);
 
 const std::string& processors_error();  // why FUSEDRNN_PROCESSORS can't be used; else empty
 

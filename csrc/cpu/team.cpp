@@ -73,6 +73,7 @@ class Formation {
       : threads_(threads),
         // To wait for longer than the work takes alone would not pay.
         patience_(processors_are_given() ? kLongest : kShortest + time_alone),
+        is_timed_(time_alone > kTimed && !processors_are_given()),
         body_(body),
         context_(context) {}
 
@@ -85,11 +86,13 @@ class Formation {
     const int size = static_cast<int>(size_.load());
     // Whole, each has its place of the call before, whose weights its cache holds.
     const int rank = size == expected_ ? static_cast<int>(begin / each_) : ticket;
+    if (!is_timed_) return body_(rank, size, context_);
     const int64_t start = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
     body_(rank, size, context_);
     worked_.fetch_add(nanoseconds(CLOCK_THREAD_CPUTIME_ID) - start, std::memory_order_relaxed);
   }
 
+  bool is_timed() const { return is_timed_; }
   int64_t worked() const { return worked_.load(std::memory_order_relaxed); }
 
  private:
@@ -112,9 +115,11 @@ class Formation {
   static constexpr int kClosed = 1 << 24;  // more than there are threads
   // In nanoseconds. Threads that slept take as long as the first.
   static constexpr double kShortest = 200e3, kLongest = 10e9;
+  static constexpr double kTimed = 500e3;  // less is not worth the two calls of the system
 
   const int64_t threads_;
   const double patience_;
+  const bool is_timed_;
   void (*const body_)(int, int, void*);
   void* const context_;
   int64_t each_ = 1;  // indices of a thread
@@ -153,7 +158,7 @@ void run_team(ParallelFor parallel_for, int threads, double time_alone,
         static_cast<Formation*>(formation_)->join(begin, end);
       },
       &formation);
-  crowd.learn(nanoseconds(CLOCK_MONOTONIC) - start, formation.worked());
+  if (formation.is_timed()) crowd.learn(nanoseconds(CLOCK_MONOTONIC) - start, formation.worked());
 }
 
 }  // namespace fusedrnn
