@@ -66,6 +66,13 @@ FUSEDRNN_INLINE void transpose(Vec<F> (&row)[kLanes<F>]) {
   }
 }
 
+// A vector of pairs, aligned as an element is and not as a float.
+template <class S>
+FUSEDRNN_INLINE Vec<float> load_pairs(const S* p) {
+  return bit_cast<Vec<float>>(
+      *reinterpret_cast<const typename VectorType<uint16_t>::unaligned*>(p));
+}
+
 // One vector of a panel is loaded from W as it will be multiplied: `n` values of k from p on, in
 // the compute type, or as pairs in the bits of a float.
 template <class E, class S>
@@ -74,14 +81,10 @@ FUSEDRNN_INLINE auto load_operands(const S* p, int64_t n) {
     return load_n(p, n);
   } else {
     constexpr int64_t kMost = 2 * kLanes<float>;
-    const auto whole = [](const S* from) {  // aligned as an element is, not as a float
-      return bit_cast<Vec<float>>(
-          *reinterpret_cast<const typename VectorType<uint16_t>::unaligned*>(from));
-    };
-    if (n >= kMost) return whole(p);
+    if (n >= kMost) return load_pairs(p);
     S pairs[kMost] = {};
     for (int64_t i = 0; i < n; ++i) pairs[i] = p[i];
-    return whole(pairs);
+    return load_pairs(pairs);
   }
 }
 
