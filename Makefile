@@ -24,7 +24,7 @@ else
   PY := $(VENV)/bin/python
 endif
 PIP := $(PY) -m pip --disable-pip-version-check
-# Python compiles what is imported when it is; of what is installed that is little.
+# Without compiling to bytecode: most of what is installed is never imported.
 INSTALL = $(PIP) install --no-compile -c $(PINS)
 PYTEST = $(PY) -m pytest -q -n auto
 

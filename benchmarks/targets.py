@@ -1,7 +1,8 @@
 """How fast a row is meant to be, in a measure that holds on every processor.
 
-A ratio to torch.nn is none: with half of the multiply-adds per second, large products come closer
-to each other whatever we do, and a faster memory helps whoever waits for it. There are two kinds:
+A ratio to torch.nn is no such measure: on a processor with half of the multiply-adds per second the
+two come closer whatever we do, and a faster memory helps the one that waits for it. There are two
+kinds:
 
     peers    no peer of a row is faster, at any number of threads
     floor    our time is at most so many times the least that this machine allows: what its
@@ -66,5 +67,5 @@ def times_floor(case: dict[str, Any], side: str) -> float:
 
 
 def lead(case: dict[str, Any]) -> str:
-    """Which of our sides stands for us: the module, or what runs int8."""
+    """The side that a target is about: usually the module, with int8 whatever runs that."""
     return str(case.get("lead", OURS.name))

@@ -252,7 +252,7 @@ Tensor pack_weights(std::vector<Tensor> weights, int64_t cell, bool has_biases,
                     bool bidirectional) {
   FUSEDRNN_CHECK(!weights.empty() && weights[0].dim() == 2,
                  "weights: expected w_ih of shape [gates * hidden_size, input_size] first");
-  dtype_of("w_ih", weights[0]);  // of which the input will be
+  dtype_of("w_ih", weights[0]);  // refuses by this name; `check` would say "input"
   // The checks are those of a call on no sequences.
   const Tensor nothing = new_tensor({1, 0, weights[0].size(1)}, weights[0]);
   const Call call = check(nothing, {}, {}, {}, weights, cell, has_biases, bidirectional);

@@ -288,7 +288,7 @@ def _needed_for_c(ctx: Any, needed: Sequence[bool]) -> Sequence[bool]:
 def _gradients_of_one(
     ctx: Any, grads: Optionals, needs: int, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The same where `grads` are no batch and any is needed, as the mask `needs` says too."""
+    """As `_gradients`, for `grads` that are not a batch. `needs` is `needed` as a mask of bits."""
     batch_sizes, output, reserve, *operands = ctx.saved_tensors
     if not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
         found = _run_backward(ctx.settings, needs, batch_sizes, output, reserve, grads, operands)

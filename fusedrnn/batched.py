@@ -3,8 +3,8 @@
 `torch.autograd.grad(..., is_grads_batched=True)`, `torch.autograd.functional.jacobian(...,
 vectorize=True)` and `gradcheck(..., check_batched_grad=True)` run backward, or forward mode, once
 on wrapped tensors that look like one gradient and hold a batch of them, in levels if such calls
-nest. torch.func's vmap has wrappers of its own, of which autograd tells a Function; of these it
-tells nobody, and no op of ours can take them. So they are unwrapped here.
+nest. With torch.func's vmap autograd tells a Function that its tensors are wrapped; here it does
+not, and none of our ops can take such a wrapper. So they are unwrapped here.
 
 What torch has for these tensors is private, and used nowhere else.
 """
@@ -26,7 +26,7 @@ is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtens
 
 
 def one_by_one(function: Function, tensors: Optionals) -> Optionals:
-    """`function(tensors)`; of a batch, its results for each of the batch, wrapped as one."""
+    """`function(tensors)`; for a batch, its results for each member, wrapped as a batch again."""
     for tensor in tensors:
         if tensor is not None and is_wrapped(tensor):
             return _one_by_one(function, tensors, _level_of(tensor))

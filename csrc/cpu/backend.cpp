@@ -16,9 +16,8 @@ using Kernel = int64_t (*)(const P&, const Plan&, ParallelFor, void* scratch);
 
 template <class P>
 const char* run(const Kernel<P> (&by_dtype)[kDtypes], const P& problem, const Context& context) {
-  Plan plan = plan_layer(problem, context.threads);
-  if (const int most = usable_for(plan.threads); most < plan.threads)
-    plan = plan_layer(problem, most);
+  const Plan plan = plan_for_processors(context.threads,
+                                        [&](int threads) { return plan_layer(problem, threads); });
   const Kernel<P> kernel = by_dtype[static_cast<int>(problem.dtype)];
   const int64_t bytes = kernel(problem, plan, context.parallel_for, nullptr);
   const Scratch scratch(static_cast<std::size_t>(bytes));

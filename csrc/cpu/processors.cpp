@@ -1,3 +1,5 @@
+// Reads the affinity of the calling thread, and once the quota of the control groups: that may
+// change too, but rarely does, and takes several files to read.
 #include "processors.h"
 
 #include <sched.h>
@@ -11,8 +13,9 @@
 namespace fusedrnn {
 namespace {
 
-// The quota that a file of a control group's gives: "max 100000" or "150000 100000" (version 2,
-// quota and period in one), or two files of a number each (version 1, where -1 is none).
+// The quota that a control group's own folder tells: a file with "max 100000" or "150000 100000"
+// (version 2, quota and period in one), or two files of a number each (version 1, where -1 is
+// none).
 double quota_in(const std::string& folder) {
   double quota = 0, period = 0;
   if (std::ifstream both(folder + "/cpu.max"); both) {
@@ -25,7 +28,7 @@ double quota_in(const std::string& folder) {
 }
 
 int from_affinity() {
-  // Whoever binds threads one by one chose their number, too: each sees its own place alone.
+  // With threads bound one by one, each sees only its own place. Then their number was chosen, too.
   static const bool bound = [] {
     for (const char* name : {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"})
       if (std::getenv(name)) return true;

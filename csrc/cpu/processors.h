@@ -6,19 +6,29 @@
 
 namespace fusedrnn {
 
-// At least one. FUSEDRNN_PROCESSORS=n says it instead, and that they are there: teams then wait for
-// all of their threads.
+// At least one. FUSEDRNN_PROCESSORS=n says how many instead, and that they are free: teams then
+// wait for all of their threads.
 int usable_processors();
 bool processors_are_given();
 
-// Of so many threads those that have a processor. The system is asked every 10 ms at most: asking
-// takes as long as a small layer's step.
+// How many of these threads have a processor. It asks the system every 10 ms at most, since that is
+// a call which small layers would feel.
 int usable_for(int threads);
+
+// The plan that `plan_of(threads)` makes; where there are fewer processors, the one it makes for
+// them.
+template <class PlanOf>
+auto plan_for_processors(int threads, PlanOf plan_of) {
+  const auto plan = plan_of(threads);
+  const int usable = usable_for(plan.threads);
+  return usable < plan.threads ? plan_of(usable) : plan;
+}
 
 const std::string& processors_error();  // why FUSEDRNN_PROCESSORS can't be used; else empty
 
-// The least quota, in processors, of the control groups that `membership` (a file such as
-// /proc/self/cgroup) names, their parents', under `root` (as /sys/fs/cgroup); 0 without one.
+// The least quota, in processors, of the control groups that the file `membership` names (such as
+// /proc/self/cgroup) and of their parents, which are folders under `root` (such as /sys/fs/cgroup);
+// 0 if none has a quota.
 double quota_of(const std::string& membership, const std::string& root);
 
 }  // namespace fusedrnn

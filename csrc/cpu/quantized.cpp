@@ -51,9 +51,8 @@ void write_quantized(const Shape& shape, const Weights& weights, char* packed) {
 }
 
 const char* forward_quantized(const QuantizedProblem& problem, const Context& context) {
-  Plan plan = plan_quantized(problem, context.threads);
-  if (const int most = usable_for(plan.threads); most < plan.threads)
-    plan = plan_quantized(problem, most);
+  const Plan plan = plan_for_processors(
+      context.threads, [&](int threads) { return plan_quantized(problem, threads); });
   const int64_t bytes = kernels().forward_quantized(problem, plan, context.parallel_for, nullptr);
   const Scratch scratch(static_cast<std::size_t>(bytes));
   if (!scratch.data())

@@ -20,7 +20,7 @@
 namespace fusedrnn {
 namespace {
 
-constexpr int kSpins = 4000;  // 40 us, on some processors 200: longer than the rest of a step
+constexpr int kSpins = 4000;  // 100 us on Zen 5; most steps take less
 
 void pause() {
 #if defined(__x86_64__)
@@ -34,12 +34,12 @@ int64_t nanoseconds(clockid_t clock) {
   return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
-// Where other processes have the cores, a team may take longer than one of its threads would: each
-// waits for the one that does not run. After such a call some are made by one thread; after each
-// next one that is not better, twice as many.
+// Where other processes have the cores, a team may take longer than one of its threads would alone,
+// since all wait for the one that does not run. After such a call one thread makes the next call.
+// If the team then is no better, one thread makes the next two, then four, up to 64.
 class Crowd {
  public:
-  // Whether this call is one of those; not if it is a long one, where a mistake would be dear.
+  // Whether one thread should make this call. Never a long one, where a mistake would cost most.
   bool is_avoided(double time_alone) {
     if (time_alone > kLong || processors_are_given()) return false;
     int left = left_.load(std::memory_order_relaxed);
@@ -48,7 +48,8 @@ class Crowd {
     return left > 0;
   }
 
-  // A team took so long; its threads ran for `worked` together, which is what one would take.
+  // `took` is how long a team's call lasted, `worked` how long its threads ran, added up: about
+  // what one thread would have taken.
   void learn(int64_t took, int64_t worked) {
     const int next = next_.load(std::memory_order_relaxed);
     if (took <= worked) {
@@ -71,20 +72,21 @@ class Formation {
  public:
   Formation(int threads, double time_alone, void (*body)(int, int, void*), void* context)
       : threads_(threads),
-        // To wait for longer than the work takes alone would not pay.
+        // Waiting for longer than one thread takes for the work would not pay.
         patience_(processors_are_given() ? kLongest : kShortest + time_alone),
         is_timed_(time_alone > kTimed && !processors_are_given()),
         body_(body),
         context_(context) {}
 
-  // The thread that has indices begin to end takes part.
+  // What the thread with the indices [begin, end) does.
   void join(int64_t begin, int64_t end) {
     const int ticket = begin == 0 ? 0 : 1 + followers_.fetch_add(1, std::memory_order_acq_rel);
     if (begin == 0) close(end);
     if (ticket > kClosed) return;
     size_.wait_while(0);
     const int size = static_cast<int>(size_.load());
-    // Whole, each has its place of the call before, whose weights its cache holds.
+    // In a complete team each thread has the place it had in the last call: its cache has the
+    // weights.
     const int rank = size == expected_ ? static_cast<int>(begin / each_) : ticket;
     if (!is_timed_) return body_(rank, size, context_);
     const int64_t start = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
@@ -113,9 +115,9 @@ class Formation {
   }
 
   static constexpr int kClosed = 1 << 24;  // more than there are threads
-  // In nanoseconds. Threads that slept take as long as the first.
+  // In nanoseconds. The first leaves time to wake a thread up.
   static constexpr double kShortest = 200e3, kLongest = 10e9;
-  static constexpr double kTimed = 500e3;  // less is not worth the two calls of the system
+  static constexpr double kTimed = 500e3;  // below, asking for a thread's time (0.5 us) would show
 
   const int64_t threads_;
   const double patience_;

@@ -19,7 +19,7 @@ class Word {
  public:
   unsigned load() const { return word_.load(std::memory_order_acquire); }
 
-  // Whoever is to see the new value sees all that was written before it.
+  // A thread that sees the new value sees all that was written before it.
   void store(unsigned value) {
     word_.store(value, std::memory_order_seq_cst);  // before the sleepers are counted
     if (sleepers_.load(std::memory_order_seq_cst)) wake();
@@ -61,8 +61,8 @@ struct Team {
   }
 };
 
-// Calls body(rank, size, context) on up to `threads` threads at once, every rank below size. Alone,
-// one thread would take about so many nanoseconds.
+// Calls body(rank, size, context) on up to `threads` threads at once, every rank below size.
+// `time_alone` is about how many nanoseconds one thread would take.
 void run_team(ParallelFor parallel_for, int threads, double time_alone,
               void (*body)(int rank, int size, void* context), void* context);
 

@@ -43,7 +43,7 @@ class Missing(Exception):
 
 
 def all_kernels(setup: dict) -> Kernels:
-    """Of this machine, and those that are plain C++. f64 and f16 are float32's and bf16's twins."""
+    """This machine's and the portable ones, without f64 and f16, which share their templates."""
     files = setup["kernel_files"](dict.fromkeys(["portable", setup["native_capability"]()]))
     return [file for file in files if file[2] in ("f32", "bf16", "")]
 
