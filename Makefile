@@ -6,7 +6,7 @@
 #                                 PYTHON=, if given). If it is, it keeps the packages it has, torch
 #                                 above all: only what is missing is installed.
 #   make demo PYTHON=python3.12   that interpreter, with no new environment; it keeps its packages too.
-# ARGS= goes to the command behind a target: make demo ARGS="--epochs 10".
+# ARGS= goes to a target's command: make demo ARGS="--epochs 10".
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

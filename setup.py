@@ -186,7 +186,7 @@ def kernel_flags() -> list[str]:
 
 def nvcc_flags() -> list[str]:
     """nvcc's flags but for the architectures; multiply-adds are fused, maths is not approximate."""
-    # nvcc wants a compiler alone, neither a cache before it nor options behind it.
+    # nvcc wants only a compiler, with no cache before it and no options after it.
     words = compiler()
     while len(words) > 1 and Path(words[0]).name in ("ccache", "sccache", "distcc", "icecc"):
         words = words[1:]
@@ -228,7 +228,7 @@ class Nvcc:
 
         version = re.search(r"release (\d+\.\d+)", run("--version"))
         architectures = re.findall(r"compute_(\d+)", run("--list-gpu-arch"))
-        # `path` may be a link or a script: where the toolkit is, nvcc alone knows.
+        # `path` may be a link or a script: only nvcc knows where the toolkit is.
         dry = run("--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull)
         paths = {
             name: shlex.split(value)
@@ -540,7 +540,7 @@ class NinjaBuild(build_ext):
             longest_first = sorted(files, key=lambda file: file[1] != "tiles")
             kernels = {file: compile_kernels(*file) for file in longest_first}
             cpu = {path: compile(path, x86) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))}
-            # Without CUDA those alone that know nothing of it.
+            # Without CUDA, only those that know nothing of it.
             includes = cuda.nvcc.includes if cuda else []
             gpu = {
                 path: compile(path, includes)

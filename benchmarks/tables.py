@@ -2,7 +2,7 @@
 
 Results come first: the ratios to torch.nn that the README shows as well, and the means against
 every peer. Then what they were measured on and a table for each dtype and number of threads, with
-every case; last what was meant and not reached, and what was not run.
+every case; last which targets were missed, and what was not run.
 
 Columns that have nothing to say in a table (no other peer ran, no floor was measured, no target is
 set) are left out of it; so results of earlier versions of the runner make a report, too.
@@ -233,7 +233,7 @@ def _targets_lines(results: Results) -> list[str]:
     lines = [
         "There are two kinds (benchmarks/targets.py), and neither depends on how fast the chip is.",
         "",
-        f"**No peer is faster**: so in {len(cases) - len(behind)} of {len(cases)} cases.",
+        f"**No peer is faster**: true of {len(cases) - len(behind)} of {len(cases)} cases.",
     ]
     if behind:
         lines += ["", "Slower than a peer:", "", *(f"- {line}" for line in slower(results))]
@@ -356,7 +356,7 @@ def _limits(limits: dict[str, Any]) -> str:
 
 
 def _left_out(results: Results) -> list[str]:
-    """A line for each peer and reason, with the cases behind it."""
+    """A line for each peer and reason, with its cases."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for case in results["cases"]:
         for peer, why in case.get("left_out", {}).items():

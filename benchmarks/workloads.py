@@ -3,8 +3,8 @@
 A `Row` is one problem size, named by a letter; a variant of a row (`B-h150`, `F-1x1`) keeps the
 letter. Rows of a GPU are named g1 to g21. A `Case` is one thing to time: row x cell x pass x
 threads x dtype, where "tf32" are float32 tensors whose products may round to tf32, and "int8"
-float32 tensors on weights that were rounded to int8, inference alone. The number of
-floating point operations of a case is counted here as well, since it follows from the sizes alone:
+float32 tensors on weights that were rounded to int8, inference only. The number of
+floating point operations of a case is counted here as well, since it follows from the sizes:
 
     forward, per layer and direction     2 N G H (I + R)  [ + 2 N H P with a projection ]
     training step                        3 x forward (outputs; gradients of inputs; of weights)

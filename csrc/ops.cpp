@@ -1,5 +1,5 @@
 // The ops of the `fusedrnn` library: schemas, argument checks, allocation and the choice of
-// backend. The op layer alone knows torch (this, quantized_ops.cpp, and the headers tensors.h,
+// backend. Only the op layer knows torch (this, quantized_ops.cpp, and the headers tensors.h,
 // weights.h, stack.h and threads.h), and knows it through the stable ABI (torch 2.10 and later):
 // one binary serves every torch from there on.
 //
@@ -43,7 +43,7 @@ const Backend& backend_of(const Tensor& input) {
   return *backend;
 }
 
-// What is in libtorch_cuda alone. It is no dependency of ours, and nothing would bind a weak
+// What only libtorch_cuda has. It is no dependency of ours, and nothing would bind a weak
 // reference to it, but where a CUDA tensor exists it is in the process.
 struct TorchCuda {
   AOTITorchError (*current_stream)(int32_t device_index, void** stream) = nullptr;

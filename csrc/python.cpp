@@ -182,7 +182,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("dtype"), py::arg("threads"), py::arg("training"), py::arg("packed"),
         py::arg("gpu"), py::arg("allow_tf32"));
   m.def("override_plan", &override_plan, py::arg("text"),
-        "Puts `text` in the place of FUSEDRNN_PLAN for the plans that are shown.");
+        "Uses `text` instead of FUSEDRNN_PLAN for the plans that are shown.");
   m.def("usable_processors", &fusedrnn::usable_processors,
         "How many processors a team may have: by affinity, quota and FUSEDRNN_PROCESSORS.");
   m.def("quota_of", &fusedrnn::quota_of, py::arg("membership"), py::arg("root"),

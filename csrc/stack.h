@@ -13,7 +13,7 @@
 
 namespace fusedrnn {
 
-// The buffers of packed weights that an op was given, checked to be bytes that kernels can read.
+// The packed weights that an op was given, checked to be bytes that kernels can read.
 struct PackedBytes {
   const char* data = nullptr;
   int64_t size = 0;

@@ -183,7 +183,7 @@ inline Tensor new_bytes(int64_t bytes, const Tensor& like) {
   return Tensor(handle);
 }
 
-// Copies values one after the other, in this thread, to where they are dense; returns the end.
+// Copies strided values to dense memory, in this thread; returns the end of what it wrote.
 inline char* copy_values(const char* from, char* to, const int64_t* sizes, const int64_t* strides,
                          std::size_t dims, std::size_t element) {
   if (dims == 0) {
@@ -196,7 +196,7 @@ inline char* copy_values(const char* from, char* to, const int64_t* sizes, const
   return to;
 }
 
-// Contiguous, if need be by a copy; the pointer to it comes from `data_of`, too.
+// The tensor itself if it is contiguous, else a copy. Ask `data_of` for the pointer, as always.
 inline Tensor dense(const char* name, const Tensor& t) {
   if (t.is_contiguous()) return t;
   const void* const from = data_of(name, t);  // copy_ does not look

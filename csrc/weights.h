@@ -8,7 +8,7 @@
 
 namespace fusedrnn {
 
-// What messages call the i-th of them.
+// What messages call the i-th weight.
 inline const char* weight_name(std::size_t i, std::size_t per_direction, bool has_biases) {
   static constexpr const char* kNames[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
   i %= per_direction;

@@ -1,7 +1,7 @@
 """fusedrnn: drop-in RNN, LSTM and GRU for PyTorch on fused kernels.
 
     fusedrnn.LSTM(10, 20)        what torch.nn.LSTM(10, 20) is: same arguments, same parameters
-    fusedrnn.replace(model)      puts these modules in the place of torch.nn's in a model
+    fusedrnn.replace(model)      puts these modules in place of torch.nn's in a model
     fusedrnn.Streaming(module)   inference step by step, with the state kept between calls
     fusedrnn.functional          the same without a module
     fusedrnn.from_keras(layer)   the module of a Keras layer, with its weights
@@ -216,12 +216,12 @@ def plan(
         proj_size: features of h in a projected LSTM, 0 without projection.
         bidirectional: whether the layer has both directions.
         dtype: of input and weights.
-        threads: how many threads the CPU has; if None torch.get_num_threads(), or as many as there
-            are processors for them.
+        threads: how many threads the CPU has; if None torch.get_num_threads(), but no more than
+            there are processors.
         training: whether gradients will be needed.
         packed: whether the weights are packed ahead, as `Streaming` keeps them on the CPU.
-        gpu: the CUDA device; if None the current one, or an H200 where there is none. Of another
-            than the current, how many clusters it has room for is guessed.
+        gpu: the CUDA device; if None the current one, or an H200 where there is none. For any
+            but the current one, the number of clusters that fit is guessed.
         allow_tf32: whether float32 products may be rounded to tf32 on a CUDA device; if None what
             torch.backends.cudnn.rnn.fp32_precision says.
 

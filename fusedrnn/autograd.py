@@ -100,6 +100,7 @@ def layer(
 
 def is_captured() -> bool:
     """Whether a compiler or torch.jit.trace is making a graph of what is called."""
+    # torch.jit.is_tracing asks the same, and Dynamo knows it; it takes three times as long.
     return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 

@@ -13,8 +13,8 @@ backward makes that of k steps at a time:
 
 Both passes are ops, so that compilers take them as they take the native ones, and both are made of
 the native ones, so that they run wherever those do. Arguments and results are those of
-`layer_forward` and `layer_backward`, see ops.py, with `checkpoint`, which is k, in the place of
-`save`, and in the place of the reserve
+`layer_forward` and `layer_backward`, see ops.py, with `checkpoint`, which is k, in place of `save`,
+and in place of the reserve
 
     borders  [D, chunks * B, H]   c before each chunk, in the order in which a direction walks them;
                                   [0] without LSTM. (Compilers have a guard for sizes that may be
@@ -42,9 +42,6 @@ from torch import Tensor
 
 from fusedrnn import ops
 from fusedrnn.reference import CELLS, GATES, LSTM
-
-_MOST = 1 << 53
-"""Beyond so many values byte counts would overflow, as in csrc/ops.cpp."""
 
 
 def _forward(
@@ -123,7 +120,7 @@ def _backward(
         )  # fmt: skip
     weights = [weight.contiguous() for weight in weights]
     first_h = layer.states("hx", hx, layer.width)
-    # Of all sequences; a chunk takes and leaves those that it has.
+    # For all sequences; a chunk reads and writes those that are alive in it.
     dh = layer.states("grad_hn", grad_hn, layer.width)
     dc = layer.states("grad_cn", grad_cn, layer.hidden_size) if cell == LSTM else None
     states_wanted = needs & (0 if hx is None else 2) | needs & (0 if cx is None else 4)
@@ -231,8 +228,6 @@ class _Layer:
         self._sizes = _sizes(input, batch_sizes)
         self._steps = input.size(0) if batch_sizes is None else len(self._sizes)
         self.batch = input.size(1) if batch_sizes is None else self._sizes[0]
-        if self._steps * self.batch * (self.hidden_size + self.width) >= _MOST:
-            raise RuntimeError(f"input: too large, got shape {tuple(input.shape)}")
         self.chunks = -(-self._steps // checkpoint) if self.batch else 1
         self._offsets = [0, *accumulate(self._sizes)]
         self.output_shape = (*input.shape[:-1], self.directions * self.width)
@@ -324,7 +319,7 @@ class _Chunk:
     Attributes:
         place: where they are in the first dimension of input and output: steps, or rows if packed.
         neighbour: the same of the step that is walked before them, of the sequences that go on.
-        alive: how many sequences have the first of the steps; none has later ones alone.
+        alive: how many sequences have the first of the steps; none has only later ones.
         batch_sizes: of the steps, if packed.
         is_reverse: whether the direction walks them from the last to the first.
     """

@@ -45,12 +45,12 @@ def check_input(
 
 
 def reject_input(input: Any) -> NoReturn:
-    """Raises that `input` is no tensor."""
+    """Raises the error for an `input` that is not a tensor."""
     raise AttributeError(f"input: expected a torch.Tensor, got {_kind(input)}")
 
 
 def reject_nested(input: Tensor, batch_first: bool) -> NoReturn:
-    """Raises that `input` is a nested tensor, in which sequences have lengths of their own."""
+    """Raises the error for a nested `input`, in which sequences have lengths of their own."""
     jagged = batch_first and input.layout == torch.jagged
     raise (ValueError if jagged else RuntimeError)(
         f"input: expected a dense tensor, got a nested one ({input.layout}). Call the layer with "
@@ -181,7 +181,7 @@ def check_weight(name: str, weight: Any, error: type[Exception] = TypeError) -> 
 
 
 def reject_options(names: Iterable[str], cls: str, known: Iterable[str]) -> NoReturn:
-    """Raises that a class has no arguments of these names."""
+    """Raises the error for arguments that a class does not have."""
     if "proj_size" in names:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
     raise TypeError(

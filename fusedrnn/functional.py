@@ -82,8 +82,8 @@ def rnn_tanh(
         batch_sizes: makes the input a packed one: int64 [T] on the CPU, how many sequences are
             alive at each step, as in torch's `PackedSequence`, sorted.
         lengths: int64 or int32 [B] on any device, the steps of each sequence of a padded input,
-            from 1 to T. The output behind a sequence's end is zero, its final state is that of its
-            last step, and the reverse direction begins there; what the input holds behind the end
+            from 1 to T. The output after a sequence's end is zero, its final state is that of its
+            last step, and the reverse direction begins there; what the input holds after the end
             is not read. None if all have T steps.
         checkpoint: keeps the states of every so many steps for backward and no gates, which are
             computed again there: less memory for more time, see `fusedrnn.LSTM`. It changes nothing

@@ -6,9 +6,9 @@
 
 Fresh memory costs a page fault for each page, a third of the time of a training step. So scratch,
 and the large results of a call when their tensors die, go to a pool, from where the next call takes
-them (csrc/cpu/memory.h). Memory in use is not counted here: it is tensors', or a running call's.
+them (csrc/cpu/memory.h). Memory in use is not counted: it belongs to tensors or to a running call.
 
-The pool is one for the process. A child that is forked has a copy of its own.
+There is one pool per process. A forked child has a copy of its own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def limit_bytes() -> int:
     512 without it. With 0 nothing is kept.
 
     Raises:
-        RuntimeError: FUSEDRNN_POOL_MB is no whole number; then layers refuse to run, too.
+        RuntimeError: FUSEDRNN_POOL_MB is not a whole number; then layers refuse to run, too.
     """
     error: bytes = LIBRARY.fusedrnn_pool_error()
     if error:

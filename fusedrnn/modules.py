@@ -86,8 +86,8 @@ def weights_of(module: RNNBase) -> list[Tensor]:
 def _other_weights(module: RNNBase) -> list[Tensor]:
     """The weights where they are not simply the parameters: those that torch.nn would take.
 
-    `_flat_weights` counts until an attribute is another than the one that it was set after, which
-    weak references tell. Then the attributes count, and what had been set is gone.
+    `_flat_weights` counts until an attribute is replaced; weak references to the attributes of the
+    time when it was set tell. Then the attributes count, and what had been set is dropped.
     """
     names: list[str] = module._flat_weights_names
     flat: list[Any] = module._flat_weights
@@ -95,7 +95,7 @@ def _other_weights(module: RNNBase) -> list[Tensor]:
     known = [old and old() for old in module._flat_weight_refs or [None] * len(names)]
     if not all(map(is_, known, current)):
         flat = current
-        if not torch.compiler.is_compiling():  # nothing is kept that was computed of parameters
+        if not torch.compiler.is_compiling():  # nothing is kept that was computed from parameters
             _set_flat_weights(module, current if all(map(_is_parameter, current)) else known)
     for name, weight in zip(names, flat):  # noqa: B905, wrong counts are refused by the op
         check_weight(name, weight, AttributeError if name == names[0] else TypeError)
@@ -125,7 +125,7 @@ def _refuse_script(module: torch.nn.Module) -> NoReturn:
 
 
 class _Unscriptable(list[str]):
-    """What `torch.jit.ScriptModule`, which asks in no other way, is refused by when it looks in."""
+    """Refuses a `torch.jit.ScriptModule` when it looks in, since it asks in no other way."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
@@ -135,7 +135,7 @@ class _Unscriptable(list[str]):
 
 
 def _record_call(module: torch.nn.Module, input: Any, *arguments: Any, **options: Any) -> Any:
-    """The call with an `input` that is no tensor: a node of the graph that torch.fx traces.
+    """The call with an `input` that is not a tensor: a node of the graph that torch.fx traces.
 
     torch.fx looks into all modules that are not torch.nn's, and comes here with a `Proxy`, which
     has no values. So we record what it would have recorded of one of torch.nn's.
@@ -158,7 +158,7 @@ class _Layers(RNNBase):
     """What RNN, LSTM and GRU share: from the module's arguments to `functional.run_layers`."""
 
     checkpoint: int | None = None
-    """Of the class as well: modules that torch.nn made, or an older pickle, do not have it."""
+    """Class-level default: modules that `replace` converted, or older pickles, lack their own."""
 
     __prepare_scriptable__ = _refuse_script
     __jit_ignored_attributes__ = property(_Unscriptable)
@@ -175,7 +175,7 @@ class _Layers(RNNBase):
             _set_flat_weights(self, [self._parameters[name] for name in names])
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of: of the weights, those that the module owns."""
+        """What a copy is made from; in `_flat_weights`, only parameters that the module owns."""
         state = self.__dict__.copy()
         del state["_flat_weight_refs"]  # made anew
         state["_flat_weights"] = [self._parameters.get(name) for name in self._flat_weights_names]
@@ -268,7 +268,7 @@ class _OneState(_Layers):
 class RNN(_OneState):
     """Layers of Elman networks: `torch.nn.RNN` on fused kernels.
 
-        h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in the place of tanh
+        h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in place of tanh
 
     Args:
         input_size: the features I of the input.
@@ -280,7 +280,7 @@ class RNN(_OneState):
         dropout: the probability of a zero in the outputs of all layers but the last, in training.
         bidirectional: whether each layer also walks from the last step to the first.
         device, dtype: of the parameters.
-        checkpoint: as of `LSTM`; accepted and without effect here, where backward needs no gates.
+        checkpoint: as in `LSTM`; accepted, but without effect: backward needs no gates here.
 
     **Calls.** Call it with `input`, [T, B, I] or as `batch_first` says, [T, I] for one sequence, or
     a `PackedSequence`; and `hx`, the first states [num_layers * D, B, H] ([num_layers * D, H] for
@@ -288,19 +288,19 @@ class RNN(_OneState):
     layer, [T, B, D*H] or laid out as the input, and the final states, laid out as `hx`.
 
     **Lengths.** A padded input may come with `lengths`, int64 or int32 [B] on any device: how many
-    steps each sequence has, from 1 to T. Output behind a sequence's end is zero, its final state is
+    steps each sequence has, from 1 to T. Output after a sequence's end is zero, its final state is
     that of its last step, where the reverse direction begins, and no work is done for the padding.
     It is what `pack_padded_sequence` and `pad_packed_sequence` around the layers would compute, in
     one call and within one graph of `torch.compile` or `torch.export`.
 
     Raises:
-        ValueError: a size or a probability is out of range, or a name unknown. Of a call: the input
+        ValueError: a size or a probability is out of range, or a name unknown. In a call: the input
             is neither 2-D nor 3-D, or has another dtype than the weights.
-        TypeError: an argument is of the wrong type, or unknown. Of a call: a weight is no tensor,
-            or `lengths` no tensor of integers.
-        RuntimeError: of a call: a size of `input`, `hx` or `lengths` does not fit, or a device or
+        TypeError: an argument is of the wrong type, or unknown. In a call: a weight is not a
+            tensor, or `lengths` is not a tensor of integers.
+        RuntimeError: in a call: a size of `input`, `hx` or `lengths` does not fit, or a device or
             dtype is another than the module's.
-        AttributeError: of a call: `input` or `hx` is not a tensor.
+        AttributeError: in a call: `input` or `hx` is not a tensor.
 
         >>> rnn = fusedrnn.RNN(10, 20, num_layers=2)
         >>> output, hn = rnn(torch.randn(5, 3, 10))
@@ -362,7 +362,7 @@ class GRU(_OneState):
     """
 
     reset_after: bool = True
-    """Of the class as well: modules that torch.nn made, or an older pickle, do not have it."""
+    """Class-level default: modules that `replace` converted, or older pickles, lack their own."""
 
     def __init__(
         self,
@@ -417,7 +417,7 @@ class LSTM(_Layers):
     **Checkpoints.** For backward a layer keeps its output and five values more for each unit and
     step (four in a GRU, three with `reset_after=False`). With `checkpoint=k` it keeps the output
     and, in an LSTM, one c for every k steps; backward computes the rest again, k steps at a time.
-    So for each unit and sequence there are about 5 k + T / k values in the place of 5 T, for the
+    So for each unit and sequence there are about 5 k + T / k values in place of 5 T, for the
     time of one more forward and something for every chunk. That is for sequences, batches or stacks
     which would not fit otherwise.
 
@@ -550,7 +550,7 @@ class _Cell(RNNCellBase):
 class RNNCell(_Cell):
     """One step of an Elman network: `torch.nn.RNNCell` on fused kernels.
 
-        h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in the place of tanh
+        h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in place of tanh
 
     Args:
         input_size: the features I of the input.
@@ -563,11 +563,11 @@ class RNNCell(_Cell):
     None for zeros. It returns h', laid out as `hx`.
 
     Raises:
-        ValueError: of a call: `input` or `hx` is neither 1-D nor 2-D.
-        TypeError: an argument is unknown. Of a call: a weight matrix is no tensor.
-        RuntimeError: a size is negative. Of a call: a size, device or dtype of `input` or `hx` does
+        ValueError: in a call: `input` or `hx` is neither 1-D nor 2-D.
+        TypeError: an argument is unknown. In a call: a weight matrix is not a tensor.
+        RuntimeError: a size is negative. In a call: a size, device or dtype of `input` or `hx` does
             not fit, or the nonlinearity is unknown.
-        AttributeError: of a call: `input` or `hx` is not a tensor.
+        AttributeError: in a call: `input` or `hx` is not a tensor.
     """
 
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
@@ -639,7 +639,7 @@ class GRUCell(_Cell):
     """
 
     reset_after: bool = True
-    """Of the class as well: modules that torch.nn made, or an older pickle, do not have it."""
+    """Class-level default: modules that `replace` converted, or older pickles, lack their own."""
 
     def __init__(
         self,

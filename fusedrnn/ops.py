@@ -69,7 +69,7 @@ def use_backend(device_type: str, backend: int | None) -> int | None:
 
 
 def override_plan(text: str) -> None:
-    """Puts `text` in the place of FUSEDRNN_PLAN, for measuring; no other thread may make a call.
+    """Uses `text` instead of FUSEDRNN_PLAN, for measuring; no other thread may make a call.
 
     Raises:
         ValueError: it makes no sense.
@@ -125,7 +125,7 @@ def tf32_is_allowed() -> bool:
 
 
 def check_storages(**tensors: Tensor | None) -> None:
-    """Checks that all of a tensor is there, as the native ops do, before torch's own read it.
+    """Checks that all of a tensor's memory is there, as native ops do, before torch's own read it.
 
     A storage may have been freed or made smaller under its tensors (`untyped_storage().resize_`,
     as offloading does), and torch's copies don't look.
@@ -263,7 +263,7 @@ def _lift_negation(
     return op(input.resolve_neg(), packed.resolve_neg(), h, c, *rest)
 
 
-# Of all kernels torch takes this one last, for whatever device has none of its own.
+# torch takes this kernel last, for any device that has none of its own.
 _library = torch.library.Library("fusedrnn", "IMPL")
 _library.impl("layer_forward", _no_kernel, "CompositeExplicitAutograd")
 _library.impl("layer_backward", _no_kernel, "CompositeExplicitAutograd")
@@ -276,6 +276,6 @@ _library.impl("pack_weights", torch.library.fallthrough_kernel, "Autograd")
 _library.impl("packed_forward", torch.library.fallthrough_kernel, "Autograd")
 _library.impl("quantize_weights", torch.library.fallthrough_kernel, "Autograd")
 _library.impl("quantized_forward", torch.library.fallthrough_kernel, "Autograd")
-# torch negates a copy of what is a negative view, and of a state that is to be updated can't.
+# torch would copy a view that negates, and update the copy of a state instead of the state.
 _library.impl("packed_forward", partial(_lift_negation, packed_forward), "Negative")
 _library.impl("quantized_forward", partial(_lift_negation, quantized_forward), "Negative")

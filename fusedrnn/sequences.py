@@ -14,7 +14,7 @@ can't know: there each layer is one op, `padded_forward`, that packs and pads by
 shapes are those of the padded tensors. (That is also what an ONNX LSTM with `sequence_lens` is.)
 
     padded_forward    input [T, B, I], lengths [B] -> output [T, B, D*R], hn, cn, reserve
-    padded_backward   the gradients, of shapes as their operands; what lies behind an end gets zero
+    padded_backward   the gradients, of shapes as their operands; what lies after an end gets zero
 
 Beside `lengths` their arguments are those of `layer_forward` and `checkpointed_forward` (`save` and
 `checkpoint`, 0 for none); so is the reserve, whose second dimension depends on the lengths.
@@ -46,7 +46,7 @@ class Layout:
     """
 
     def __init__(self, input: Tensor, lengths: Tensor) -> None:
-        """Of `input` [T, B, I] with `lengths` [B], integers from 1 to T on any device."""
+        """The layout of `input` [T, B, I] with `lengths` [B], from 1 to T on any device."""
         check_lengths(lengths, input)
         if torch._C._functorch.is_batchedtensor(lengths):
             raise ValueError(

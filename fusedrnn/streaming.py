@@ -5,7 +5,7 @@
 
 A call of one step is over in the time that it takes to read the weights once, if nothing else is
 done. So the weights are packed when a stream is made, the states are updated where they lie, and a
-call that is in order is one op behind two comparisons. The op refuses what does not fit, and only
+call that is in order is one op after two comparisons. The op refuses what does not fit, and only
 then Python looks for what was wrong, to raise torch.nn's kind of exception.
 
 What computes is a `Layers`: `_PackedLayers` or `_QuantizedLayers` on the CPU, `_PlainLayers` where
@@ -149,10 +149,10 @@ class Streaming:
     Raises:
         TypeError: `module` is not such a module, or `batch_size` no int.
         ValueError: `module` is bidirectional, its weights are not of one such dtype and one device,
-            `batch_size` is negative, or `weights` unknown or not for such a module. Of a call:
+            `batch_size` is negative, or `weights` unknown or not for such a module. In a call:
             input of another dtype or number of dimensions.
-        RuntimeError: of a call: input of a wrong size, or on another device.
-        AttributeError: of a call: input is not a tensor.
+        RuntimeError: in a call: input of a wrong size, or on another device.
+        AttributeError: in a call: input is not a tensor.
     """
 
     def __init__(self, module: RNNBase, batch_size: int = 1, *, weights: str = "same") -> None:

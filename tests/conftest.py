@@ -13,7 +13,7 @@ from typing import Any
 
 # Teams of more threads than this machine has processors are tested, too.
 os.environ.setdefault("FUSEDRNN_PROCESSORS", "8")
-# Two processes run tests, and each has two threads: who waits for work gives the core away.
+# Two processes run tests, and each has two threads: one that waits for work gives its core away.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -64,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Examples are the same each time: a failure is one everywhere. FUSEDRNN_FUZZ=n looks on."""
+    """The same examples each time, so that failures repeat. FUSEDRNN_FUZZ=n draws n new ones."""
     settings.register_profile("quick", derandomize=True, deadline=None, database=None,
                               max_examples=50)  # fmt: skip
     settings.register_profile("thorough", settings.get_profile("quick"), max_examples=200)

@@ -308,7 +308,7 @@ def test_the_report_judges_targets_and_names_the_best_peer() -> None:
             record_of("E", {"torch.nn": 2.0}, left_out=left_out),
         )
     )
-    assert "**No peer is faster**: so in 2 of 3 cases." in text
+    assert "**No peer is faster**: true of 2 of 3 cases." in text
     assert "- D lstm forward, 2 threads, float32: 0.90 of onnxruntime" in text
     assert "**Close to the floor** (float32, 2 threads): 1 of 2." in text
     assert "| A T7 I5 H10 B32 | 2.00 |" in text

@@ -250,7 +250,7 @@ def test_what_is_kept(k: int) -> None:
 
 
 def test_backward_holds_the_reserve_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every call of the native ops in a step, none has more rows than a chunk."""
+    """No call of the native ops in a step has more rows than a chunk."""
     seen = []
     forward = fusedrnn.ops.layer_forward
 

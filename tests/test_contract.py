@@ -36,7 +36,7 @@ def both(name: str, *args: object, seed: int = 0, **options: object) -> tuple[nn
 
 @pytest.mark.parametrize("name", [*LAYERS, "RNNCell", "LSTMCell", "GRUCell"])
 def test_signature(name: str) -> None:
-    """Torch's documented arguments, in its order, with its defaults; ours by keyword alone."""
+    """Torch's documented arguments, in its order, with its defaults; ours by keyword only."""
     every = inspect.signature(getattr(fusedrnn, name).__init__).parameters
     ours = {n: p for n, p in every.items() if p.kind is not p.KEYWORD_ONLY}
     added = ["checkpoint"] * (name in LAYERS) + ["reset_after"] * name.startswith("GRU")

@@ -64,7 +64,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
-    """Killed in the middle of a save; then resumed by as many processes, and by one alone."""
+    """Killed in the middle of a save; then resumed by as many processes, and by a single one."""
     whole, killed, alone = (tmp_path / name for name in ("whole", "killed", "alone"))
     sharded = (*SMALL, "--strategy", "fsdp", "--out", tmp_path / "plot.png", "--checkpoint")
 

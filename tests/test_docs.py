@@ -3,7 +3,7 @@
 - Every Python block of the README and of docs/*.md runs, a page's blocks one after the other in
   one namespace, and prints what the page shows as `output`. `<!-- not run: why -->` before a block
   excuses it, `<!-- needs torch 2.11 -->` where torch is older.
-- Every message of docs/troubleshooting.md comes up: the block behind it raises it. Where that needs
+- Every message of docs/troubleshooting.md comes up: the block after it raises it. Where that needs
   what is not here, the comment before it says so and names the file that has the message.
 - Every `>>>` example of the docstrings gives what it shows.
 - The site builds without a warning, so without dead links, has every public name, can be searched
@@ -47,7 +47,7 @@ class Block:
 
     Attributes:
         page: the file.
-        language: as behind the fence.
+        language: as after the fence.
         text: what is in it.
         line: where that begins, from 1.
         excuse: why it is not run, if a comment before it says so.
@@ -105,7 +105,7 @@ def matches(quoted: str, found: str) -> bool:
 
 @pytest.fixture
 def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to be in, and nothing left behind of what a page sets."""
+    """An empty folder to be in, and nothing left of what a page sets."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     return tmp_path
@@ -146,7 +146,7 @@ def troubles() -> list[tuple[Block, Block | None]]:
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to run shell commands in, with a copy of the source in which nothing was built.
 
-    `python` is the one of the tests; `pip install .` runs the build alone, in such a copy.
+    `python` is the one of the tests; `pip install .` runs only the build, in such a copy.
     """
     folder = tmp_path_factory.mktemp("commands")
     source = folder / "a-copy-of-the-source"

@@ -193,5 +193,5 @@ def test_the_interpreter_is_free_meanwhile() -> None:
         end = time.perf_counter()
         running = False
         thread.join()
-    # Were the lock held, this thread would tick between the calls alone.
+    # Were the lock held, this thread would tick only between the calls.
     assert sum(begin < t < end for t in ticks) > 5

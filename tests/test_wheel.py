@@ -238,7 +238,7 @@ def test_a_users_code_is_type_checked(installed: Path) -> None:
 
 
 def test_the_installed_version_is_the_imported_one() -> None:
-    """Of the environment that the tests run in, if it has the package installed from here."""
+    """In the environment of these tests, if it has the package installed from here."""
     try:
         found = importlib.metadata.distribution("fusedrnn")
     except importlib.metadata.PackageNotFoundError:

@@ -511,7 +511,7 @@ class BackwardWalk {
             [&](int64_t j, int64_t b) { return dgates(j, b) + slot * Hp_ + unit; }, a);
         add_bias(a, K, slot, unit, b_ih, b_hh, first);
       }
-      // Of the grad slots in [first_slot, end_slot).
+      // For the grad slots in [first_slot, end_slot).
       const auto products = [&](const Panels<E, F>& panels, F* out, bool recurrent, int first_slot,
                                 int end_slot) {
         for (int64_t group = 0; out && group < panels.groups.count; ++group)

@@ -4,6 +4,6 @@
 
 namespace fusedrnn {
 
-bool is_forked();  // true as well if that can't be known
+bool is_forked();  // also true if that can't be known
 
 }  // namespace fusedrnn

@@ -66,7 +66,7 @@ FUSEDRNN_INLINE void transpose(Vec<F> (&row)[kLanes<F>]) {
   }
 }
 
-// A vector of pairs, aligned as an element is and not as a float.
+// A vector of pairs, from memory that is aligned for one element and not for a float.
 template <class S>
 FUSEDRNN_INLINE Vec<float> load_pairs(const S* p) {
   return bit_cast<Vec<float>>(
@@ -88,8 +88,8 @@ FUSEDRNN_INLINE auto load_operands(const S* p, int64_t n) {
   }
 }
 
-// torch's gate that a product's slot belongs to, as a function with an address: the cell's own is
-// always inlined, which below -O2 a call through a pointer can't be.
+// torch's gate that a product's slot belongs to, as a function that can be passed on. The cell's
+// own must be inlined, and below -O2 GCC does not inline a call through a pointer.
 template <class C>
 constexpr int gate_of_product(int slot) {
   return C::gate_of_product(slot);

@@ -34,7 +34,7 @@ void add_biases(const Shape& s, const Weights& w, F* bias, F* hidden_bias) {
   }
 }
 
-// Of one part of a cell; most cells have but one.
+// The panels of one part of a cell; most cells have only one part.
 template <class S, class F, class C>
 class WeightPanels {
   using E = typename OperandOf<S>::type;
@@ -95,7 +95,7 @@ class WeightPanels {
   }
 };
 
-// Of all parts of a cell, of one direction.
+// The panels of all parts of a cell, for one direction.
 template <class S, class F, class C>
 struct CellPanels {
   using First = WeightPanels<S, F, typename C::First>;

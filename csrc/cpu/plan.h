@@ -24,8 +24,8 @@ struct Plan {
 
 Plan plan_layer(const Shape& shape, int threads);
 
-// About how many nanoseconds one thread takes for a pass, at 20 multiply-adds each, a third of what
-// Zen 5 was measured to do; only the order of magnitude counts.
+// About how many nanoseconds one thread takes for a pass. It assumes 20 multiply-adds per
+// nanosecond, a third of what was measured on Zen 5; only the order of magnitude counts.
 inline double time_alone(const Shape& s) {
   constexpr double kPerNanosecond = 20;
   const double weights = static_cast<double>(gates_of(s.cell) * s.H * (s.I + s.R()));

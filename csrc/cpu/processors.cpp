@@ -1,5 +1,5 @@
-// Reads the affinity of the calling thread, and once the quota of the control groups: that may
-// change too, but rarely does, and takes several files to read.
+// Reads the affinity of the calling thread each time, but the quota of the control groups only
+// once: it rarely changes, and takes several files to read.
 #include "processors.h"
 
 #include <sched.h>
@@ -13,13 +13,13 @@
 namespace fusedrnn {
 namespace {
 
-// The quota that a control group's own folder tells: a file with "max 100000" or "150000 100000"
+// The quota in a control group's own folder: a file with "max 100000" or "150000 100000"
 // (version 2, quota and period in one), or two files of a number each (version 1, where -1 is
 // none).
 double quota_in(const std::string& folder) {
   double quota = 0, period = 0;
   if (std::ifstream both(folder + "/cpu.max"); both) {
-    both >> quota >> period;  // "max" is no number
+    both >> quota >> period;  // "max" is not a number
     return both && period > 0 ? quota / period : 0;
   }
   std::ifstream(folder + "/cpu.cfs_quota_us") >> quota;
@@ -28,7 +28,7 @@ double quota_in(const std::string& folder) {
 }
 
 int from_affinity() {
-  // With threads bound one by one, each sees only its own place. Then their number was chosen, too.
+  // A thread that is bound sees only its own place. Whoever bound threads chose their number, too.
   static const bool bound = [] {
     for (const char* name : {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"})
       if (std::getenv(name)) return true;

@@ -125,7 +125,7 @@ class QuantizedWalk {
  private:
   float* output(int64_t t) const { return p_.output + t * p_.B * p_.R(); }
 
-  // Of n values each.
+  // The n values of each row.
   void quantize(const float* from, int64_t stride, int64_t n, Range rows, int64_t copy, uint8_t* to,
                 int64_t to_stride, float* scales) const {
     for (int64_t b = rows.begin; b < rows.end; ++b) {

@@ -1,7 +1,7 @@
 // Forms a team out of a parallel_for that may hand several indices to one thread, and need not run
 // all of its threads at once: torch's own pool ("native" threading) may be busy with another call.
-// So the thread of index 0 waits a while for the others and then closes the team. Who comes later
-// finds it closed and has nothing to do.
+// So the thread of index 0 waits a while for the others and then closes the team. A thread
+// that comes later finds it closed and has nothing to do.
 #include "team.h"
 
 #include <linux/futex.h>
@@ -34,9 +34,9 @@ int64_t nanoseconds(clockid_t clock) {
   return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
-// Where other processes have the cores, a team may take longer than one of its threads would alone,
-// since all wait for the one that does not run. After such a call one thread makes the next call.
-// If the team then is no better, one thread makes the next two, then four, up to 64.
+// Where other processes have the cores, a team may take longer than one of its threads would by
+// itself, since all wait for the one that does not run. After such a call one thread makes the
+// next. If the team then is no better, one thread makes the next two, then four, up to 64.
 class Crowd {
  public:
   // Whether one thread should make this call. Never a long one, where a mistake would cost most.

@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_problem(parser)
     parser.add_argument("--cell", choices=CELLS, default="lstm", help="(lstm)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(float32)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="plans for this kind alone")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="plans for this kind only")
     parser.add_argument("--training", action="store_true", help="with gradients")
     add_threads(parser)
 
@@ -179,7 +179,7 @@ def show(report: Mapping[str, Any]) -> list[Table | str]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of all that takes part."""
+    """The versions of everything that takes part."""
     return {
         "fusedrnn": fusedrnn.__version__,
         "torch": torch.__version__,
@@ -217,7 +217,7 @@ def code_for(capability: tuple[int, int], targets: Iterable[str]) -> str | None:
 
     Machine code (sm_XY) runs on devices of the same major version and this or a later minor one;
     with an "a" on that very capability. Intermediate code (compute_XY) is compiled by the driver
-    for that or any later capability, and stands behind machine code.
+    for that or any later capability, and follows machine code.
     """
     found = {}
     for target in targets:

@@ -51,7 +51,7 @@ COMMON += "-ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -pthread".split(
 COMMON += "-O1 -g1 -fno-var-tracking".split()
 SANITIZERS = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr"
 TSAN = "--param tsan-distinguish-volatile=1 --param tsan-instrument-func-entry-exit=0"
-# For kernels alone: they call the check in race.cpp, which is not compiled so. With sanitizers,
+# For kernels only: they call the check in race.cpp, which is not compiled so. With sanitizers,
 # code that is not optimised compiles in half the time.
 KERNEL_FLAGS = {"plain": [], "race": ["-fsanitize=thread", *TSAN.split()], "asan": ["-O0"]}
 FLAGS = {"plain": [], "race": ["-DFUSEDRNN_EMULATION_RACE"], "asan": SANITIZERS.split()}

@@ -57,7 +57,7 @@ inline Format format_of(Dtype dtype) {
   return kFormats[static_cast<int>(dtype)];
 }
 
-// Random numbers of either sign from 2^-(below + 4) to 2^-below, aligned as an element alone is.
+// Random numbers of either sign from 2^-(below + 4) to 2^-below, aligned only as one element is.
 inline Array random_array(Random& random, Dtype dtype, int64_t count, int below = 0) {
   const Format format = format_of(dtype);
   const int64_t size = size_of(dtype);

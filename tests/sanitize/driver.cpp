@@ -106,7 +106,7 @@ bool solve(int64_t seed, int64_t index) {
                ways(random, dealt, given.p), given.p.dtype);
 }
 
-// All threads write an array's last byte, then the byte behind it. ThreadSanitizer stops at the
+// All threads write an array's last byte, then the byte after it. ThreadSanitizer stops at the
 // first: what it says about the second depends on whose memory that was.
 void commit_a_fault() {
   g_problem = g_command + " --fault 1";
