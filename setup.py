@@ -1,20 +1,20 @@
 """Builds the native part of fusedrnn. Everything else that packaging needs is in pyproject.toml.
 
-    fusedrnn/lib/libfusedrnn.so   csrc/ops.cpp and csrc/cpu/: the ops. libtorch's stable ABI and no
+    fusedrnn/lib/libfusedrnn.so   csrc/ops/ and csrc/cpu/: the ops. libtorch's stable ABI and no
                                   Python, so one binary runs on every torch from 2.10 on.
     fusedrnn/lib/libfusedrnn_cuda.so
                                   csrc/cuda/: the CUDA kernels, with nvcc and cudart and without
-                                  torch, for fusedrnn/ops.py to load where CUDA is. `cuda_library`
-                                  decides whether it can be built, and says why not.
-    fusedrnn/_C.<abi>.so          csrc/python.cpp: version, build info, cpu capability, plan.
+                                  torch, for fusedrnn/_engine/ops.py to load where CUDA is.
+                                  `cuda_library` decides whether it can be built, and says why not.
+    fusedrnn/_C.<abi>.so          csrc/introspection.cpp: version, build info, cpu capability, plan.
                                   pybind11 and no torch.
 
-Each carries the version of the package: fusedrnn/_native.py refuses one that is left of another.
+Each carries the version of the package: fusedrnn/_engine/native.py refuses one of another version.
 
 `build_ext` writes one build.ninja and runs it: ninja compiles in parallel, reads the compilers'
 depfiles and compares command lines, so that a rebuild compiles only what a change touches. Its
 folder, build/ninja/<platform>, stays between calls; pip's temporary folders do not. All versions of
-Python share it: only what csrc/python.cpp compiles to is each one's own.
+Python share it: only what csrc/introspection.cpp compiles to is each one's own.
 
 Environment: CXX, CXXFLAGS, LDFLAGS, MAX_JOBS (parallel compilations), DEBUG=1 (-O0 -g, assertions),
 FUSEDRNN_BUILD_CUDA=0/1, CUDA_HOME, TORCH_CUDA_ARCH_LIST; nvcc itself reads NVCC_APPEND_FLAGS.
@@ -84,7 +84,7 @@ if ON_X86:
 KERNEL_SECONDS, OTHER_SECONDS = 8, 2
 
 # Plain C++ of csrc/ that every library carries, and that the introspection module carries, too.
-SHARED = ("plan_override.cpp", "version.cpp")
+SHARED = ("layer/plan_override.cpp", "layer/version.cpp")
 INTROSPECTED = (
     *SHARED,
     *(f"cpu/{name}.cpp" for name in ("capability", "fork", "peak", "plan", "processors", "team")),
@@ -348,7 +348,8 @@ def native_capability() -> str:
     program = """
         #include <cstdio>
         #include "cpu/capability.h"
-        int main() { std::puts(fusedrnn::name_of(fusedrnn::processor_capabilities().front())); }
+        using namespace fusedrnn::cpu;
+        int main() { std::puts(name_of(processor_capabilities().front())); }
     """
     with tempfile.TemporaryDirectory() as folder:
         ask = Path(folder, "ask")
@@ -552,14 +553,16 @@ class NinjaBuild(build_ext):
             introspected = [ROOT / "csrc" / name for name in INTROSPECTED]
             objects = {
                 OPS: [
-                    compile(ROOT / "csrc/ops.cpp", stable),
-                    compile(ROOT / "csrc/quantized_ops.cpp", stable),
+                    compile(ROOT / "csrc/ops/layer_ops.cpp", stable),
+                    compile(ROOT / "csrc/ops/quantized_ops.cpp", stable),
                     *shared.values(),
                     *cpu.values(),
                     *(kernels[file] for file in files),
                 ],
                 INTROSPECTION: [
-                    compile(ROOT / "csrc/python.cpp", python, str(sys.implementation.cache_tag)),
+                    compile(
+                        ROOT / "csrc/introspection.cpp", python, str(sys.implementation.cache_tag)
+                    ),
                     *((shared | cpu | gpu)[path] for path in introspected),
                 ],
             }

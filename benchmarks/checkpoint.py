@@ -6,8 +6,8 @@
 
 For rows J and D a training step (forward, backward) of LSTM and GRU without checkpoints and with k
 from 4 to T; beside it `torch.nn` without, and with `torch.utils.checkpoint` around chunks of k
-steps. All sides take turns, as everywhere (fusedrnn/timing.py); peak memory is that of memory.py.
-With one thread the clock is that thread's own time, which neighbours do not lengthen.
+steps. All sides take turns, as everywhere (fusedrnn/testing/timing.py); peak memory is that of
+memory.py. With one thread the clock is that thread's own time, which neighbours do not lengthen.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from benchmarks.peers.peer import make_data
 from benchmarks.report import RESULTS
 from benchmarks.tables import NAMES
 from benchmarks.workloads import Case, rows_named
-from fusedrnn import timing
-from fusedrnn.parity import check_parity
+from fusedrnn.testing import timing
+from fusedrnn.testing.parity import check_parity
 
 ROWS = ("J", "D")
 CELLS = ("lstm", "gru")

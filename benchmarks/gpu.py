@@ -28,7 +28,7 @@ from benchmarks.peers import OURS, PEERS
 from benchmarks.peers.peer import make_data
 from benchmarks.report import write_whole
 from benchmarks.workloads import GPU_ROWS, Case, Row, cases, rows_named
-from fusedrnn.timing import geometric_mean
+from fusedrnn.testing.timing import geometric_mean
 
 PEER = "torch.nn"
 COLUMNS = (

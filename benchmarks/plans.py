@@ -4,9 +4,9 @@
                               plans.md     made from it, to read
 
 For each thing that a plan decides, sizes on both sides of its threshold are run in every way that
-there is, all in turn (fusedrnn/timing.py). The table gives each way's time over that of the plan's
-own, so a number below 1.00 is what the plan gives away there. On another processor the thresholds
-may lie elsewhere: this says where.
+there is, all in turn (fusedrnn/testing/timing.py). The table gives each way's time over that of the
+plan's own, so a number below 1.00 is what the plan gives away there. On another processor the
+thresholds may lie elsewhere: this says where.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from benchmarks.peers import OURS, STREAMING, Peer
 from benchmarks.peers.peer import make_data
 from benchmarks.report import NAMES, RESULTS
 from benchmarks.workloads import Case, Row
-from fusedrnn import ops, timing
+from fusedrnn._engine import ops
+from fusedrnn.testing import timing
 
 BUDGET, QUICK_BUDGET = 2.0, 0.5  # seconds for all ways of a size
 MULTIPLES = (0.25, 0.5, 2.0, 4.0)  # of a chunk's steps

@@ -148,7 +148,8 @@ def _best(measured: Callable[[], float | None]) -> float:
 
 def _saved(cell: str) -> int:
     """How many values per unit and row backward needs kept."""
-    from fusedrnn import ops, reference
+    from fusedrnn import reference
+    from fusedrnn._engine import ops
 
     return ops.SAVED[{"lstm": reference.LSTM, "gru": reference.GRU}.get(cell, reference.RNN_TANH)]
 

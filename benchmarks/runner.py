@@ -18,8 +18,8 @@ from torch import Tensor
 from benchmarks.peers import PEERS, STREAMING, TORCH_NN, Peer, lead
 from benchmarks.peers.peer import Step, make_data
 from benchmarks.workloads import Case
-from fusedrnn.parity import check_parity, float32_products
-from fusedrnn.timing import finished, measure, ratio, spread
+from fusedrnn.testing.parity import check_parity, float32_products
+from fusedrnn.testing.timing import finished, measure, ratio, spread
 
 
 def skipped(case: Case) -> str | None:

@@ -17,7 +17,7 @@ from benchmarks import targets
 from benchmarks.peers import OURS, STREAMING, STREAMING_INT8, TORCH_NN
 from benchmarks.targets import lead, times_floor
 from benchmarks.workloads import CELLS, PASSES, ROWS
-from fusedrnn.timing import geometric_mean
+from fusedrnn.testing.timing import geometric_mean
 
 PASS_NAMES = {"forward": "forward", "train": "forward + backward"}
 SHORT = {"forward": "fwd", "train": "fwd+bwd"}

@@ -29,7 +29,7 @@ from benchmarks.peers import OURS
 from benchmarks.peers.peer import make_data
 from benchmarks.report import write_whole
 from benchmarks.workloads import GPU_ROWS, Case, Row, cases, rows_named
-from fusedrnn import ops
+from fusedrnn._engine import ops
 
 CELLS = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}
 KERNELS = {"forward": "walk_forward", "backward": "walk_backward"}

@@ -1,4 +1,4 @@
-"""The introspection module, csrc/python.cpp."""
+"""The introspection module, csrc/introspection.cpp."""
 
 from typing import Any
 

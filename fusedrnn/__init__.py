@@ -20,34 +20,21 @@ from __future__ import annotations
 __version__ = "0.1.0"  # of the package and of its libraries; setuptools reads it here
 
 # First: it says what is missing, before anything else needs it.
-from fusedrnn import _native  # noqa: F401
+from fusedrnn._engine import native  # noqa: F401
 
 # isort: split
-from dataclasses import asdict, dataclass
-from typing import Any
-
-import torch
-
-from fusedrnn import _C, functional, memory_pool, onnx, ops
-from fusedrnn.convert import Replacement, replace
-from fusedrnn.keras import from_keras
-from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
-from fusedrnn.onnx import from_onnx
-from fusedrnn.reference import CELLS
+from fusedrnn import functional, memory_pool, modules, onnx
+from fusedrnn.convert import Replacement, from_keras, from_onnx, from_tf1, replace
+from fusedrnn.modules import *  # noqa: F403
+from fusedrnn.plans import CudaPlan, CudaWalk, Gpu, Plan, build_info, plan
 from fusedrnn.streaming import Streaming
-from fusedrnn.tensorflow1 import from_tf1
 
-__all__ = [
-    "GRU",
-    "LSTM",
-    "RNN",
+__all__ = [  # noqa: PLE0604
+    *modules.__all__,
     "CudaPlan",
     "CudaWalk",
-    "GRUCell",
     "Gpu",
-    "LSTMCell",
     "Plan",
-    "RNNCell",
     "Replacement",
     "Streaming",
     "build_info",
@@ -62,210 +49,5 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How one layer's call is shared among the CPU's threads, as csrc/cpu/plan.cpp decides it.
-
-    Attributes:
-        backend: "cpu".
-        capability: the instruction set that the kernels use: "avx512_bf16", "avx512_vnni",
-            "avx512", "avx2_vnni", "avx2" or "portable".
-        team: the kind of team that walks the steps, "ThreadTeam" on the CPU.
-        threads: the threads of one team.
-        direction_teams: 2 if both directions walk at the same time.
-        split: what the team shares out: the "batch" (no barrier), the "units" (a barrier at every
-            step), or "none".
-        weights_in_place: whether the recurrent weights are read where they are, not packed first.
-        fuse_input: whether the input is projected inside the walk, tile by tile.
-        forward_steps: for how many steps the input projection is computed at once.
-        backward_steps: for how many steps the weights' gradients are computed at once.
-    """
-
-    backend: str
-    capability: str
-    team: str
-    threads: int
-    direction_teams: int
-    split: str
-    weights_in_place: bool
-    fuse_input: bool
-    forward_steps: int
-    backward_steps: int
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """What a plan asks of a CUDA device; the defaults are an H200's.
-
-    Attributes:
-        capability: the compute capability.
-        multiprocessors: how many there are.
-        shared_bytes: of shared memory, as much as one block may ask for.
-    """
-
-    capability: tuple[int, int] = (9, 0)
-    multiprocessors: int = 132
-    shared_bytes: int = 232448
-
-
-@dataclass(frozen=True)
-class CudaWalk:
-    """How the steps of one pass are walked on a CUDA device (docs/kernels.md).
-
-    Attributes:
-        team: "block" or "cluster": blocks that keep their part of the recurrent weights on the
-            chip for all steps; "stepwise": no team, for each step one matrix product and one
-            fused kernel.
-        step_ns: the predicted time of a step in nanoseconds, by a model that was not measured on
-            a GPU yet.
-        arithmetic: how a team multiplies, "bfloat16", "float16", "tf32" or "float32"; sums are
-            float32. None without a team, as are the rest.
-        blocks: blocks of a team.
-        units: hidden units of a block, those of no use (beyond hidden_size) counted.
-        rows: sequences of a team.
-        warps: of a block.
-        shared_bytes: of a block.
-        teams: teams of a call, over its sequences and directions.
-        at_once: how many of them the device has room for at the same time.
-    """
-
-    team: str
-    step_ns: float
-    arithmetic: str | None = None
-    blocks: int | None = None
-    units: int | None = None
-    rows: int | None = None
-    warps: int | None = None
-    shared_bytes: int | None = None
-    teams: int | None = None
-    at_once: int | None = None
-
-
-@dataclass(frozen=True)
-class CudaPlan:
-    """How one layer's call runs on a CUDA device, as csrc/cuda/plan.cpp decides it.
-
-    Attributes:
-        backend: "cuda".
-        forward: how forward's steps are walked.
-        backward: the same of backward, which may have another team.
-        units_per_thread: of the stepwise kernels; more than one where it pays to move 16 bytes at
-            once.
-        forward_steps: for how many steps the input projection is computed at once.
-    """
-
-    backend: str
-    forward: CudaWalk
-    backward: CudaWalk
-    units_per_thread: int
-    forward_steps: int
-
-
-def build_info() -> dict[str, Any]:
-    """What this build was made with and for.
-
-    Returns:
-        version: of fusedrnn.
-        compiler: the C++ compiler.
-        torch: the version whose headers were used; any later one serves as well as that.
-        cpu_targets: the instruction sets that there are CPU kernels for, the best first; those of
-            the machine that built it if it was built in place.
-        cuda_targets: what the CUDA kernels were compiled for ("sm_90a"); empty without them.
-        cuda: whether CUDA tensors can be computed here, given a GPU: there are kernels, a CUDA
-            build of torch, and nothing is wrong with the library.
-        without_cuda: why not; None if `cuda`.
-    """
-    info: dict[str, Any] = _C.build_info()
-    return info | {"cuda": ops.WITHOUT_CUDA is None, "without_cuda": ops.WITHOUT_CUDA}
-
-
-def plan(
-    cell: str,
-    *,
-    device: torch.device | str = "cpu",
-    time: int,
-    batch: int,
-    input_size: int,
-    hidden_size: int,
-    proj_size: int = 0,
-    bidirectional: bool = False,
-    dtype: torch.dtype = torch.float32,
-    threads: int | None = None,
-    training: bool = False,
-    packed: bool = False,
-    gpu: Gpu | None = None,
-    allow_tf32: bool | None = None,
-) -> Plan | CudaPlan:
-    """The plan for one layer of these sizes; computes nothing, and needs no such device.
-
-    The environment variable FUSEDRNN_PLAN, read when fusedrnn is loaded, overrides what the sizes
-    would choose, for measuring: "key=value,key=value" with the names of a plan's fields. `threads`,
-    `direction_teams`, `forward_steps`, `backward_steps` and `units_per_thread` take a number, which
-    is lowered to what the call can use, `fuse_input` and `weights_in_place` 0 or 1, `split` and
-    `team` one of their names. With a `team`, `blocks` and `rows` take a number; where no such team
-    fits the device, the call runs stepwise.
-    No result depends on them beyond rounding.
-
-    Args:
-        cell: "rnn_tanh", "rnn_relu", "lstm", "gru" or "gru_reset_before".
-        device: the kind of device, "cpu" or "cuda".
-        time: steps.
-        batch: sequences.
-        input_size: features of the input.
-        hidden_size: features of the state.
-        proj_size: features of h in a projected LSTM, 0 without projection.
-        bidirectional: whether the layer has both directions.
-        dtype: of input and weights.
-        threads: how many threads the CPU has; if None torch.get_num_threads(), but no more than
-            there are processors.
-        training: whether gradients will be needed.
-        packed: whether the weights are packed ahead, as `Streaming` keeps them on the CPU.
-        gpu: the CUDA device; if None the current one, or an H200 where there is none. For any
-            but the current one, the number of clusters that fit is guessed.
-        allow_tf32: whether float32 products may be rounded to tf32 on a CUDA device; if None what
-            torch.backends.cudnn.rnn.fp32_precision says.
-
-    Raises:
-        ValueError: an argument is not one of those above, or not positive, or FUSEDRNN_PLAN is
-            not as described.
-    """
-    if cell not in CELLS:
-        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
-    kind = torch.device(device).type
-    found: dict[str, Any] = _C.plan(
-        device=kind,
-        cell=CELLS.index(cell),
-        time=time,
-        batch=batch,
-        input_size=input_size,
-        hidden_size=hidden_size,
-        proj_size=proj_size,
-        directions=2 if bidirectional else 1,
-        dtype=str(dtype).removeprefix("torch."),
-        threads=threads_of_a_call() if threads is None else threads,
-        training=training,
-        packed=packed,
-        gpu=asdict(gpu or (_current_gpu() if kind == "cuda" else Gpu())),
-        allow_tf32=ops.tf32_is_allowed() if allow_tf32 is None else allow_tf32,
-    )
-    if kind == "cpu":
-        return Plan(**found)
-    return CudaPlan(
-        forward=CudaWalk(**found.pop("forward")),
-        backward=CudaWalk(**found.pop("backward")),
-        **found,
-    )
-
-
-def threads_of_a_call() -> int:
-    """How many of torch's threads the CPU kernels use at most: there is a processor for each."""
-    return min(torch.get_num_threads(), _C.usable_processors())
-
-
-def _current_gpu() -> Gpu:
-    if not torch.cuda.is_available():
-        return Gpu()
-    found: Any = torch.cuda.get_device_properties()
-    return Gpu(
-        (found.major, found.minor), found.multi_processor_count, found.shared_memory_per_block_optin
-    )
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

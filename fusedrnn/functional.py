@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fusedrnn import autograd, ops, reference
-from fusedrnn.checks import (
+from fusedrnn import reference
+from fusedrnn._engine import autograd, ops
+from fusedrnn._engine.checks import (
     check_cell,
     check_checkpoint,
     check_input,
@@ -36,8 +37,8 @@ from fusedrnn.checks import (
     reject_nested,
     split_state,
 )
+from fusedrnn._engine.sequences import Layout
 from fusedrnn.reference import GATES, GRU, GRU_RESET_BEFORE, LSTM, RNN_RELU, RNN_TANH
-from fusedrnn.sequences import Layout
 
 __all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
 

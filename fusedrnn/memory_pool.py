@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ctypes
 
-from fusedrnn.ops import LIBRARY
+from fusedrnn._engine.ops import LIBRARY
 
 __all__ = ["held_bytes", "limit_bytes", "trim"]
 

@@ -26,7 +26,7 @@ from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn import functional
-from fusedrnn.checks import (
+from fusedrnn._engine.checks import (
     PACKED_IN_ONNX,
     check_checkpoint,
     check_reset_after,
@@ -36,7 +36,7 @@ from fusedrnn.checks import (
     reject_options,
     split_state,
 )
-from fusedrnn.docstrings import completed_from
+from fusedrnn._engine.docstrings import completed_from
 from fusedrnn.reference import CELLS, RNN_RELU, RNN_TANH
 from fusedrnn.reference import GRU as GRU_CELL
 from fusedrnn.reference import LSTM as LSTM_CELL

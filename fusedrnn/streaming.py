@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.rnn import RNNBase
 
-from fusedrnn import ops
-from fusedrnn.checks import (
+from fusedrnn._engine import ops
+from fusedrnn._engine.checks import (
     check_dtype,
     check_features,
     check_states,
@@ -31,8 +31,8 @@ from fusedrnn.checks import (
     reject_nested,
     split_state,
 )
+from fusedrnn._engine.ops import DTYPES
 from fusedrnn.modules import CELL_OF_MODE, cell_of, weights_of
-from fusedrnn.ops import DTYPES
 from fusedrnn.reference import GATES, GRU_RESET_BEFORE, LSTM
 
 __all__ = ["Streaming"]

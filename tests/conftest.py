@@ -23,7 +23,7 @@ from cuda_emulation import backend as emulated
 from hypothesis import settings
 
 import fusedrnn
-from fusedrnn.parity import Case, float32_products
+from fusedrnn.testing.parity import Case, float32_products
 
 # A test that takes a `device` runs on all of these. "emulated" are tensors of the CPU whose layers
 # the CUDA kernels compute, in the emulation, each in another random order of threads: as planned,

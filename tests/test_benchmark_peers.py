@@ -12,7 +12,7 @@ import pytest
 from benchmarks.peers import OTHERS, STREAMING, STREAMING_INT8, TORCH_NN
 from benchmarks.peers.peer import ThreadsOnce, beyond, make_data
 from benchmarks.workloads import CELLS, DTYPES, Case, Row
-from fusedrnn.parity import check_parity
+from fusedrnn.testing.parity import check_parity
 
 PLAIN = Row(name="X", source="", T=5, I=3, H=6, B=4, dtypes=DTYPES)
 ROWS = {

@@ -15,8 +15,9 @@ from benchmarks import checkpoint, memory, report, roofline, runner, tables, tar
 from benchmarks.peers import TORCH_NN, peers_named
 from benchmarks.peers.peer import OptionalPeer
 from benchmarks.workloads import CELLS, ROWS, Case, Row, cases, flops, rows_named
-from fusedrnn import _C, timing
-from fusedrnn.parity import ParityError, check_parity
+from fusedrnn import _C
+from fusedrnn.testing import timing
+from fusedrnn.testing.parity import ParityError, check_parity
 
 
 def test_flops_are_counted_by_hand() -> None:

@@ -12,7 +12,7 @@ import torch
 from processes import in_a_process
 
 import fusedrnn
-from fusedrnn.parity import Case, check
+from fusedrnn.testing.parity import Case, check
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVELS = ["portable", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16"]

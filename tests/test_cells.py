@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fusedrnn
-from fusedrnn.plain_gru import ResetBeforeGRUCell
+from fusedrnn.testing.plain_gru import ResetBeforeGRUCell
 
 RESET_BEFORE = ("GRUCell", "-reset-before")
 KINDS = [("RNNCell", "tanh"), ("RNNCell", "relu"), ("LSTMCell", ""), ("GRUCell", "")]

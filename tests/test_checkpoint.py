@@ -21,8 +21,8 @@ from torch.library import opcheck
 
 import fusedrnn
 from fusedrnn import functional
-from fusedrnn.checkpoint import checkpointed_backward, checkpointed_forward
-from fusedrnn.parity import FP64, Case, check, largest
+from fusedrnn._engine.checkpoint import checkpointed_backward, checkpointed_forward
+from fusedrnn.testing.parity import FP64, Case, check, largest
 
 CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
 T = 7
@@ -252,14 +252,14 @@ def test_what_is_kept(k: int) -> None:
 def test_backward_holds_the_reserve_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No call of the native ops in a step has more rows than a chunk."""
     seen = []
-    forward = fusedrnn.ops.layer_forward
+    forward = fusedrnn._engine.ops.layer_forward
 
     def watched(input: Tensor, *rest: object) -> object:
         results = forward(input, *rest)
         seen.append((input.size(0), results[3].numel()))
         return results
 
-    monkeypatch.setattr(fusedrnn.ops, "layer_forward", watched)
+    monkeypatch.setattr(fusedrnn._engine.ops, "layer_forward", watched)
     fusedrnn.LSTM(4, 16, checkpoint=4)(torch.randn(10, 3, 4))[0].sum().backward()
     assert [steps for steps, _ in seen] == [4, 4, 2, 2, 4, 4]
     assert [saved for _, saved in seen] == [0, 0, 0, *(n * 3 * 5 * 16 for n in (2, 4, 4))]
@@ -274,7 +274,7 @@ def test_nothing_differs_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> 
     module = fusedrnn.LSTM(5, 6, checkpoint=2)
     x = torch.randn(7, 3, 5)
     monkeypatch.setattr(
-        fusedrnn.autograd, "checkpointed_forward", lambda *_: pytest.fail("checkpointed")
+        fusedrnn._engine.autograd, "checkpointed_forward", lambda *_: pytest.fail("checkpointed")
     )
     with torch.no_grad():
         expected = module(x)[0]

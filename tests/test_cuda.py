@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import fusedrnn
-from fusedrnn import ops
-from fusedrnn.parity import Case, check
+from fusedrnn._engine import ops
+from fusedrnn.testing.parity import Case, check
 
 pytestmark = [
     pytest.mark.cuda,

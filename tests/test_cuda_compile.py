@@ -71,8 +71,8 @@ def kernels_in(log: str) -> list[Kernel]:
 
 
 def short(name: str) -> str:
-    """`void fusedrnn::forward_cell<fusedrnn::LstmCell, float, 4>(...)` without what repeats."""
-    for noise in ("void ", "(anonymous namespace)::", "fusedrnn::", "__nv_"):
+    """`void fusedrnn::cuda::forward_cell<fusedrnn::LstmCell, ...>(...)` without what repeats."""
+    for noise in ("void ", "(anonymous namespace)::", "fusedrnn::cuda::", "fusedrnn::", "__nv_"):
         name = name.replace(noise, "")
     return name.split("(")[0]
 

@@ -638,7 +638,7 @@ def test_the_kernels_are_cuda(source: Path, tmp_path: Path) -> None:
     ]
     done = subprocess.run(
         ["nvcc", "-std=c++17", "--threads=2", "-Werror=all-warnings", *targets, "-c", str(source),
-         f"-I{build.ROOT / 'csrc' / 'cuda'}", "-o", str(tmp_path / "object.o")],
+         f"-I{build.ROOT / 'csrc'}", "-o", str(tmp_path / "object.o")],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -203,7 +203,7 @@ def test_other_devices_and_dtypes_say_what_is_missing() -> None:
 def test_other_dtypes_are_named(dtype: torch.dtype) -> None:
     x, h, c = torch.ones(4, 3, 5), torch.ones(1, 3, 2), torch.ones(1, 3, 6)
     w = [torch.ones(24, 5), torch.ones(24, 2), torch.ones(24), torch.ones(24), torch.ones(2, 6)]
-    ops = fusedrnn.ops
+    ops = fusedrnn._engine.ops
     y, hn, cn, reserve = ops.layer_forward(x, None, h, c, w, 2, True, False, True)
     packed, int8 = ops.pack_weights(w, 2, True, False), ops.quantize_weights(w, 2, True)
     weights = ["w_ih", "w_hh", "b_ih", "b_hh", "w_hr"]
@@ -272,7 +272,9 @@ def test_storages_that_were_freed_or_cut_short() -> None:
     """Under any operand of any op: refused by its name, as torch.nn's GRU refuses it."""
     out = in_a_process("""
         import functools, torch, fusedrnn
-        from fusedrnn import checkpoint, ops, sequences
+        from fusedrnn._engine import checkpoint
+        from fusedrnn._engine import ops
+        from fusedrnn._engine import sequences
         from torch import nn
 
         def refused(function, arguments, keep=0):
@@ -396,7 +398,7 @@ def test_views_that_negate() -> None:
     negated = torch._neg_view
     w = [torch.randn(24, 5), torch.randn(24, 6)]
     x, h, c = torch.randn(3, 4, 5), torch.randn(1, 4, 6), torch.randn(1, 4, 6)
-    ops = fusedrnn.ops
+    ops = fusedrnn._engine.ops
 
     def both_ways(x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, w: list) -> list:
         y, hn, cn, reserve = ops.layer_forward(x, None, h, c, w, 2, False, False, True)

@@ -13,7 +13,7 @@ from conftest import DEVICES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fusedrnn.parity import Case, check
+from fusedrnn.testing.parity import Case, check
 
 EXAMPLES = int(os.environ.get("FUSEDRNN_FUZZ", 200))
 

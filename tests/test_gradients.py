@@ -12,7 +12,7 @@ from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
 import fusedrnn
-from fusedrnn.parity import Case
+from fusedrnn.testing.parity import Case
 
 CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh"]
 SHAPES = [

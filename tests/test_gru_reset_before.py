@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 import fusedrnn
-from fusedrnn import functional, ops, reference
-from fusedrnn.parity import Case, check
-from fusedrnn.plain_gru import ResetBeforeGRU
+from fusedrnn import functional, reference
+from fusedrnn._engine import ops
+from fusedrnn.testing.parity import Case, check
+from fusedrnn.testing.plain_gru import ResetBeforeGRU
 
 NUMBER = reference.CELLS.index("gru_reset_before")
 

@@ -19,7 +19,7 @@ import pytest
 from test_build import setup
 
 import fusedrnn
-from fusedrnn import _native
+from fusedrnn._engine import native as _native
 
 PACKAGE = Path(fusedrnn.__file__).parent
 ROOT = Path(__file__).resolve().parent.parent
@@ -236,8 +236,9 @@ CUDA_BESIDE_CUDA_TORCH = """
     import sys, warnings
     import torch
     torch.version.cuda = "13.0"
-    from fusedrnn import _C   # imports fusedrnn: its own CUDA library, if any, is loaded or not
-    from fusedrnn import ops, _native
+    from fusedrnn import _C# imports fusedrnn: its own CUDA library, if any, is loaded or not
+    from fusedrnn._engine import ops
+    from fusedrnn._engine import native as _native
     _C.build_info = lambda: {"cuda_targets": ["sm_80"]}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

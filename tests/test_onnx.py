@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
-from fusedrnn.parity import Case
+from fusedrnn.testing.parity import Case
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

@@ -8,8 +8,8 @@ from torch.library import opcheck
 from torch.nn.utils.rnn import PackedSequence
 
 import fusedrnn
-from fusedrnn import ops
-from fusedrnn.sequences import padded_backward, padded_forward
+from fusedrnn._engine import ops
+from fusedrnn._engine.sequences import padded_backward, padded_forward
 
 CELLS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 

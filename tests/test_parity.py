@@ -1,4 +1,4 @@
-"""The modules compute torch.nn's numbers: outputs, states, gradients (fusedrnn/parity.py)."""
+"""The modules compute torch.nn's numbers: outputs, states, gradients (testing/parity.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fusedrnn
-from fusedrnn.parity import Case, check, strided
+from fusedrnn.testing.parity import Case, check, strided
 
 CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -11,7 +11,7 @@ import torch
 from processes import in_a_process
 
 import fusedrnn
-from fusedrnn import ops
+from fusedrnn._engine import ops
 
 
 def test_plan_is_printable_and_pure() -> None:

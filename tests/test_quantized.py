@@ -20,7 +20,8 @@ from torch.library import opcheck
 import fusedrnn
 from benchmarks.accuracy import int8_errors
 from benchmarks.workloads import rows_named
-from fusedrnn import ops, reference
+from fusedrnn import reference
+from fusedrnn._engine import ops
 from fusedrnn.reference import GATES, GRU, LSTM, RNN_RELU, RNN_TANH
 
 CELLS = reference.CELLS[:4]  # those that have int8 kernels
@@ -33,7 +34,7 @@ TOLERANCE = 4e-6  # of values around 1: float32 through sums of two products and
 
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row as whole numbers of at most 127 and a scale, by the formula of csrc/quantized.h."""
+    """Each row as whole numbers of at most 127 and a scale, as csrc/layer/quantized.h says."""
     largest = rows.abs().amax(-1, keepdim=True).clamp(min=2.0**-100)
     most = torch.full_like(largest, 127)
     return (rows * (most / largest)).round().double(), (largest / most).double()

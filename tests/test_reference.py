@@ -8,7 +8,7 @@ from test_parity import CELLS, PROJECTED, SHAPES
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fusedrnn import reference
-from fusedrnn.parity import Case
+from fusedrnn.testing.parity import Case
 
 LAYERS = [c for c in SHAPES + PROJECTED if c.layers == 1 and not c.unbatched and not c.batch_first]
 

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
 from fusedrnn import functional
-from fusedrnn.parity import Case
-from fusedrnn.sequences import Layout
+from fusedrnn._engine.sequences import Layout
+from fusedrnn.testing.parity import Case
 
 NAMES = ["LSTM", "GRU", "RNN"]
 T, B = 6, 4

@@ -19,7 +19,7 @@ from processes import under_address_sanitizer
 from torch import nn
 
 import fusedrnn
-from fusedrnn.parity import Case, check
+from fusedrnn.testing.parity import Case, check
 
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=emulated.missing())
 
@@ -50,7 +50,7 @@ def test_no_access_out_of_bounds() -> None:
     """AddressSanitizer watches every access of every kernel, in a process of its own."""
     code = """
         import torch, test_stepwise
-        from fusedrnn.parity import check
+        from fusedrnn.testing.parity import check
         from cuda_emulation import backend as emulated
         with emulated.installed("asan", seed=1, plan=test_stepwise.STEPWISE):
             for case in test_stepwise.CASES:
@@ -107,7 +107,7 @@ def test_states_at_odd_addresses(cell: str) -> None:
 def test_however_a_call_is_cut(override: str) -> None:
     code = """
         import torch, test_stepwise
-        from fusedrnn.parity import check
+        from fusedrnn.testing.parity import check
         from cuda_emulation import backend as emulated
         with emulated.installed(seed=3):
             for case in test_stepwise.CASES:

@@ -18,8 +18,8 @@ from torch.library import opcheck
 from torch.nn.utils import prune
 
 import fusedrnn
-from fusedrnn import ops
-from fusedrnn.parity import Case, check
+from fusedrnn._engine import ops
+from fusedrnn.testing.parity import Case, check
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"]

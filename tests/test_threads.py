@@ -68,7 +68,7 @@ def test_after_fork_what_is_not_contiguous() -> None:
     """Nor do copies wait for the parent's threads, which torch's do of more than 32768 values."""
     out = in_a_process("""
         import os, signal, torch
-        from fusedrnn import ops
+        from fusedrnn._engine import ops
         torch.set_num_threads(2)
 
         def spread(*shape):  # no dimension is where it was

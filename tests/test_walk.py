@@ -15,7 +15,7 @@ from processes import under_address_sanitizer
 from torch import Tensor
 
 import fusedrnn
-from fusedrnn.parity import Case, check, largest
+from fusedrnn.testing.parity import Case, check, largest
 
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=emulated.missing())
 
@@ -52,7 +52,7 @@ LARGE = [
 
 def walk(case: Case, dtype: torch.dtype, plan: str) -> fusedrnn.CudaPlan:
     """The plan of a case on the emulated device, where that plan is asked for."""
-    shown = fusedrnn.ops.override_plan
+    shown = fusedrnn._engine.ops.override_plan
     shown(plan)
     try:
         found = fusedrnn.plan(
@@ -107,7 +107,7 @@ def test_no_access_out_of_bounds() -> None:
     """AddressSanitizer watches every access of every kernel, in a process of its own."""
     code = """
         import torch, test_walk
-        from fusedrnn.parity import check
+        from fusedrnn.testing.parity import check
         from cuda_emulation import backend as emulated
         for team in test_walk.TEAMS[:3]:
             with emulated.installed("asan", seed=1, plan=team):

@@ -134,7 +134,7 @@ def test_wheel_has_what_runs_and_nothing_else(checkout: Path, wheel: Path) -> No
         names = set(archive.namelist())
     files = (path for path in (checkout / "fusedrnn").rglob("*") if path.is_file())
     sources = {str(path.relative_to(checkout)) for path in files}
-    assert {"fusedrnn/py.typed", "fusedrnn/_C.pyi", "fusedrnn/_native.py"} <= sources
+    assert {"fusedrnn/py.typed", "fusedrnn/_C.pyi", "fusedrnn/_engine/native.py"} <= sources
     native = {f"fusedrnn/_C{sysconfig.get_config_var('EXT_SUFFIX')}", "fusedrnn/lib/libfusedrnn.so"}
     if fusedrnn.build_info()["cuda_targets"]:
         native.add("fusedrnn/lib/libfusedrnn_cuda.so")

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 import fusedrnn
-import fusedrnn.ops
+import fusedrnn._engine.ops
 
-FOLDER = Path(fusedrnn.ops.__file__).parent / "lib"
+FOLDER = Path(fusedrnn._engine.ops.__file__).parent / "lib"
 OPS, CUDA = FOLDER / "libfusedrnn.so", FOLDER / "libfusedrnn_cuda.so"
 ENTRY = "fusedrnn_cuda_backend"
 SHARED = ["fusedrnn_override_plan", "fusedrnn_version"]  # of every library

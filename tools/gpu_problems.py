@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fusedrnn
-from fusedrnn import ops
+from fusedrnn._engine import ops
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 SIZES = {  # T, B, I, H by the plan that is asked for

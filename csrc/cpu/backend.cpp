@@ -7,7 +7,7 @@
 #include "plan.h"
 #include "processors.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 // A kernel with scratch, for which it is asked first.
@@ -51,9 +51,9 @@ int packed_layout() {
 
 }  // namespace
 
-const Backend& cpu_backend() {
+const Backend& backend() {
   static constexpr Backend backend = {forward, backward, false, pack, packed_layout};
   return backend;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -1,10 +1,19 @@
 // The CPU backend: kernels for every cell and type, chosen for this processor at run time.
 #pragma once
 
-#include "../backend.h"
+#include "layer/backend.h"
+#include "layer/quantized.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
-const Backend& cpu_backend();
+const Backend& backend();
 
-}  // namespace fusedrnn
+// The same of int8 weights (layer/quantized.h).
+
+// Writes everything but the header. The weights are finite float32; biases may be null.
+void write_quantized(const Shape& shape, const Weights& weights, char* packed);
+
+// Null, or what went wrong, as a Backend's functions.
+const char* forward_quantized(const QuantizedProblem& problem, const Context& context);
+
+}  // namespace fusedrnn::cpu

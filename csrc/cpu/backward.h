@@ -22,7 +22,7 @@
 #include "outer.h"
 #include "walk.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 template <class S, class F, class C>
@@ -657,4 +657,4 @@ int64_t backward(const BackwardProblem& p, const Plan& plan, ParallelFor paralle
 }
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <iterator>
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 // From the best to the least.
@@ -126,4 +126,4 @@ const char* name_of(Capability capability) {
   return "portable";
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 // ..._vnni: with products of four int8 at once. avx512_bf16: and with products of pairs of bf16,
 // which no processor has without the former.
@@ -28,4 +28,4 @@ std::vector<Capability> compiled_capabilities();
 
 const char* name_of(Capability capability);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

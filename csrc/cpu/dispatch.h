@@ -2,9 +2,9 @@
 // compiles.
 #pragma once
 
-#include "../cell.h"
+#include "cells/cell.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 // Of cells that are one part.
@@ -27,4 +27,4 @@ inline auto with_cell(Cell cell, Call call) {
 }
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -5,7 +5,7 @@
 
 #include <atomic>
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 std::atomic<bool> forked{false};
@@ -15,4 +15,4 @@ const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked.store(true
 
 bool is_forked() { return fork_handler != 0 || forked.load(std::memory_order_relaxed); }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

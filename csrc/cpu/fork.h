@@ -2,8 +2,8 @@
 // the child, and waiting for it would never end: the child works alone.
 #pragma once
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 bool is_forked();  // also true if that can't be known
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -22,7 +22,7 @@
 #include "panels.h"
 #include "walk.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 template <class S, class F, class C>
@@ -439,4 +439,4 @@ int64_t forward(const Problem& p, const Plan& plan, ParallelFor parallel_for, vo
 }
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

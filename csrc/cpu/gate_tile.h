@@ -2,11 +2,11 @@
 // accumulators straight through the cell to c, h, y and the reserve.
 #pragma once
 
-#include "../cell.h"
+#include "cells/cell.h"
 #include "dispatch.h"
 #include "tile.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 // One tile of the walk: rows x the units of one group.
@@ -157,4 +157,4 @@ extern template struct GateTiles<BFloat16, float>;
 #endif
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

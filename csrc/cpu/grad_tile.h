@@ -2,11 +2,11 @@
 // accumulators straight through the cell to dgates and dc.
 #pragma once
 
-#include "../cell.h"
+#include "cells/cell.h"
 #include "dispatch.h"
 #include "tile.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 // One tile of the walk: rows x the units of one group.
@@ -112,4 +112,4 @@ extern template struct GradTiles<BFloat16, float>;
 #endif
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

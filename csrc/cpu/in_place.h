@@ -3,7 +3,7 @@
 
 #include "vec.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 // out[j] += W[j][:] . x for j in [0, count): weights where they are, one row of x.
@@ -63,4 +63,4 @@ inline void row_times_weights(const E* g, int64_t slots, int64_t slot_stride, Ga
 }
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

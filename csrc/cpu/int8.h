@@ -7,14 +7,14 @@
 // the same sums.
 #pragma once
 
-#include "../quantized.h"
+#include "layer/quantized.h"
 #include "vec.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 using Sums = Vec<int32_t>;
@@ -137,4 +137,4 @@ FUSEDRNN_INLINE float quantize_row(const float* from, int64_t n, uint8_t* to) {
 }
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -11,7 +11,7 @@ FUSEDRNN_DECLARE_KERNELS(avx2_vnni)  // int8 weights alone
 FUSEDRNN_DECLARE_KERNELS(avx2)
 FUSEDRNN_DECLARE_KERNELS(portable)
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 #define FUSEDRNN_BY_DTYPE(pass, isa, bf16_isa) \
   {isa::pass<Dtype::f64>, isa::pass<Dtype::f32>, bf16_isa::pass<Dtype::bf16>, isa::pass<Dtype::f16>}
@@ -52,4 +52,4 @@ const Kernels& kernels() {
   __builtin_unreachable();
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

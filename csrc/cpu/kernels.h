@@ -3,13 +3,15 @@
 // that the call will need there.
 #pragma once
 
-#include "../problem.h"
+#include "layer/problem.h"
 #include "plan.h"
 #include "team.h"
 
 namespace fusedrnn {
-
 struct QuantizedProblem;
+}  // namespace fusedrnn
+
+namespace fusedrnn::cpu {
 
 constexpr int kDtypes = 4;
 
@@ -24,10 +26,10 @@ struct Kernels {  // by dtype, and those of int8 weights
 // Those for this processor, see capability.h.
 const Kernels& kernels();
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu
 
 #define FUSEDRNN_DECLARE_KERNELS(isa)                                                          \
-  namespace fusedrnn {                                                                         \
+  namespace fusedrnn::cpu {                                                                    \
   namespace isa {                                                                              \
   template <Dtype>                                                                             \
   int64_t forward(const Problem&, const Plan&, ParallelFor, void* scratch);                    \

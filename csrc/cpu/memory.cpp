@@ -14,7 +14,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 constexpr std::size_t kHeader = 64;  // holds the size; keeps the alignment
@@ -133,11 +133,13 @@ void pool_trim() {
   p.held = 0;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu
 
 // For fusedrnn/memory_pool.py.
 #define FUSEDRNN_EXPORT extern "C" __attribute__((visibility("default")))
-FUSEDRNN_EXPORT std::size_t fusedrnn_pool_bound_bytes() { return fusedrnn::pool_bound_bytes(); }
-FUSEDRNN_EXPORT std::size_t fusedrnn_pool_held_bytes() { return fusedrnn::pool_held_bytes(); }
-FUSEDRNN_EXPORT void fusedrnn_pool_trim() { fusedrnn::pool_trim(); }
-FUSEDRNN_EXPORT const char* fusedrnn_pool_error() { return fusedrnn::pool_error().c_str(); }
+FUSEDRNN_EXPORT std::size_t fusedrnn_pool_bound_bytes() {
+  return fusedrnn::cpu::pool_bound_bytes();
+}
+FUSEDRNN_EXPORT std::size_t fusedrnn_pool_held_bytes() { return fusedrnn::cpu::pool_held_bytes(); }
+FUSEDRNN_EXPORT void fusedrnn_pool_trim() { fusedrnn::cpu::pool_trim(); }
+FUSEDRNN_EXPORT const char* fusedrnn_pool_error() { return fusedrnn::cpu::pool_error().c_str(); }

@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <string>
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 enum class Use {
   tensor,   // kept for who knows how long: an idle buffer must fit well
@@ -35,4 +35,4 @@ class Scratch {
   void* data_;
 };
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

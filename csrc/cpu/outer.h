@@ -8,7 +8,7 @@
 
 #include "walk.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 // Gate rows of a block of A^T B: eight by three vectors fill the registers, no remainder for the
@@ -107,4 +107,4 @@ struct Panels {
 };
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -11,7 +11,7 @@
 
 #include "tile.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 // `vectors` vectors cut into `count` groups, as even as can be: the first `longer` have one more.
@@ -156,4 +156,4 @@ void pack_column_panels(const S* W, int64_t H, int64_t N, int gates, GateOf gate
 }
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

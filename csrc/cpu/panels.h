@@ -14,7 +14,7 @@
 #include "kernels.h"
 #include "walk.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 template <class S, class F, class C>
@@ -140,4 +140,4 @@ int64_t pack(const Problem& p, void* panels) {
 }
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -19,7 +19,7 @@
 #include <immintrin.h>
 #endif
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -213,4 +213,4 @@ double barrier_seconds(int threads, double seconds) {
   return least;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 // Operations per second (two per multiply-add) that `threads` threads reach together with
 // independent multiply-adds in registers, measured for `seconds`.
@@ -22,4 +22,4 @@ double read_bandwidth(std::int64_t bytes, int threads, double seconds);
 // for one thread.
 double barrier_seconds(int threads, double seconds);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

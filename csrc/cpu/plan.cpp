@@ -5,9 +5,9 @@
 
 #include <algorithm>
 
-#include "../plan_override.h"
+#include "layer/plan_override.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 // A packed panel costs two passes over the weights more than reading them where they are; with few
@@ -109,4 +109,4 @@ Plan plan_layer(const Shape& s, int threads) {
   return plan;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

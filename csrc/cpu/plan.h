@@ -2,9 +2,9 @@
 // that it can be printed, tested and overridden; thresholds with their reasons are in plan.cpp.
 #pragma once
 
-#include "../problem.h"
+#include "layer/problem.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 enum class Split : int {
   none,   // one thread a direction
@@ -35,4 +35,4 @@ inline double time_alone(const Shape& s) {
 // Puts into a plan what plan_override.h asks for, as far as it is possible.
 void override_plan(const Shape& shape, int threads, Plan& plan);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

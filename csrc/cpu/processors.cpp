@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <fstream>
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 // The quota in a control group's own folder: a file with "max 100000" or "150000 100000"
@@ -106,4 +106,4 @@ bool processors_are_given() { return given().processors > 0; }
 
 const std::string& processors_error() { return given().error; }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

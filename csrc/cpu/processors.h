@@ -4,7 +4,7 @@
 
 #include <string>
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 // At least one. FUSEDRNN_PROCESSORS=n says how many instead, and that they are free: teams then
 // wait for all of their threads.
@@ -31,4 +31,4 @@ const std::string& processors_error();  // why FUSEDRNN_PROCESSORS can't be used
 // 0 if none has a quota.
 double quota_of(const std::string& membership, const std::string& root);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

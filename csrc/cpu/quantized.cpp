@@ -1,5 +1,5 @@
 // Plans a call with int8 weights, gets the scratch of its kernel, runs it.
-#include "../quantized.h"
+#include "layer/quantized.h"
 
 #include <algorithm>
 
@@ -8,7 +8,7 @@
 #include "plan.h"
 #include "processors.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 // Under this much work (multiply-adds) a second thread costs more than it brings. A batch is split
@@ -61,4 +61,4 @@ const char* forward_quantized(const QuantizedProblem& problem, const Context& co
   return nullptr;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

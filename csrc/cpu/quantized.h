@@ -16,7 +16,7 @@
 #include "panels.h"
 #include "quantized_tile.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 // A matrix of `units` rows for each slot, K columns; gate_of(slot) is torch's gate.
@@ -284,4 +284,4 @@ int64_t quantized(const QuantizedProblem& p, const Plan& plan, ParallelFor paral
 }
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -2,11 +2,11 @@
 // straight on through the cell.
 #pragma once
 
-#include "../cell.h"
+#include "cells/cell.h"
 #include "int8.h"
 #include "tile.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 // A matrix in the buffer, by units.
@@ -173,4 +173,4 @@ __attribute__((noinline)) void quantized_gates(const QuantizedGates& t) {
 }
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

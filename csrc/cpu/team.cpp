@@ -17,7 +17,7 @@
 #include "fork.h"
 #include "processors.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 constexpr int kSpins = 4000;  // 100 us on Zen 5; most steps take less
@@ -163,4 +163,4 @@ void run_team(ParallelFor parallel_for, int threads, double time_alone,
   if (formation.is_timed()) crowd.learn(nanoseconds(CLOCK_MONOTONIC) - start, formation.worked());
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -9,9 +9,9 @@
 #include <atomic>
 #include <cstdint>
 
-#include "../backend.h"
+#include "layer/backend.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 // A number that threads wait for to change. They spin, since a step is microseconds, and then
 // sleep, since another process may have the core that the awaited one needs.
@@ -66,4 +66,4 @@ struct Team {
 void run_team(ParallelFor parallel_for, int threads, double time_alone,
               void (*body)(int rank, int size, void* context), void* context);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

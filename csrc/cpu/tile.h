@@ -12,10 +12,10 @@
 // both products in fp32; panels are then [k / 2][N][lanes][2], the missing half of an odd k zero.
 #pragma once
 
-#include "../problem.h"
+#include "layer/problem.h"
 #include "vec.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 // Rows of a tile of N vectors.
@@ -258,4 +258,4 @@ extern template void linear(int64_t, int64_t, const LinearTile<BFloat16, float>&
 #endif
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -13,13 +13,13 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../problem.h"
+#include "layer/problem.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 #define FUSEDRNN_INLINE __attribute__((always_inline)) inline
@@ -445,4 +445,4 @@ struct PackMath {
 };
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -2,7 +2,7 @@
 // which rows and units a thread has, and the laying out of scratch memory.
 #pragma once
 
-#include "../problem.h"
+#include "layer/problem.h"
 #include "pack.h"
 #include "plan.h"
 #include "team.h"
@@ -11,7 +11,7 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 template <class T>
@@ -120,4 +120,4 @@ void run_directions(const Problem& p, const Plan& plan, ParallelFor parallel_for
 }
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -1,5 +1,5 @@
 // The CUDA backend: the table that the library exports, with failures of any kind as a text.
-#include "../backend.h"
+#include "layer/backend.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -9,7 +9,7 @@
 
 #include "layer.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 namespace {
 
 template <class F>
@@ -50,9 +50,10 @@ const char* backward(const BackwardProblem& problem, const Context& context) {
 }
 
 }  // namespace
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda
 
 extern "C" __attribute__((visibility("default"))) const fusedrnn::Backend* fusedrnn_cuda_backend() {
-  static const fusedrnn::Backend backend = {fusedrnn::forward, fusedrnn::backward, true};
+  static const fusedrnn::Backend backend = {fusedrnn::cuda::forward, fusedrnn::cuda::backward,
+                                            true};
   return &backend;
 }

@@ -1,7 +1,7 @@
 // cuBLAS as the process already has it (torch's own), found at run time: no header, no link.
 #pragma once
 #include <cstdint>
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 // The few functions used, with cuBLAS's C signatures (enums as int, handles and scalars as void*).
 struct Cublas {
   int (*gemm)(void* handle, int op_a, int op_b, int m, int n, int k, const void* alpha,
@@ -18,4 +18,4 @@ struct Cublas {
   int (*set_math_mode)(void* handle, int mode);
 };
 const Cublas* find_cublas();  // null: no cuBLAS in this process
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

@@ -6,7 +6,7 @@
 
 #include "blas.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 namespace {
 
 template <class F>
@@ -35,4 +35,4 @@ const Cublas* find_cublas() {
   return loaded ? &cublas : nullptr;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

@@ -5,9 +5,9 @@
 #include <utility>
 #include <vector>
 
-#include "../plan_override.h"
+#include "layer/plan_override.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 namespace {
 
 struct Planned {
@@ -55,4 +55,4 @@ CudaPlan plan_here(const Shape& shape, Pass pass, bool allow_tf32) {
   return asked.plan;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

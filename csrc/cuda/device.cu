@@ -4,7 +4,7 @@
 #include "gpu.cuh"
 #include "launch.cuh"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 namespace {
 
 // Takes as much of a multiprocessor as any walk: if its cluster can be launched, a walk's can.
@@ -61,4 +61,4 @@ void ask_further(CudaDevice& device) {
   for (int n = 2; n <= kMostBlocks; ++n) device.clusters[n] = clusters_of(n, device.shared_bytes);
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

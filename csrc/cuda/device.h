@@ -3,7 +3,7 @@
 
 #include "plan.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 CudaDevice current_device();
 
@@ -15,4 +15,4 @@ void ask_further(CudaDevice& device);
 // teams.
 CudaPlan plan_here(const Shape& shape, Pass pass, bool allow_tf32);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

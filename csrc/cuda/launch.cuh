@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -62,4 +62,4 @@ __device__ __forceinline__ Place place_of_thread() {
           (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * N};
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

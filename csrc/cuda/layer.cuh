@@ -25,16 +25,16 @@
 #include <string>
 #include <type_traits>
 
-#include "../backend.h"
-#include "cells.cuh"
+#include "cuda/stepwise/steps.cuh"
+#include "cuda/team/walk_launch.h"
 #include "device.h"
 #include "layer.h"
+#include "layer/backend.h"
 #include "offsets.h"
 #include "product.h"
 #include "rows.cuh"
-#include "walk_launch.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 // Scratch of a call: laid out twice, first to count the bytes, then to set the pointers. What is
 // not needed is null.
@@ -159,7 +159,7 @@ class Layer {
     layout.place(offsets_, walks() && p_.offsets ? p_.T + 1 : 0);
   }
   void copy_offsets() const {
-    if (offsets_) fusedrnn::copy_offsets(p_.offsets, p_.T + 1, offsets_, stream_);
+    if (offsets_) fusedrnn::cuda::copy_offsets(p_.offsets, p_.T + 1, offsets_, stream_);
   }
 
   void describe(WalkProblem& walk) const {
@@ -243,4 +243,4 @@ class Layer {
   }
 };
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

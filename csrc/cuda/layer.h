@@ -2,13 +2,13 @@
 // choose from. They throw std::runtime_error.
 #pragma once
 
-#include "../backend.h"
+#include "layer/backend.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 template <class E>
 void layer_forward(const Problem& problem, const Context& context);
 template <class E>
 void layer_backward(const BackwardProblem& problem, const Context& context);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

@@ -3,7 +3,7 @@
 
 #include "layer.cuh"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 template <class E>
 class LayerBackward : Layer<E> {
@@ -315,4 +315,4 @@ void layer_backward(const BackwardProblem& problem, const Context& context) {
   LayerBackward<E>(problem, context).run();
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

@@ -3,7 +3,7 @@
 
 #include "layer.cuh"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 template <class E>
 class LayerForward : Layer<E> {
@@ -210,4 +210,4 @@ void layer_forward(const Problem& problem, const Context& context) {
   LayerForward<E>(problem, context).run();
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

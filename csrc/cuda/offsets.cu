@@ -4,7 +4,7 @@
 
 #include "launch.cuh"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 namespace {
 
 struct Part {  // parameters are 4 KiB at most
@@ -31,4 +31,4 @@ void copy_offsets(const int64_t* offsets, int64_t count, int64_t* to, cudaStream
   }
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

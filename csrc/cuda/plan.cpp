@@ -10,9 +10,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../plan_override.h"
+#include "layer/plan_override.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 namespace {
 
 // The gates of a chunk are written by one large product and read by the steps that follow. Stepwise
@@ -222,4 +222,4 @@ CudaPlan plan_cuda(const Shape& s, const CudaDevice& device, Pass pass, bool all
   return plan;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

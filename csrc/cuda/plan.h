@@ -2,9 +2,9 @@
 // so that it can be printed and tested anywhere; no CUDA in here.
 #pragma once
 
-#include "walk.h"
+#include "cuda/team/walk.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 // What a plan asks of a device. The defaults are an H200's.
 struct CudaDevice {
@@ -43,4 +43,4 @@ struct CudaPlan {
 
 CudaPlan plan_cuda(const Shape& shape, const CudaDevice& device, Pass pass, bool allow_tf32);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 namespace {
 
 // cuBLAS's constants (cublas_api.h, library_types.h): part of its ABI.
@@ -81,4 +81,4 @@ void Products::multiply(int64_t M, int64_t N, int64_t K, const Operand& a, const
         "cublasGemmStridedBatchedEx");
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

@@ -6,10 +6,10 @@
 // C^T = B^T A^T is asked for: the operands change places and nothing is moved.
 #pragma once
 
-#include "../backend.h"
 #include "blas.h"
+#include "layer/backend.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 // A stored matrix, `row` elements from one row to the next; `transposed`: it holds the operand's
 // transpose. `batch`: elements from one direction's matrix to the other's.
@@ -48,4 +48,4 @@ class Products {
   int mode_before_ = 0;
 };
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

@@ -6,7 +6,7 @@
 #include "launch.cuh"
 #include "types.cuh"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 template <class To, class From>
 __global__ void __launch_bounds__(kBlockThreads)
@@ -116,4 +116,4 @@ __global__ void __launch_bounds__(kBlockThreads) store_biases(const BiasGradient
     narrow(sum, a.b_ih[column - (a.columns - a.gates)]);
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

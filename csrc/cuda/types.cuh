@@ -8,9 +8,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "../problem.h"
+#include "layer/problem.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 template <class S, Dtype kDtype, Dtype kSumDtype>
 struct StoredAs {
@@ -129,4 +129,4 @@ struct DeviceMath {
   __device__ __forceinline__ static S where_positive(S h, S x) { return h <= 0 ? 0 : x; }
 };
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import fusedrnn
-from fusedrnn import ops
+from fusedrnn._engine import ops
 
 DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in ops.DTYPES)
 TORCH_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")

@@ -3,8 +3,8 @@
 Without sizes it takes two problems: sentences of embedded words, and filter banks of speech through
 two bidirectional layers. Each pass is timed after its results were found to be torch.nn's.
 "ratio" is how many times faster fusedrnn is: the median of the rounds' ratios, with its quartiles
-(fusedrnn/timing.py says why). "forward" is inference; "forward+backward" has the gradients of the
-input and of all parameters. Other work on the machine makes the quartiles wide.
+(fusedrnn/testing/timing.py says why). "forward" is inference; "forward+backward" has the gradients
+of the input and of all parameters. Other work on the machine makes the quartiles wide.
 
 The keys of --json:
   versions  as of `fusedrnn info`
@@ -42,8 +42,8 @@ from fusedrnn.command_line.arguments import (
 )
 from fusedrnn.command_line.info import cpu_model, versions
 from fusedrnn.command_line.tables import Table, progress
-from fusedrnn.parity import Case, check_parity
-from fusedrnn.timing import Repeat, finished, measure, ratio, spread
+from fusedrnn.testing.parity import Case, check_parity
+from fusedrnn.testing.timing import Repeat, finished, measure, ratio, spread
 
 PROBLEMS = (
     Problem(time=256, batch=32, input_size=100, hidden_size=128),

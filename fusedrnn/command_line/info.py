@@ -51,6 +51,7 @@ from fusedrnn.command_line.arguments import (
     problem_of,
 )
 from fusedrnn.command_line.tables import Table
+from fusedrnn.plans import threads_of_a_call
 from fusedrnn.reference import CELLS
 
 VARIABLES = {
@@ -107,7 +108,7 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
     """All that there is to say, see --json in the help."""
     problem = problem_of(given)
     details = {name: getattr(given, name) for name in ("cell", "dtype", "training")}
-    details["threads"] = given.threads or fusedrnn.threads_of_a_call()
+    details["threads"] = given.threads or threads_of_a_call()
     if problem:
         cells_for(problem, [given.cell])
     elif given.device or given.training:

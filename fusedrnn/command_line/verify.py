@@ -3,9 +3,9 @@
 Every cell runs in every dtype, plain and in each variant (packed, bidirectional, ...), on every
 device found. float64 may differ from torch.nn by 1e-10 of a tensor's largest magnitude; in the
 other dtypes the error against torch.nn in float64 may be twice that of torch.nn in that dtype, plus
-a floor (fusedrnn/parity.py). gru_reset_before, which torch.nn has not, is held to a plain loop in
-its place. The figures are the largest error as a part of what is allowed: above 1 the rule is
-broken.
+a floor (fusedrnn/testing/parity.py). gru_reset_before, which torch.nn has not, is held to a plain
+loop in its place. The figures are the largest error as a part of what is allowed: above 1 the rule
+is broken.
 
 The keys of --json:
   passed    whether all rows passed
@@ -44,8 +44,8 @@ from fusedrnn.command_line.arguments import (
     threads,
 )
 from fusedrnn.command_line.tables import Table, progress
-from fusedrnn.parity import Case, Error, compare, float32_products
 from fusedrnn.reference import CELLS
+from fusedrnn.testing.parity import Case, Error, compare, float32_products
 
 VARIANTS = {
     "plain": Case(hx=False),

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from cuda_emulation.build import MissingHeaders, cuda_include, library
 
-from fusedrnn import ops
+from fusedrnn._engine import ops
 
 
 def missing() -> str:

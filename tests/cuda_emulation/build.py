@@ -36,7 +36,7 @@ BUILD = ROOT / "build" / "cuda_emulation"
 # Device and host side of the CUDA backend; cuBLAS is found by another file here (cublas.cpp).
 KERNELS: tuple[Path, ...] = (
     HERE / "kernels" / "poison.cpp",
-    ROOT / "csrc" / "plan_override.cpp",
+    ROOT / "csrc" / "layer" / "plan_override.cpp",
     *(
         path
         for path in sorted((ROOT / "csrc" / "cuda").rglob("*.c*"))
@@ -144,7 +144,7 @@ def library(
     include = cuda_include()
     command = [
         *[COMPILER, *COMMON, *FLAGS[variant], f"-I{HERE / 'shim'}", f"-I{ROOT / 'csrc'}"],
-        *[f"-I{ROOT / 'csrc' / 'cuda'}", "-isystem", include, "-isystem", include / "cccl"],
+        *["-isystem", include, "-isystem", include / "cccl"],
     ]
     device = {
         path.name: (path, ["-O3"] if path.stem == "cublas" else [])

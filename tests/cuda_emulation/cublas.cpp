@@ -1,7 +1,7 @@
 // cuBLAS for the emulation: cublasGemmEx and its strided batches on the host, for the types that
 // csrc/cuda asks for. Column-major as cuBLAS is; sums run over k in one order, in fp32 (fp64 for
 // fp64), whatever the sizes. Arguments are checked as cuBLAS checks them.
-#include "blas.h"
+#include "cuda/blas.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -11,7 +11,7 @@
 #include <cstring>
 #include <vector>
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 namespace {
 
 constexpr int kSuccess = 0, kInvalidValue = 7, kNotSupported = 15;         // cublasStatus_t
@@ -208,4 +208,4 @@ const Cublas* find_cublas() {
   return &functions;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

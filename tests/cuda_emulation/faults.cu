@@ -5,12 +5,12 @@
 #include <cooperative_groups.h>
 #include <cstring>
 
-#include "gpu.cuh"
+#include "cuda/gpu.cuh"
+#include "cuda/team/ptx.cuh"
 #include "launch.cuh"
-#include "ptx.cuh"
 
 namespace cg = cooperative_groups;
-namespace ptx = fusedrnn::ptx;
+namespace ptx = fusedrnn::cuda::ptx;
 
 namespace {
 

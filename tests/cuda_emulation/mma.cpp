@@ -1,5 +1,5 @@
 // Tensor cores: m16n8k16 and m16n8k8 products and the loads of their fragments, with the layout of
-// lanes that csrc/cuda/ptx.cuh draws. The 32 lanes meet; the last one computes for all.
+// lanes that csrc/cuda/team/ptx.cuh draws. The 32 lanes meet; the last one computes for all.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <algorithm>

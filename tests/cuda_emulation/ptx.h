@@ -1,11 +1,11 @@
-// The functions of csrc/cuda/ptx.cuh on the host: same names, same layouts of lanes.
+// The functions of csrc/cuda/team/ptx.cuh on the host: same names, same layouts of lanes.
 #pragma once
 
 #include "intrinsics.h"
 
 #define FUSEDRNN_PTX
 
-namespace fusedrnn::ptx {
+namespace fusedrnn::cuda::ptx {
 
 // ---- Tensor cores ---------------------------------------------------------------------------
 
@@ -121,4 +121,4 @@ inline void bulk_copy_to_rank(void* place, const void* from, unsigned bytes, uin
 }
 inline void fence_before_bulk_copy() {}
 
-}  // namespace fusedrnn::ptx
+}  // namespace fusedrnn::cuda::ptx

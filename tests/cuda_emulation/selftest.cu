@@ -5,13 +5,13 @@
 #include <cuda_fp16.h>
 #include <cstring>
 
-#include "blas.h"
-#include "gpu.cuh"
+#include "cuda/blas.h"
+#include "cuda/gpu.cuh"
+#include "cuda/team/ptx.cuh"
 #include "launch.cuh"
-#include "ptx.cuh"
 
 namespace cg = cooperative_groups;
-namespace ptx = fusedrnn::ptx;
+namespace ptx = fusedrnn::cuda::ptx;
 
 namespace {
 
@@ -376,7 +376,7 @@ extern "C" __attribute__((visibility("default"))) int fusedrnn_gemm(
     int op_a, int op_b, int m, int n, int k, const void* alpha, const void* a, int type_a, int lda,
     long long stride_a, const void* b, int type_b, int ldb, long long stride_b, const void* beta,
     void* c, int type_c, int ldc, long long stride_c, int batch, int compute) {
-  return fusedrnn::find_cublas()->gemm_strided_batched(
+  return fusedrnn::cuda::find_cublas()->gemm_strided_batched(
       nullptr, op_a, op_b, m, n, k, alpha, a, type_a, lda, stride_a, b, type_b, ldb, stride_b, beta,
       c, type_c, ldc, stride_c, batch, compute, -1);
 }

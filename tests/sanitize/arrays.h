@@ -6,7 +6,7 @@
 #include <cstring>
 #include <memory>
 
-#include "problem.h"
+#include "layer/problem.h"
 
 namespace fusedrnn {
 

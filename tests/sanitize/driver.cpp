@@ -25,7 +25,7 @@
 
 #include "layers.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace {
 
 // The command that this is, and what it computes, for whoever reads a sanitizer's report.
@@ -130,7 +130,7 @@ void come_late() {
 }
 
 }  // namespace
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu
 
 extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
 
@@ -144,17 +144,17 @@ int main(int count, char** words) {
   for (int i = 1; i + 1 < count; i += 2)
     for (auto& option : options)
       if (!std::strcmp(words[i], option.name)) option.value = std::atoll(words[i + 1]);
-  fusedrnn::g_command = words[0];
+  fusedrnn::cpu::g_command = words[0];
   __sanitizer_set_death_callback(
-      [] { std::fprintf(stderr, "while computing\n  %s\n", fusedrnn::g_problem.c_str()); });
-  if (fault.value) fusedrnn::commit_a_fault();
-  if (late.value) return fusedrnn::come_late(), 0;
+      [] { std::fprintf(stderr, "while computing\n  %s\n", fusedrnn::cpu::g_problem.c_str()); });
+  if (fault.value) fusedrnn::cpu::commit_a_fault();
+  if (late.value) return fusedrnn::cpu::come_late(), 0;
   setenv("FUSEDRNN_PROCESSORS", "8", 1);  // teams wait for all of their threads
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds.value);
   int64_t solved = 0;
   bool right = true;
   for (; solved < problems.value && std::chrono::steady_clock::now() < end; ++solved)
-    right &= fusedrnn::solve(seed.value, first.value + solved);
+    right &= fusedrnn::cpu::solve(seed.value, first.value + solved);
   std::printf("%lld problems\n", static_cast<long long>(solved));
   return right ? 0 : 1;
 }

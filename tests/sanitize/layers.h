@@ -13,14 +13,14 @@
 
 #include "arrays.h"
 #include "cpu/kernels.h"
-#include "plan_override.h"
-#include "quantized.h"
+#include "layer/plan_override.h"
+#include "layer/quantized.h"
 
 #define FUSEDRNN_DECLARE(isa, ...) FUSEDRNN_DECLARE_KERNELS(isa)
 FUSEDRNN_SANITIZED(FUSEDRNN_DECLARE)
 FUSEDRNN_SANITIZED_INT8(FUSEDRNN_DECLARE)
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 
 struct FloatKernels {
   const char* name;
@@ -326,4 +326,4 @@ inline Given random_int8(Random& random, const Dealt& dealt, const Int8Kernels& 
   return given;
 }
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -31,7 +31,7 @@ SANITIZERS = {
     "address": ["-fsanitize=address", *UNDEFINED.split(), "-DFUSEDRNN_POISON_GAPS"],
     "thread": ["-fsanitize=thread"],
 }
-PLAIN = ("plan_override.cpp",)
+PLAIN = ("layer/plan_override.cpp",)
 PLAIN += tuple(f"cpu/{name}.cpp" for name in ("fork", "plan", "processors", "team"))
 
 Kernels = Sequence[tuple[str, str, str]]  # instruction set, file of csrc/cpu/isa/, dtype or ""

@@ -1,11 +1,11 @@
 // Backward of one dtype.
-#include "../backward.h"
+#include "cpu/backward.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 template int64_t backward<Dtype::FUSEDRNN_DTYPE>(const BackwardProblem&, const Plan&, ParallelFor,
                                                  void*);
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -1,9 +1,9 @@
 // The register tiles of one type of operands. All dtypes that are multiplied as it share them: half
 // precision is multiplied as float32 but where bf16 has instructions of its own.
-#include "../gate_tile.h"
-#include "../grad_tile.h"
+#include "cpu/gate_tile.h"
+#include "cpu/grad_tile.h"
 
-namespace fusedrnn {
+namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 using F = ComputeOf<Dtype::FUSEDRNN_DTYPE>;
@@ -14,4 +14,4 @@ template struct GradTiles<E, F>;
 template void linear(int64_t, int64_t, const LinearTile<E, F>&);
 
 }  // namespace FUSEDRNN_ISA
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cpu

@@ -1,9 +1,9 @@
-#include "../layer_backward.cuh"
-#include "../layer_forward.cuh"
+#include "cuda/layer_backward.cuh"
+#include "cuda/layer_forward.cuh"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 template void layer_forward<float>(const Problem&, const Context&);
 template void layer_backward<float>(const BackwardProblem&, const Context&);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

@@ -1,10 +1,10 @@
-#include "../walk_launch.cuh"
+#include "cuda/team/walk_launch.cuh"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 template void launch_forward<GruCell, Bf16>(const WalkPlan&, const ForwardWalk<__nv_bfloat16>&, int,
                                             cudaStream_t);
-template void launch_backward<GruCell, Bf16>(const WalkPlan&, const BackwardWalk<__nv_bfloat16>&, int,
-                                             cudaStream_t);
+template void launch_backward<GruCell, Bf16>(const WalkPlan&, const BackwardWalk<__nv_bfloat16>&,
+                                             int, cudaStream_t);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

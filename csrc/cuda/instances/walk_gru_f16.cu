@@ -1,9 +1,10 @@
-#include "../walk_launch.cuh"
+#include "cuda/team/walk_launch.cuh"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
-template void launch_forward<GruCell, F16>(const WalkPlan&, const ForwardWalk<__half>&, int, cudaStream_t);
+template void launch_forward<GruCell, F16>(const WalkPlan&, const ForwardWalk<__half>&, int,
+                                           cudaStream_t);
 template void launch_backward<GruCell, F16>(const WalkPlan&, const BackwardWalk<__half>&, int,
                                             cudaStream_t);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

@@ -1,6 +1,6 @@
-#include "../walk_launch.cuh"
+#include "cuda/team/walk_launch.cuh"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 template void launch_forward<RnnCell<true>, F16>(const WalkPlan&, const ForwardWalk<__half>&, int,
                                                  cudaStream_t);
@@ -8,7 +8,7 @@ template void launch_backward<RnnCell<true>, F16>(const WalkPlan&, const Backwar
                                                   cudaStream_t);
 template void launch_forward<RnnCell<false>, F16>(const WalkPlan&, const ForwardWalk<__half>&, int,
                                                   cudaStream_t);
-template void launch_backward<RnnCell<false>, F16>(const WalkPlan&, const BackwardWalk<__half>&, int,
-                                                   cudaStream_t);
+template void launch_backward<RnnCell<false>, F16>(const WalkPlan&, const BackwardWalk<__half>&,
+                                                   int, cudaStream_t);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

@@ -1,6 +1,6 @@
-#include "../walk_launch.cuh"
+#include "cuda/team/walk_launch.cuh"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 template void launch_forward<RnnCell<true>, F32>(const WalkPlan&, const ForwardWalk<float>&, int,
                                                  cudaStream_t);
@@ -11,4 +11,4 @@ template void launch_forward<RnnCell<false>, F32>(const WalkPlan&, const Forward
 template void launch_backward<RnnCell<false>, F32>(const WalkPlan&, const BackwardWalk<float>&, int,
                                                    cudaStream_t);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

@@ -1,6 +1,6 @@
-#include "../walk_launch.cuh"
+#include "cuda/team/walk_launch.cuh"
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 
 template void launch_forward<RnnCell<true>, Tf32>(const WalkPlan&, const ForwardWalk<float>&, int,
                                                   cudaStream_t);
@@ -8,7 +8,7 @@ template void launch_backward<RnnCell<true>, Tf32>(const WalkPlan&, const Backwa
                                                    cudaStream_t);
 template void launch_forward<RnnCell<false>, Tf32>(const WalkPlan&, const ForwardWalk<float>&, int,
                                                    cudaStream_t);
-template void launch_backward<RnnCell<false>, Tf32>(const WalkPlan&, const BackwardWalk<float>&, int,
-                                                    cudaStream_t);
+template void launch_backward<RnnCell<false>, Tf32>(const WalkPlan&, const BackwardWalk<float>&,
+                                                    int, cudaStream_t);
 
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda

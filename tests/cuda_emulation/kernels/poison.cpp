@@ -2,11 +2,11 @@
 // and scratch begin as NaN, so that a number that depends on memory which no kernel wrote shows.
 #include <cstring>
 
-#include "backend.h"
+#include "layer/backend.h"
 
 extern "C" const fusedrnn::Backend* fusedrnn_cuda_backend();
 
-namespace fusedrnn {
+namespace fusedrnn::cuda {
 namespace {
 
 void poison(void* data, int64_t count, Dtype dtype) {
@@ -57,11 +57,11 @@ const char* backward(const BackwardProblem& p, const Context& context) {
 }
 
 }  // namespace
-}  // namespace fusedrnn
+}  // namespace fusedrnn::cuda
 
 extern "C" __attribute__((visibility("default"))) const fusedrnn::Backend*
 fusedrnn_emulated_backend() {
-  static const fusedrnn::Backend backend = {fusedrnn::forward, fusedrnn::backward,
+  static const fusedrnn::Backend backend = {fusedrnn::cuda::forward, fusedrnn::cuda::backward,
                                             fusedrnn_cuda_backend()->even_rows};
   return &backend;
 }

@@ -1,0 +1,140 @@
+// What the forward and the backward walk share: where the steps and the rows of a sequence are, and
+// how a kernel is launched.
+#pragma once
+
+#include "arithmetic.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/plan.h"
+#include "team.cuh"
+
+namespace fusedrnn::cuda {
+
+constexpr int kMostThreads = kMostWarps * kLanes;
+
+// The same for both directions. Teams of one direction come after each other, those of the second
+// behind them.
+struct WalkProblem {
+  int H = 0, Hp = 0, B = 0, y_row = 0;
+  const int64_t* offsets = nullptr;  // [T + 1] on the device, packed only
+  int tiles = 0;                     // teams of a direction
+};
+
+// The sequences of one team: their places among all, and the steps that they have.
+struct Sequences {
+  const WalkProblem& p;
+  int first;  // of all
+  int count;  // the last team's may be fewer than its rows
+
+  __device__ __forceinline__ Sequences(const WalkProblem& problem, int tile, int rows)
+      : p(problem), first(tile * rows), count(p.B - first < rows ? p.B - first : rows) {}
+
+  // The rows of a step in arrays of [rows][...].
+  struct Moment {
+    int row = 0;    // of this team's first sequence
+    int alive = 0;  // sequences of this team that have this step
+  };
+  __device__ __forceinline__ Moment moment(int t) const {
+    if (!p.offsets) return {t * p.B + first, count};
+    const int row = static_cast<int>(p.offsets[t]);
+    const int left = static_cast<int>(p.offsets[t + 1]) - row - first;
+    return {row + first, left < count ? left : count};
+  }
+
+  // The first of the steps [begin, end) that none of them has.
+  __device__ __forceinline__ int end_of(int begin, int end) const {
+    if (!p.offsets) return end;
+    while (begin < end) {
+      const int middle = (begin + end) / 2;
+      if (moment(middle).alive > 0)
+        begin = middle + 1;
+      else
+        end = middle;
+    }
+    return begin;
+  }
+};
+using Moment = Sequences::Moment;
+
+// The steps that a team walks, [begin, end) in t.
+struct Steps {
+  int begin = 0, end = 0;
+  bool backwards = false;
+
+  __device__ __forceinline__ int count() const { return end > begin ? end - begin : 0; }
+  // t of the walk's s-th step.
+  __device__ __forceinline__ int at(int s) const { return backwards ? end - 1 - s : begin + s; }
+};
+
+// Where a thread is: in the team, the block, the warp, and in a tile of sums (arithmetic.cuh).
+struct Seat {
+  int direction, tile;        // of the grid's teams
+  int warp, lane, group, t4;  // t4: of a quad of lanes
+  unsigned team_size;
+
+  __device__ __forceinline__ Seat(const WalkProblem& p, int blocks)
+      : warp(static_cast<int>(threadIdx.x) / kLanes),
+        lane(static_cast<int>(threadIdx.x) % kLanes),
+        group(lane / 4),
+        t4(lane % 4),
+        team_size(static_cast<unsigned>(blocks)) {
+    const int team = static_cast<int>(blockIdx.x / team_size);
+    direction = team / p.tiles, tile = team % p.tiles;
+  }
+};
+
+// What a thread knows in either walk.
+template <class Walk, class Team>
+struct Walker {
+  __device__ __forceinline__ Walker(const Walk& walk, char* shared)
+      : w_(walk),
+        z_(walk.sizes),
+        seat_(walk, walk.sizes.blocks),
+        d_(walk.direction[seat_.direction]),
+        shared_(shared),
+        team_(reinterpret_cast<uint64_t*>(shared + walk.sizes.barriers), seat_.team_size),
+        sequences_(walk, seat_.tile, walk.sizes.rows),
+        first_unit_(static_cast<int>(team_.rank()) * walk.sizes.units) {}
+
+  const Walk& w_;
+  const decltype(Walk::sizes)& z_;
+  const Seat seat_;
+  const typename Walk::Direction& d_;
+  char* const shared_;
+  const Team team_;
+  const Sequences sequences_;
+  const int first_unit_;  // of this block
+};
+
+// Whether this architecture has what a kernel needs; where it has not, the kernel is empty.
+template <class A, class Team>
+constexpr bool kRunsHere =
+#if defined(__CUDA_ARCH__)
+    __CUDA_ARCH__ >= 10 * A::kSince && __CUDA_ARCH__ >= 10 * Team::kSince;
+#else
+    true;
+#endif
+
+// Launches the teams of all directions, the blocks of one next to each other: its cluster.
+template <class Team, class Walk>
+void launch_teams(const char* what, void (*kernel)(Walk), const Walk& walk, const WalkPlan& plan,
+                  int directions, cudaStream_t stream) {
+  const unsigned blocks = static_cast<unsigned>(walk.sizes.blocks);
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {blocks, 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks * static_cast<unsigned>(walk.tiles * directions));
+  config.blockDim = dim3(static_cast<unsigned>(walk.sizes.warps * kLanes));
+  config.dynamicSmemBytes = static_cast<size_t>(walk.sizes.bytes);
+  config.stream = stream;
+  if (Team::kind == CudaTeam::cluster) config.attrs = &cluster, config.numAttrs = 1;
+  // Of the function, not of the launch: the same for all, whoever else launches it now.
+  check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_limit),
+      what);
+  if (blocks > kPortableBlocks)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), what);
+  check(cudaLaunchKernelEx(&config, kernel, walk), what);
+}
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,187 @@
+// The sizes of a team's walk, as the plan and the kernels both need them: who has which part of
+// W_hh, and where everything lies in a block's shared memory. No CUDA in here.
+//
+// A team of `blocks` blocks walks the steps of `rows` sequences in one direction. Block r has the
+// units [r * units, (r + 1) * units): the rows of W_hh of all their gates. Products run on
+// fragments: 16 rows by `depth` columns of weights, 512 bytes, of which a warp holds some in its
+// registers and the rest in shared memory, in the order in which it uses them.
+//
+//   forward    weights [16 = 8 units x 2 gates][k = hidden units]   times   h [k][8 sequences]
+//   backward   weights [16 = hidden units][k = own gates, units]    times   dgates [k][8 sequences]
+//
+// Forward, the eight-row halves of fragments are the gates of eight units one after the other:
+// LSTM (i f)(g o), a "group" of 8 units; GRU (n' r)(z n')(r z) and RNN (h h), groups of 16. So a
+// lane has all gates of its units. A group's product may be cut into `parts` along k, for as many
+// warps.
+//
+// The right operand lies in blocks of 16 bytes along k (8 halves or 4 floats) and 8 sequences,
+// which ldmatrix reads without bank conflicts, a block's units in one piece:
+//
+//   [rows / 8][k / per block][8 sequences][16 bytes]
+#pragma once
+
+#include "layer/problem.h"
+
+namespace fusedrnn::cuda {
+
+enum class CudaTeam : int {
+  stepwise,  // none: per step one matrix product and one fused kernel
+  block,     // one block
+  cluster,   // the blocks of a cluster
+};
+
+// How the recurrent product is made. All sum in fp32.
+enum class Arithmetic : int { f32, tf32, bf16, f16 };
+
+constexpr bool is_half(Arithmetic a) { return a == Arithmetic::bf16 || a == Arithmetic::f16; }
+constexpr int bytes_of(Arithmetic a) { return is_half(a) ? 2 : 4; }
+constexpr int depth_of(Arithmetic a) { return is_half(a) ? 16 : 8; }
+
+constexpr int kLanes = 32;
+constexpr int kMostWarps = 12;  // 384 threads, so that one has 168 registers
+constexpr int kColumns = 8;     // sequences of one product
+constexpr int kTile = 16;       // rows of a fragment; units of a block come in as many
+constexpr int kFragmentBytes = 512;
+constexpr int kCoreBytes = 128;                       // 8 sequences x 16 bytes of an operand
+constexpr int kPortableBlocks = 8, kMostBlocks = 16;  // of a cluster
+
+// Fragments of weights that a warp holds in registers, four registers of a thread each: forward the
+// first steps of k of its first group, backward the first steps of k of its first tiles; as many as
+// compile without spills. Without tensor cores weights are read from shared memory by whoever needs
+// them.
+constexpr int kHeldTiles = 3;
+
+constexpr int halves_of(Cell cell) { return gates_of(cell) % 2 ? 2 : 1; }  // eights in a group
+constexpr int tiles_of(Cell cell) { return gates_of(cell) * halves_of(cell) / 2; }  // of a group
+
+constexpr int held_forward(Cell cell, Arithmetic a) {  // steps of k
+  const int fragments = a == Arithmetic::tf32 || cell == Cell::gru ? 16 : 20;
+  return a == Arithmetic::f32 ? 0 : fragments / tiles_of(cell);
+}
+constexpr int held_backward(Arithmetic a, CudaTeam team) {
+  return a == Arithmetic::f32 ? 0 : a == Arithmetic::tf32 || team == CudaTeam::block ? 6 : 7;
+}
+
+constexpr int least(int a, int b) { return a < b ? a : b; }
+constexpr int most(int a, int b) { return a < b ? b : a; }
+constexpr int cut(int n, int by) { return (n + by - 1) / by; }
+
+// Lays regions of shared memory out one after the other.
+struct Regions {
+  int bytes = 0;
+  constexpr int take(int count) {
+    const int at = bytes;
+    bytes += (count + 127) / 128 * 128;
+    return at;
+  }
+};
+
+// What a plan decides of a walk.
+struct Team {
+  int blocks = 1, units = 0, rows = 0;
+  constexpr CudaTeam kind() const { return blocks == 1 ? CudaTeam::block : CudaTeam::cluster; }
+};
+
+// Forward, the slices of h go to the other blocks by stores of 16 bytes, which arrive first, or if
+// they are larger than this by bulk copies, which one thread starts.
+constexpr int kBulkBytes = 2048;
+
+// Offsets in bytes from the start of a block's shared memory.
+struct WalkSizes {
+  int blocks = 1, units = 0, rows = 0;
+  int warps = 0;
+  int steps = 0;         // of k
+  int turns = 1;         // groups (backward: tiles) of a warp, one after the other
+  int columns = 0;       // eights of sequences
+  int operand = 0;       // bytes of the right operand, of which there are two in turn
+  int column_bytes = 0;  // of it, for 8 sequences
+  int fragments = 0, fragments_of_warp = 0;
+  int state = 0;
+  int barriers = 0;
+  int bytes = 0;
+};
+
+struct ForwardSizes : WalkSizes {
+  int groups = 0, parts = 1;
+  int leaders = 0;     // warps of one part; the first part's, or first two's, compute the cells
+  int part_steps = 0;  // of k
+  int sums = 0, biases = 0;
+};
+
+constexpr ForwardSizes forward_sizes(Cell cell, Arithmetic arithmetic, const Team& team) {
+  ForwardSizes s;
+  s.blocks = team.blocks, s.units = team.units, s.rows = team.rows;
+  s.columns = team.rows / kColumns;
+  const int k = team.blocks * team.units, G = gates_of(cell), halves = halves_of(cell);
+  s.steps = k / depth_of(arithmetic);
+  s.groups = team.units / (8 * halves);
+  s.turns = cut(s.groups, kMostWarps);
+  s.leaders = cut(s.groups, s.turns);
+  s.parts = s.turns > 1 ? 1 : most(1, least(kMostWarps / s.leaders, s.steps));
+  s.part_steps = cut(s.steps, s.parts);
+  s.parts = cut(s.steps, s.part_steps);  // none of them empty
+  s.warps = s.leaders * s.parts;
+  const int held = least(s.part_steps, held_forward(cell, arithmetic));
+  s.fragments_of_warp = (s.turns * s.part_steps - held) * tiles_of(cell);
+
+  Regions regions;
+  s.column_bytes = kColumns * k * bytes_of(arithmetic);
+  s.operand = s.columns * s.column_bytes;
+  regions.take(2 * s.operand);
+  s.fragments = regions.take(s.warps * s.fragments_of_warp * kFragmentBytes);
+  s.sums = regions.take(s.parts > 1 ? 2 * s.parts * s.groups * tiles_of(cell) * kLanes * 16 : 0);
+  s.biases = regions.take((G + 1) * team.units * 4);
+  s.state = regions.take(s.turns * s.columns * halves * 2 * 2 * s.leaders * kLanes * 4);
+  s.barriers = regions.take(16);
+  s.bytes = regions.bytes;
+  return s;
+}
+
+struct BackwardSizes : WalkSizes {
+  int inbox = 0, inbox_bytes = 0;  // of which there are two in turn
+  int tiles = 0;                   // of 16 hidden units
+  int full_warps = 0;              // that have `turns` tiles; the others have one fewer
+  int fragments_of_other = 0;
+  int block_tiles = 0;                // of one block's units
+  int hop_blocks = 0, hop_tiles = 0;  // from a warp's tile to its next: blocks, tiles beyond them
+  int items = 0;                      // eights of units times eights of sequences
+  bool shared_items = false;          // two warps have an item each, one every second sequence
+};
+
+constexpr BackwardSizes backward_sizes(Cell cell, Arithmetic arithmetic, const Team& team) {
+  BackwardSizes s;
+  s.blocks = team.blocks, s.units = team.units, s.rows = team.rows;
+  s.columns = team.rows / kColumns;
+  const int k = gates_of(cell) * team.units;
+  s.steps = k / depth_of(arithmetic);
+  s.tiles = team.blocks * team.units / kTile;
+  s.items = team.units / 8 * s.columns;
+  s.warps = least(kMostWarps, most(s.tiles, s.items));
+  if (2 * s.items <= kMostWarps) s.warps = most(s.warps, 2 * s.items);
+  s.shared_items = 2 * s.items <= s.warps;
+  s.turns = cut(s.tiles, s.warps);
+  s.block_tiles = team.units / kTile;
+  s.hop_blocks = s.warps / s.block_tiles, s.hop_tiles = s.warps % s.block_tiles;
+  s.full_warps = s.tiles - (s.turns - 1) * s.warps;
+  const int held_steps = least(s.steps, held_backward(arithmetic, team.kind()));
+  const auto fragments = [&](int tiles) {
+    return tiles * s.steps - least(tiles, kHeldTiles) * held_steps;
+  };
+  s.fragments_of_warp = fragments(s.turns), s.fragments_of_other = fragments(s.turns - 1);
+
+  Regions regions;
+  s.column_bytes = kColumns * k * bytes_of(arithmetic);
+  s.operand = s.columns * s.column_bytes;
+  regions.take(2 * s.operand);
+  s.inbox_bytes = team.blocks * team.units * team.rows * 4;
+  s.inbox = regions.take(2 * s.inbox_bytes);
+  s.fragments = regions.take(
+      (s.full_warps * s.fragments_of_warp + (s.warps - s.full_warps) * s.fragments_of_other) *
+      kFragmentBytes);
+  s.state = regions.take(cut(s.items, s.warps) * 4 * s.warps * kLanes * 4);
+  s.barriers = regions.take(16);
+  s.bytes = regions.bytes;
+  return s;
+}
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,371 @@
+// The backward walk of a team, from the last step to the first. A block keeps the rows of W_hh that
+// are its own units', as forward. Per step:
+//
+//   dh of the own units = what everyone sent + what passes by the product + dy   (in that order)
+//   dh, dc and what forward kept -> gradients of the own gates     (dc never leaves its thread)
+//   gradients -> memory, for the large products after the walk, and the right operand
+//   own rows of W_hh, transposed, times the gradients -> this block's share of everyone's dh, each
+//   tile sent to the block whose units it is, as soon as it is there
+//
+// The shares are added in the order of the blocks' ranks.
+#pragma once
+
+#include "cells/cell.h"
+#include "walk.cuh"
+
+namespace fusedrnn::cuda {
+
+template <class E>
+struct BackwardWalk : WalkProblem {
+  BackwardSizes sizes;
+  int T = 0;
+  struct Direction {
+    const E* w_hh = nullptr;     // [G][H][H]
+    const E* hx = nullptr;       // [B][H], null: zeros
+    const E* grad_hn = nullptr;  // [B][H], null: zeros
+    const E* grad_cn = nullptr;
+    const E* grad_y = nullptr;  // rows of y_row, null: zeros
+    const E* y = nullptr;       // rows of y_row
+    const E* save = nullptr;    // [rows][saved][Hp]
+    E* grads = nullptr;         // [rows][grads][H]
+    E* grad_hx = nullptr;       // [B][H] or null
+    E* grad_cx = nullptr;
+  } direction[kMaxDirections];
+};
+
+template <class C, class A, class Team>
+class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
+  using E = typename A::E;
+  using Base = Walker<BackwardWalk<E>, Team>;
+  using Base::sequences_, Base::first_unit_;
+  using Base::w_, Base::z_, Base::seat_, Base::d_, Base::shared_, Base::team_;
+  static constexpr int kSaved = C::saved ? C::saved : 1;
+  static constexpr int kHeld = held_backward(A::arithmetic, Team::kind);  // steps of k
+  using Held = HeldWeights<A, kHeldTiles, kHeld>;
+
+ public:
+  __device__ __forceinline__ BackwardWalker(const BackwardWalk<E>& walk, char* shared)
+      : Base(walk, shared),
+        first_to_(seat_.warp / z_.block_tiles),
+        first_local_(seat_.warp % z_.block_tiles) {}
+
+  __device__ __forceinline__ void run() {
+    Held held;
+    if (A::has_pairs(d_.w_hh, w_.H))
+      load_weights<true>(held);
+    else
+      load_weights<false>(held);
+    load_states();
+    Steps steps;  // those of forward: the walk takes them from the last to the first
+    steps.end = sequences_.end_of(0, w_.T), steps.backwards = seat_.direction == 1;
+    const int count = steps.count();
+    team_.begin();
+
+    int alive_after = 0;  // sequences that have the step after this one
+    Moment now = moment(steps, count - 1), before = moment(steps, count - 2);
+    const Item first = first_item();
+    Kept kept;
+    if (exists(first)) load_kept(first, now, before, kept);
+    Found found;
+    int sent = 0;  // exchanges
+    for (int s = count - 1; s >= 0; --s, ++sent) {
+      char* const operand = shared_ + (sent & 1) * z_.operand;
+      const Moment further = moment(steps, s - 2);
+      if (sent > 0) team_.wait_for_sent(sent - 1);
+      Item latest = first;
+#pragma unroll 1
+      for (Item item = first; exists(item); latest = item, item = next(item)) {
+        if (item.turn > 0) {
+          store(latest, now, found);
+          load_kept(item, now, before, kept);
+        }
+        update(item, now, alive_after, kept, sent, operand, found);
+      }
+      __syncthreads();
+      if (exists(first)) {
+        store(latest, now, found);
+        if (s > 0) load_kept(first, before, further, kept);
+      }
+      alive_after = now.alive, now = before, before = further;
+      if (s == 0 && !d_.grad_hx) continue;
+      team_.expect(sent, z_.inbox_bytes);
+      multiply(held, operand, sent);
+    }
+    if (d_.grad_hx && sent > 0) team_.wait_for_sent(sent - 1);
+    store_states(alive_after, sent);
+    team_.end();
+  }
+
+ private:
+  // 8 units by 8 sequences, of which a lane has one unit of two sequences; or, where there are two
+  // warps for each item, one. A warp's items are as many apart as there are warps.
+  struct Item {
+    int turn, eight, column;
+  };
+  __device__ __forceinline__ Item first_item() const {
+    const int eights = z_.units / 8;
+    const int item = z_.shared_items && seat_.warp >= z_.items ? seat_.warp - z_.items : seat_.warp;
+    return {0, item % eights, item / eights};
+  }
+  __device__ __forceinline__ bool mine(int j) const {
+    return !z_.shared_items || (seat_.warp >= z_.items) == (j == 1);
+  }
+  __device__ __forceinline__ Item next(Item item) const {
+    ++item.turn;
+    for (item.eight += z_.warps; item.eight >= z_.units / 8; item.eight -= z_.units / 8)
+      ++item.column;
+    return item;
+  }
+  __device__ __forceinline__ bool exists(const Item& item) const {
+    return item.column < z_.columns;
+  }
+  __device__ __forceinline__ int own_unit(const Item& item) const {  // of the block's
+    return item.eight * 8 + seat_.group;
+  }
+  // A lane's sequence among the team's.
+  __device__ __forceinline__ int sequence(const Item& item, int j) const {
+    return item.column * kColumns + 2 * seat_.t4 + j;
+  }
+
+  // What forward kept of a lane's unit, and what the loss says of it, for two sequences. Not
+  // packed: that would wait for the loads.
+  struct Kept {
+    E save[2][kSaved], dy[2];
+    E h[2];  // GRU: of the step before; RNN: of this one
+  };
+  // Gradients of a lane's unit that are not stored yet.
+  struct Found {
+    Pair<E> grads[C::grads];
+  };
+
+  __device__ __forceinline__ Moment moment(const Steps& steps, int s) const {
+    return s < 0 ? Moment() : sequences_.moment(steps.at(s));
+  }
+  // Of all threads' state: what of dh has not come through a product, and dc.
+  __device__ __forceinline__ float& state(const Item& item, int j, int kind) const {
+    float* const all = reinterpret_cast<float*>(shared_ + z_.state);
+    return all[((item.turn * 2 + j) * 2 + kind) * static_cast<int>(blockDim.x) +
+               static_cast<int>(threadIdx.x)];
+  }
+  __device__ __forceinline__ int held_steps() const { return z_.steps < kHeld ? z_.steps : kHeld; }
+  __device__ __forceinline__ char* stored_weights() const {
+    const int beyond = seat_.warp > z_.full_warps ? seat_.warp - z_.full_warps : 0;
+    return shared_ + z_.fragments +
+           ((seat_.warp - beyond) * z_.fragments_of_warp + beyond * z_.fragments_of_other) *
+               kFragmentBytes;
+  }
+  // Tiles of this warp from `turn` on, at most kHeldTiles.
+  __device__ __forceinline__ int tiles_from(int turn) const {
+    const int left = (seat_.warp < z_.full_warps ? z_.turns : z_.turns - 1) - turn;
+    return left < kHeldTiles ? left : kHeldTiles;
+  }
+  // [column][block][unit][8 sequences]: what the blocks sent in an exchange.
+  __device__ __forceinline__ float* inbox(int exchange, int column, int from) const {
+    char* const all = shared_ + z_.inbox + (exchange & 1) * z_.inbox_bytes;
+    return reinterpret_cast<float*>(all) + (column * z_.blocks + from) * z_.units * kColumns;
+  }
+
+  template <bool kPairs>
+  __device__ __forceinline__ void load_weights(Held& held) const {
+    char* stored = stored_weights();
+    for (int turn = 0; turn < z_.turns; turn += kHeldTiles) {
+      const int tiles = tiles_from(turn);
+      const auto fetch = [&](int k, int tile) {
+        const int own = k * A::kDepth, unit = first_unit_ + own % z_.units;  // of one gate
+        const int gate = C::gate_of_product(own / z_.units) * w_.H + unit;
+        const int to = (seat_.warp + (turn + tile) * z_.warps) * kTile;
+        return A::template fetch<true, kPairs>(d_.w_hh, [&](int row, int column) {
+          return to + row < w_.H && unit + column < w_.H ? (gate + column) * w_.H + to + row : -1;
+        });
+      };
+      if (turn == 0)
+        stored = held.template load<true, true>(fetch, stored, z_.steps, tiles);
+      else
+        stored = held.template load<true, false>(fetch, stored, z_.steps, tiles);
+    }
+  }
+
+  // f(item, j, index in [B][H]) for the states of this thread.
+  template <class F>
+  __device__ __forceinline__ void for_states(const F& f) const {
+#pragma unroll 1
+    for (Item item = first_item(); exists(item); item = next(item))
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int unit = first_unit_ + own_unit(item), b = sequence(item, j);
+        const bool there = b < sequences_.count && unit < w_.H;
+        if (mine(j))
+          f(item, j, there ? static_cast<int64_t>(sequences_.first + b) * w_.H + unit : -1);
+      }
+  }
+  __device__ __forceinline__ void load_states() const {
+    for_states([&](const Item& item, int j, int64_t at) {
+      state(item, j, 0) = at >= 0 && d_.grad_hn ? widen(d_.grad_hn[at]) : 0.0f;
+      state(item, j, 1) = at >= 0 && d_.grad_cn ? widen(d_.grad_cn[at]) : 0.0f;
+    });
+  }
+  __device__ __forceinline__ void store_states(int alive, int sent) const {
+    for_states([&](const Item& item, int j, int64_t at) {
+      if (d_.grad_hx) {
+        float dh[2];
+        load_dh(item, alive, sent, dh);
+        if (at >= 0) narrow(dh[j], d_.grad_hx[at]);
+      }
+      if (at >= 0 && d_.grad_cx) narrow(state(item, j, 1), d_.grad_cx[at]);
+    });
+  }
+
+  __device__ __forceinline__ void load_kept(const Item& item, const Moment& now,
+                                            const Moment& before, Kept& kept) const {
+    const int unit = first_unit_ + own_unit(item), width = C::saved * w_.Hp;
+    const auto from = [&](const E* array, int64_t offset) {
+      return array ? array + offset + unit : nullptr;
+    };
+    const int64_t row = now.row, y_row = w_.y_row;
+    const E* const save = from(d_.save, row * width);
+    const E* const y = from(d_.y, row * y_row);
+    const E* const dy = from(d_.grad_y, row * y_row);
+    const E* const y_before = from(d_.y, before.row * y_row);
+    const E* const hx = from(d_.hx, static_cast<int64_t>(sequences_.first) * w_.H);
+    const E zero = narrowed<E>(0);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (!mine(j)) continue;
+      const int b = sequence(item, j);
+      const bool there = b < now.alive && unit < w_.H;
+      kept.dy[j] = there && dy ? dy[b * w_.y_row] : zero;
+#pragma unroll
+      for (int slot = 0; slot < kSaved; ++slot)
+        kept.save[j][slot] = there && C::saved ? save[b * width + slot * w_.Hp] : zero;
+      const bool goes_on = b < before.alive;
+      const E* const state = goes_on ? y_before + b * w_.y_row : hx ? hx + b * w_.H : nullptr;
+      kept.h[j] = zero;
+      if (C::has_carry && there && state) kept.h[j] = *state;
+      if (!C::saved && there) kept.h[j] = y[b * w_.y_row];
+    }
+  }
+
+  // dh of a lane's unit before dy: of sequences that had the step after, with the blocks' shares.
+  __device__ __forceinline__ void load_dh(const Item& item, int alive_after, int sent,
+                                          float (&dh)[2]) const {
+    float2 shares = {0, 0};
+    if (sent > 0) {
+      const float* share =
+          inbox(sent - 1, item.column, 0) + own_unit(item) * kColumns + 2 * seat_.t4;
+#pragma unroll 4
+      for (int from = 0; from < z_.blocks; ++from, share += z_.units * kColumns) {
+        const float2 both = *reinterpret_cast<const float2*>(share);
+        shares.x += both.x, shares.y += both.y;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (!mine(j)) continue;
+      dh[j] = state(item, j, 0);
+      if (sequence(item, j) < alive_after) dh[j] += j ? shares.y : shares.x;
+    }
+  }
+
+  __device__ __forceinline__ void update(const Item& item, const Moment& now, int alive_after,
+                                         const Kept& kept, int sent, char* operand,
+                                         Found& found) const {
+    float dh[2];
+    load_dh(item, alive_after, sent, dh);
+    const int own = own_unit(item);
+    char* const to = operand + item.column * z_.column_bytes;
+    E grads[C::grads][2] = {};
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (!mine(j)) continue;
+      const bool alive = sequence(item, j) < now.alive && first_unit_ + own < w_.H;
+      float save[kSaved], grad[C::grads], carry = 0, dc = state(item, j, 1);
+      float h = widen(kept.h[j]);
+#pragma unroll
+      for (int slot = 0; slot < kSaved; ++slot) save[slot] = widen(kept.save[j][slot]);
+      C::template backward<DeviceMath<float>>(save, h, dh[j] + widen(kept.dy[j]), dc, grad, carry);
+      state(item, j, 0) = !alive ? dh[j] : C::has_carry ? carry : 0.0f;
+      if (C::has_c && alive) state(item, j, 1) = dc;
+#pragma unroll
+      for (int slot = 0; slot < C::grads; ++slot) {
+        const float value = alive ? grad[slot] : 0.0f;
+        if (slot < C::products) A::put(to, slot * z_.units + own, 2 * seat_.t4 + j, value);
+        grads[slot][j] = narrowed<E>(value);
+      }
+    }
+#pragma unroll
+    for (int slot = 0; slot < C::grads; ++slot)
+      found.grads[slot].set(grads[slot][0], grads[slot][1]);
+  }
+
+  __device__ __forceinline__ void store(const Item& item, const Moment& now,
+                                        const Found& found) const {
+    const int unit = first_unit_ + own_unit(item), width = C::grads * w_.H;
+    E* const grads = d_.grads + static_cast<int64_t>(now.row) * width + unit;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int b = sequence(item, j);
+      if (!mine(j) || b >= now.alive || unit >= w_.H) continue;
+#pragma unroll
+      for (int slot = 0; slot < C::grads; ++slot) {
+        const int part = slot < C::products ? C::gate_of_product(slot) : slot;
+        grads[b * width + part * w_.H] = found.grads[slot].get(j);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply(const Held& held, const char* operand, int sent) const {
+#pragma unroll 1
+    for (int column = 0; column < z_.columns; ++column) {
+      const char* const from = operand + column * z_.column_bytes;
+      const char* stored = stored_weights();
+      int to = first_to_, local = first_local_;  // whose the next tile is, and which of theirs
+      for (int turn = 0; turn < z_.turns; turn += kHeldTiles) {
+        const int tiles = tiles_from(turn);
+        float sum[kHeldTiles][4];
+        if (turn == 0) {
+          held.template multiply<true>(sum, stored, from, z_.steps, tiles);
+          stored += (z_.steps - held_steps()) * tiles * kFragmentBytes;
+        } else {
+          held.template multiply<false>(sum, stored, from, z_.steps, tiles);
+          stored += z_.steps * tiles * kFragmentBytes;
+        }
+#pragma unroll
+        for (int tile = 0; tile < kHeldTiles; ++tile) {
+          if (tile >= tiles) continue;
+          send(to, local, column, sent, sum[tile]);
+          to += z_.hop_blocks, local += z_.hop_tiles;
+          if (local >= z_.block_tiles) local -= z_.block_tiles, ++to;
+        }
+      }
+    }
+  }
+
+  // A tile of sums to the block whose units it is. Neighbouring lanes exchange halves, so that each
+  // has four sequences of one unit: 16 bytes.
+  __device__ __forceinline__ void send(int to, int local, int column, int sent,
+                                       const float (&sum)[4]) const {
+    const bool odd = seat_.t4 % 2;
+    const float other[2] = {__shfl_xor_sync(~0u, odd ? sum[0] : sum[2], 1),
+                            __shfl_xor_sync(~0u, odd ? sum[1] : sum[3], 1)};
+    const float4 four = odd ? float4{other[0], other[1], sum[2], sum[3]}
+                            : float4{sum[0], sum[1], other[0], other[1]};
+    const int unit = local * kTile + seat_.group + (odd ? 8 : 0);
+    float* const place =
+        inbox(sent, column, static_cast<int>(team_.rank())) + unit * kColumns + seat_.t4 / 2 * 4;
+    team_.send(sent, reinterpret_cast<float4*>(place), four, static_cast<unsigned>(to));
+  }
+
+  const int first_to_, first_local_;  // of a warp's first tile: whose, which of theirs
+};
+
+template <class C, class A, class Team>
+__global__ void __launch_bounds__(kMostThreads, 1)
+    walk_backward(const __grid_constant__ BackwardWalk<typename A::E> walk) {
+  FUSEDRNN_DYNAMIC_SHARED(char, shared);
+  if constexpr (kRunsHere<A, Team>)
+    BackwardWalker<C, A, Team>(walk, shared).run();
+  else
+    __trap();
+}
+
+}  // namespace fusedrnn::cuda

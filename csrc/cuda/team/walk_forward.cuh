@@ -1,0 +1,376 @@
+// The forward walk of a team. Per step of a block, for each group of 8 or 16 of its units and each
+// 8 sequences:
+//
+//   h of all units (from everyone's last step) times the group's rows of W_hh  -> sums in registers
+//   sums + projected input + biases -> activations -> c, h         (c never leaves its thread)
+//   h of the own units -> the next operand, here and in the other blocks
+//   y and what backward needs -> memory, while h is on its way
+//
+// A group whose product is cut along k has as many warps. They exchange their sums, and two of them
+// share the cells: each adds the parts, in order, for every second sequence.
+#pragma once
+
+#include "cells/cell.h"
+#include "walk.cuh"
+
+namespace fusedrnn::cuda {
+
+template <class E>
+struct ForwardWalk : WalkProblem {
+  ForwardSizes sizes;
+  bool first = true, last = true;  // of the launches that one walk may be cut into
+  struct Direction {
+    int begin = 0, end = 0;         // steps of this launch
+    const Sum<E>* gates = nullptr;  // [rows from first_row][G][H] input projection
+    int first_row = 0;
+    const E* w_hh = nullptr;  // [G][H][H]
+    const E* b_ih = nullptr;  // [G][H] or null
+    const E* b_hh = nullptr;
+    const E* h_in = nullptr;  // [B][H], null: zeros
+    E* h_out = nullptr;
+    const E* c_in = nullptr;  // of the first launch; null: zeros
+    E* c_out = nullptr;       // of the last
+    Sum<E>* c = nullptr;      // [B][H] between launches
+    E* y = nullptr;           // rows of y_row
+    E* save = nullptr;        // [rows][saved][Hp] or null
+  } direction[kMaxDirections];
+};
+
+template <class C, class A, class Team>
+class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
+  using E = typename A::E;
+  using Base = Walker<ForwardWalk<E>, Team>;
+  using Base::sequences_, Base::first_unit_;
+  using Base::w_, Base::z_, Base::seat_, Base::d_, Base::shared_, Base::team_;
+  static constexpr int kHalves = halves_of(C::cell), kTiles = tiles_of(C::cell);
+  static constexpr int kUnits = 8 * kHalves;  // of a group
+  static constexpr int kSaved = C::saved ? C::saved : 1;
+  static constexpr int kStateKinds = C::has_c ? 2 : 1;                // h, c
+  static constexpr int kHeld = held_forward(C::cell, A::arithmetic);  // steps of k
+  using Held = HeldWeights<A, kTiles, kHeld>;
+
+ public:
+  __device__ __forceinline__ ForwardWalker(const ForwardWalk<E>& walk, char* shared)
+      : Base(walk, shared), part_(seat_.warp / z_.leaders), first_group_(seat_.warp % z_.leaders) {}
+
+  __device__ __forceinline__ void run() {
+    Held held;
+    if (A::has_pairs(d_.w_hh, w_.H))
+      load_weights<true>(held);
+    else
+      load_weights<false>(held);
+    load_biases();
+    load_states();
+    Steps steps;
+    steps.begin = d_.begin, steps.backwards = seat_.direction == 1;
+    steps.end = sequences_.end_of(d_.begin, d_.end);
+    const int count = steps.count();
+    team_.begin();
+
+    Moment now;
+    Inputs inputs;
+    Results results;
+    if (count > 0) now = sequences_.moment(steps.at(0));
+    if (count > 0 && works()) load_inputs(now, 0, 0, inputs);
+    for (int s = 0; s < count; ++s) {
+      const bool last = s + 1 == count;
+      char* const operand = shared_ + (s & 1) * z_.operand;
+      char* const next = shared_ + (~s & 1) * z_.operand;
+      if (s > 0) team_.wait_for_published(s - 1);
+#pragma unroll 1
+      for (int turn = 0; turn < z_.turns; ++turn) {
+#pragma unroll 1
+        for (int column = 0; column < z_.columns; ++column) {
+          if (group(turn) >= z_.groups) continue;
+          if (turn + column > 0 && works()) load_inputs(now, turn, column, inputs);
+          float sum[kTiles][4];
+          multiply(held, operand, turn, column, sum);
+          if (z_.parts > 1) add_parts(((s & 1) * z_.columns + column) & 1, sum);
+          if (!works()) continue;
+          if (turn + column > 0) store(now, results);
+          update(now, turn, column, inputs, sum, next, results);
+        }
+      }
+      if (!last)
+        team_.publish(s, next + slice_offset(), slice_bytes(), z_.columns, z_.column_bytes);
+      if (works()) store(now, results);
+      if (last) continue;
+      now = sequences_.moment(steps.at(s + 1));
+      if (works()) load_inputs(now, 0, 0, inputs);
+    }
+    store_states();
+    team_.end();
+  }
+
+ private:
+  // What the input projection says of the units of a lane: [half][column of two][slot].
+  struct Inputs {
+    float value[kHalves][2][C::inputs];
+  };
+  // What a lane has computed and not stored yet; h is with the states.
+  struct Results {
+    Pair<E> save[kHalves][kSaved];
+    int turn = 0, column = 0;
+  };
+
+  // Whether this warp computes cells, and those of the even or the odd sequences.
+  __device__ __forceinline__ bool works() const { return part_ < (z_.parts > 1 ? 2 : 1); }
+  __device__ __forceinline__ bool mine(int j) const { return z_.parts == 1 || part_ == j; }
+  __device__ __forceinline__ int group(int turn) const { return first_group_ + turn * z_.leaders; }
+  // A lane's unit in the first half of a group, as a column of W_hh.
+  __device__ __forceinline__ int unit_of(int turn) const {
+    return first_unit_ + group(turn) * kUnits + seat_.group;
+  }
+  // A lane's sequence among the team's.
+  __device__ __forceinline__ int sequence(int column, int j) const {
+    return column * kColumns + 2 * seat_.t4 + j;
+  }
+  // Of all threads' state: a lane's own h or c.
+  __device__ __forceinline__ float& state(int turn, int column, int half, int j, int kind) const {
+    const int index = (((turn * z_.columns + column) * kHalves + half) * 2 + j) * kStateKinds;
+    float* const all = reinterpret_cast<float*>(shared_ + z_.state);
+    return all[((index + kind) * z_.leaders + first_group_) * kLanes + seat_.lane];
+  }
+  __device__ __forceinline__ float* biases() const {  // [products][units], then the late input's
+    return reinterpret_cast<float*>(shared_ + z_.biases);
+  }
+  __device__ __forceinline__ int held_steps() const { return z_.steps < kHeld ? z_.steps : kHeld; }
+  __device__ __forceinline__ char* stored_weights() const {
+    return shared_ + z_.fragments + seat_.warp * z_.fragments_of_warp * kFragmentBytes;
+  }
+  __device__ __forceinline__ int steps_of_part() const {
+    const int left = z_.steps - part_ * z_.part_steps;
+    return left < z_.part_steps ? left : z_.part_steps;
+  }
+  __device__ __forceinline__ int slice_bytes() const {  // of 8 sequences
+    return z_.units / A::kPerCore * kCoreBytes;
+  }
+  __device__ __forceinline__ int slice_offset() const {
+    return first_unit_ / A::kPerCore * kCoreBytes;
+  }
+
+  template <bool kPairs>
+  __device__ __forceinline__ void load_weights(Held& held) const {
+    char* stored = stored_weights();
+    for (int turn = 0; turn < z_.turns; ++turn) {
+      const int first = first_unit_ + group(turn) * kUnits;
+      const int end = group(turn) < z_.groups ? w_.H : 0;  // of the units that there are
+      const auto fetch = [&](int k, int tile) {
+        const int from = (part_ * z_.part_steps + k) * A::kDepth;
+        return A::template fetch<false, kPairs>(d_.w_hh, [&](int row, int column) {
+          const int eight = tile * 2 + row / 8;  // 8 rows: one gate of 8 units
+          const int unit = first + eight / C::products * 8 + row % 8;
+          const int gate = C::gate_of_product(eight % C::products);
+          const bool there = unit < end && from + column < w_.H;
+          return there ? (gate * w_.H + unit) * w_.H + from + column : -1;
+        });
+      };
+      if (turn == 0)
+        stored = held.template load<false, true>(fetch, stored, steps_of_part(), kTiles);
+      else
+        stored = held.template load<false, false>(fetch, stored, z_.steps, kTiles);
+    }
+  }
+
+  __device__ __forceinline__ void load_biases() const {
+    const int count = (C::products + (C::has_late_input ? 1 : 0)) * z_.units;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+      const int slot = i / z_.units, unit = first_unit_ + i % z_.units;
+      float bias = 0;
+      if (unit < w_.H) {
+        const bool late = slot == C::products;
+        const int of_input = late ? C::inputs - 1 : C::input_of_product(slot);
+        if (d_.b_ih && of_input >= 0) bias += widen(d_.b_ih[of_input * w_.H + unit]);
+        if (d_.b_hh && !late) bias += widen(d_.b_hh[C::gate_of_product(slot) * w_.H + unit]);
+      }
+      biases()[i] = bias;
+    }
+  }
+
+  // h of all units to the first operand; h and c of the own ones to where their threads keep them.
+  __device__ __forceinline__ void load_states() const {
+    const int padded = z_.blocks * z_.units, count = padded * z_.rows;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+      const int unit = i % padded, row = i / padded;
+      char* const operand = shared_ + row / kColumns * z_.column_bytes;
+      A::put(operand, unit, row % kColumns, given(d_.h_in, row, unit));
+    }
+    for_states([&](int row, int unit, float& h, float& c) {
+      h = given(d_.h_in, row, unit);
+      if (!C::has_c) return;
+      c = w_.first ? given(d_.c_in, row, unit) : there(row, unit) ? d_.c[index(row, unit)] : 0.0f;
+    });
+  }
+  __device__ __forceinline__ void store_states() const {
+    for_states([&](int row, int unit, float& h, float& c) {
+      if (!there(row, unit)) return;
+      narrow(h, d_.h_out[index(row, unit)]);
+      if (!C::has_c) return;
+      if (w_.last)
+        narrow(c, d_.c_out[index(row, unit)]);
+      else
+        d_.c[index(row, unit)] = c;
+    });
+  }
+  __device__ __forceinline__ bool there(int row, int unit) const {
+    return row < sequences_.count && unit < w_.H;
+  }
+  __device__ __forceinline__ int64_t index(int row, int unit) const {  // in [B][H]
+    return static_cast<int64_t>(sequences_.first + row) * w_.H + unit;
+  }
+  __device__ __forceinline__ float given(const E* states, int row, int unit) const {
+    return states && there(row, unit) ? widen(states[index(row, unit)]) : 0.0f;
+  }
+  // f(sequence, unit, h, c) for the states of this thread.
+  template <class F>
+  __device__ __forceinline__ void for_states(const F& f) const {
+    if (!works()) return;
+    for (int turn = 0; turn < z_.turns; ++turn)
+      for (int column = 0; column < z_.columns; ++column)
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half)
+#pragma unroll
+          for (int j = 0; j < 2; ++j)
+            if (group(turn) < z_.groups && mine(j))
+              f(sequence(column, j), unit_of(turn) + half * 8, state(turn, column, half, j, 0),
+                state(turn, column, half, j, kStateKinds - 1));
+  }
+
+  __device__ __forceinline__ void load_inputs(const Moment& at, int turn, int column,
+                                              Inputs& inputs) const {
+    const int first = unit_of(turn), width = C::inputs * w_.H;
+    const float* const gates =
+        d_.gates + static_cast<int64_t>(at.row - d_.first_row) * width + first;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int b = sequence(column, j);
+      if (!mine(j)) continue;
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        const bool there = b < at.alive && first + half * 8 < w_.H;
+#pragma unroll
+        for (int slot = 0; slot < C::inputs; ++slot)
+          inputs.value[half][j][slot] = there ? gates[b * width + slot * w_.H + half * 8] : 0.0f;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply(const Held& held, const char* operand, int turn,
+                                           int column, float (&sum)[kTiles][4]) const {
+    const char* const from =
+        operand + column * z_.column_bytes + part_ * z_.part_steps * 2 * kCoreBytes;
+    if (turn == 0)
+      return held.template multiply<true>(sum, stored_weights(), from, steps_of_part(), kTiles);
+    const int before = (turn * z_.steps - held_steps()) * kTiles;
+    held.template multiply<false>(sum, stored_weights() + before * kFragmentBytes, from, z_.steps,
+                                  kTiles);
+  }
+
+  // The sums of a group's parts, added in order, for the sequences that are this warp's.
+  __device__ __forceinline__ void add_parts(int turn, float (&sum)[kTiles][4]) const {
+    float2* const all = reinterpret_cast<float2*>(shared_ + z_.sums);
+    const auto of_part = [&](int part, int tile, int j) -> float2& {
+      const int place = (turn * z_.parts + part) * z_.groups + first_group_;
+      return all[((place * kTiles + tile) * 2 + j) * kLanes + seat_.lane];
+    };
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) of_part(part_, tile, j) = {sum[tile][j], sum[tile][2 + j]};
+    ptx::barrier(1 + static_cast<unsigned>(first_group_), static_cast<unsigned>(z_.parts) * kLanes);
+    if (!works()) return;
+    part_ == 0 ? add_parts_of<0>(of_part, sum) : add_parts_of<1>(of_part, sum);
+  }
+  template <int j, class OfPart>
+  __device__ __forceinline__ void add_parts_of(const OfPart& of_part,
+                                               float (&sum)[kTiles][4]) const {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) sum[tile][j] = sum[tile][2 + j] = 0;
+#pragma unroll 1
+    for (int part = 0; part < z_.parts; ++part) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const float2 both = of_part(part, tile, j);
+        sum[tile][j] += both.x, sum[tile][2 + j] += both.y;
+      }
+    }
+  }
+
+  // The cell of a lane's units, from the sums of its group.
+  __device__ __forceinline__ void update(const Moment& at, int turn, int column,
+                                         const Inputs& inputs, const float (&sum)[kTiles][4],
+                                         char* next, Results& results) const {
+    results.turn = turn, results.column = column;
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+      const int unit = unit_of(turn) + half * 8;
+      const float* const bias = biases() + unit - first_unit_;
+      E save[kSaved][2] = {};
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (!mine(j)) continue;
+        const float* const input = inputs.value[half][j];
+        float product[C::products], kept[kSaved];
+#pragma unroll
+        for (int slot = 0; slot < C::products; ++slot) {
+          const int eight = half * C::products + slot, of_input = C::input_of_product(slot);
+          product[slot] = sum[eight / 2][eight % 2 * 2 + j] + bias[slot * z_.units];
+          if (of_input >= 0) product[slot] += input[of_input < 0 ? 0 : of_input];
+        }
+        float late = 0;
+        if (C::has_late_input) late = input[C::inputs - 1] + bias[C::products * z_.units];
+        const float h_before = state(turn, column, half, j, 0);
+        const float c_before = state(turn, column, half, j, kStateKinds - 1);
+        float c = c_before, h;
+        C::template forward<DeviceMath<float>>(product, late, h_before, c, h, kept);
+        const bool exists = unit < w_.H, alive = sequence(column, j) < at.alive;
+        h = widen(narrowed<E>(h));  // the next step sees what the caller sees
+        h = !alive ? h_before : exists ? h : 0.0f;
+        state(turn, column, half, j, 0) = h;
+        if (C::has_c) state(turn, column, half, j, 1) = !alive ? c_before : exists ? c : 0.0f;
+        A::put(next + column * z_.column_bytes, unit, 2 * seat_.t4 + j, h);
+#pragma unroll
+        for (int slot = 0; slot < kSaved; ++slot)
+          save[slot][j] = narrowed<E>(C::saved && exists ? kept[slot] : 0.0f);
+      }
+#pragma unroll
+      for (int slot = 0; slot < kSaved; ++slot)
+        results.save[half][slot].set(save[slot][0], save[slot][1]);
+    }
+  }
+
+  __device__ __forceinline__ void store(const Moment& at, const Results& results) const {
+    const int first = unit_of(results.turn), width = C::saved * w_.Hp;
+    E* const y = d_.y + static_cast<int64_t>(at.row) * w_.y_row + first;
+    E* const save = d_.save ? d_.save + static_cast<int64_t>(at.row) * width + first : nullptr;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int b = sequence(results.column, j);
+      if (!mine(j) || b >= at.alive) continue;
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        const int unit = first + half * 8;
+        const float h = state(results.turn, results.column, half, j, 0);
+        if (unit < w_.H) y[b * w_.y_row + half * 8] = narrowed<E>(h);
+        if (!save || unit >= w_.Hp) continue;
+#pragma unroll
+        for (int slot = 0; slot < kSaved; ++slot)
+          save[b * width + slot * w_.Hp + half * 8] = results.save[half][slot].get(j);
+      }
+    }
+  }
+
+  const int part_, first_group_;
+};
+
+template <class C, class A, class Team>
+__global__ void __launch_bounds__(kMostThreads, 1)
+    walk_forward(const __grid_constant__ ForwardWalk<typename A::E> walk) {
+  FUSEDRNN_DYNAMIC_SHARED(char, shared);
+  if constexpr (kRunsHere<A, Team>)
+    ForwardWalker<C, A, Team>(walk, shared).run();
+  else
+    __trap();
+}
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,208 @@
+// Introspection for Python: what was built, what this processor runs, how a call would be run, the
+// processor's limits. No torch in here; the ops are in a library of their own.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/capability.h"
+#include "cpu/peak.h"
+#include "cpu/plan.h"
+#include "cpu/processors.h"
+#include "cuda/plan.h"
+#include "layer/plan_override.h"
+#include "layer/version.h"
+
+namespace py = pybind11;
+
+namespace {
+
+fusedrnn::Dtype parse_dtype(const std::string& name) {
+  if (name == "float64") return fusedrnn::Dtype::f64;
+  if (name == "float32") return fusedrnn::Dtype::f32;
+  if (name == "bfloat16") return fusedrnn::Dtype::bf16;
+  if (name == "float16") return fusedrnn::Dtype::f16;
+  throw std::invalid_argument("dtype: expected float64, float32, bfloat16 or float16, got " + name);
+}
+
+int64_t positive(const char* name, int64_t value) {
+  if (value <= 0)
+    throw std::invalid_argument(std::string(name) + ": expected a positive number, got " +
+                                std::to_string(value));
+  return value;
+}
+
+py::dict cpu_plan(const fusedrnn::Shape& shape, int threads) {
+  using namespace fusedrnn::cpu;
+  const Plan p = plan_layer(shape, static_cast<int>(positive("threads", threads)));
+  py::dict d;
+  d["backend"] = "cpu";
+  d["capability"] = name_of(cpu_capability());
+  d["team"] = "ThreadTeam";
+  d["threads"] = p.threads;
+  d["direction_teams"] = p.direction_teams;
+  d["split"] = p.split == Split::batch ? "batch" : p.split == Split::units ? "units" : "none";
+  d["weights_in_place"] = p.in_place;
+  d["fuse_input"] = p.fuse_input;
+  d["forward_steps"] = p.forward_steps;
+  d["backward_steps"] = p.backward_steps;
+  return d;
+}
+
+py::dict walk_plan(const fusedrnn::cuda::WalkPlan& p) {
+  using namespace fusedrnn::cuda;
+  static constexpr const char* teams[] = {"stepwise", "block", "cluster"};
+  static constexpr const char* arithmetics[] = {"float32", "tf32", "bfloat16", "float16"};
+  py::dict d;
+  d["team"] = teams[static_cast<int>(p.team)];
+  d["step_ns"] = p.step_ns;
+  if (p.team == CudaTeam::stepwise) return d;
+  d["arithmetic"] = arithmetics[static_cast<int>(p.arithmetic)];
+  d["blocks"] = p.size.blocks;
+  d["units"] = p.size.units;
+  d["rows"] = p.size.rows;
+  d["warps"] = p.warps;
+  d["shared_bytes"] = p.shared_bytes;
+  d["teams"] = p.teams;
+  d["at_once"] = p.at_once;
+  return d;
+}
+
+py::dict cuda_plan(const fusedrnn::Shape& shape, const py::dict& gpu, bool allow_tf32) {
+  using namespace fusedrnn::cuda;
+  CudaDevice device;
+  const auto [major, minor] = gpu["capability"].cast<std::pair<int, int>>();
+  device.capability = 10 * major + minor;
+  device.multiprocessors = gpu["multiprocessors"].cast<int>();
+  device.shared_bytes = gpu["shared_bytes"].cast<int>();
+  device.guess_clusters();
+  const CudaPlan p = plan_cuda(shape, device, Pass::forward, allow_tf32);
+  py::dict d;
+  d["backend"] = "cuda";
+  d["units_per_thread"] = p.units_per_thread;
+  d["forward_steps"] = p.forward_steps;
+  d["forward"] = walk_plan(p.walk);
+  d["backward"] = walk_plan(plan_cuda(shape, device, Pass::backward, allow_tf32).walk);
+  return d;
+}
+
+py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, int64_t input_size,
+              int64_t hidden_size, int64_t proj_size, int directions, const std::string& dtype,
+              int threads, bool training, bool packed, const py::dict& gpu, bool allow_tf32) {
+  using namespace fusedrnn;
+  for (const std::string* const error : {&plan_override().error(), &cpu::cpu_capability_error()})
+    if (!error->empty()) throw std::invalid_argument(*error);
+  if (device != "cpu" && device != "cuda")
+    throw std::invalid_argument("device: expected cpu or cuda, got " + device);
+  if (cell < 0 || cell >= kCells)
+    throw std::invalid_argument("cell: expected 0 to " + std::to_string(kCells - 1) + ", got " +
+                                std::to_string(cell));
+  if (directions != 1 && directions != 2)
+    throw std::invalid_argument("directions: expected 1 or 2, got " + std::to_string(directions));
+  if (proj_size < 0)
+    throw std::invalid_argument("proj_size: expected at least 0, got " + std::to_string(proj_size));
+  Shape shape;
+  shape.cell = static_cast<Cell>(cell);
+  shape.dtype = parse_dtype(dtype);
+  shape.T = positive("time", time);
+  shape.B = positive("batch", batch);
+  shape.I = positive("input_size", input_size);
+  shape.H = positive("hidden_size", hidden_size);
+  shape.P = proj_size;
+  shape.rows = time * batch;
+  shape.directions = directions;
+  shape.training = training;
+  shape.prepacked = packed;
+  return device == "cpu" ? cpu_plan(shape, threads) : cuda_plan(shape, gpu, allow_tf32);
+}
+
+void override_plan(const std::string& text) {
+  const fusedrnn::PlanOverride wanted(text.c_str());
+  if (!wanted.error().empty()) throw std::invalid_argument(wanted.error());
+  fusedrnn_override_plan(text.c_str());
+}
+
+py::list names_of(const std::vector<fusedrnn::cpu::Capability>& capabilities) {
+  py::list names;
+  for (const fusedrnn::cpu::Capability c : capabilities) names.append(fusedrnn::cpu::name_of(c));
+  return names;
+}
+
+py::dict build_info() {
+  py::dict d;
+  d["version"] = fusedrnn_version();
+  d["compiler"] =
+#if defined(__clang__)
+      std::string("clang ") + __clang_version__;
+#else
+      std::string("gcc ") + __VERSION__;
+#endif
+  d["torch"] = FUSEDRNN_TORCH_VERSION;
+  d["cpu_targets"] = names_of(fusedrnn::cpu::compiled_capabilities());
+  std::string target;
+  py::list targets;
+  for (std::istringstream words(FUSEDRNN_CUDA_TARGETS); words >> target;) targets.append(target);
+  d["cuda_targets"] = targets;
+  return d;
+}
+
+void check_limit(int threads, double seconds) {
+  if (threads <= 0 || !(seconds > 0))
+    throw std::invalid_argument("threads, seconds: expected positive numbers");
+}
+
+void def_limit(py::module_& m, const char* name, double (*limit)(int, double), const char* doc) {
+  m.def(
+      name,
+      [limit](int threads, double seconds) {
+        check_limit(threads, seconds);
+        py::gil_scoped_release release;
+        return limit(threads, seconds);
+      },
+      py::arg("threads"), py::arg("seconds"), doc);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Introspection of the native part of fusedrnn.";
+  m.def("version", &fusedrnn_version);
+  m.def("build_info", &build_info);
+  m.def("cpu_capability", [] { return fusedrnn::cpu::name_of(fusedrnn::cpu::cpu_capability()); });
+  m.def("cpu_capability_error", &fusedrnn::cpu::cpu_capability_error,
+        "Why there is none, and calls are refused; empty if there is one.");
+  m.def("cpu_capabilities", [] { return names_of(fusedrnn::cpu::cpu_capabilities()); });
+  m.def("processor_capabilities", [] { return names_of(fusedrnn::cpu::processor_capabilities()); });
+  m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("time"), py::arg("batch"),
+        py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("directions"),
+        py::arg("dtype"), py::arg("threads"), py::arg("training"), py::arg("packed"),
+        py::arg("gpu"), py::arg("allow_tf32"));
+  m.def("override_plan", &override_plan, py::arg("text"),
+        "Uses `text` instead of FUSEDRNN_PLAN for the plans that are shown.");
+  m.def("usable_processors", &fusedrnn::cpu::usable_processors,
+        "How many processors a team may have: by affinity, quota and FUSEDRNN_PROCESSORS.");
+  m.def("quota_of", &fusedrnn::cpu::quota_of, py::arg("membership"), py::arg("root"),
+        "The quota, in processors, that control groups' files tell; 0 if none.");
+  def_limit(m, "fma_peak", &fusedrnn::cpu::fma_peak,
+            "Measured fp32 multiply-add peak in FLOP/s of `threads` threads together.");
+  def_limit(m, "bf16_peak", &fusedrnn::cpu::bf16_peak,
+            "The same of dot products of bf16; 0 where this processor has none.");
+  def_limit(m, "int8_peak", &fusedrnn::cpu::int8_peak,
+            "The same of dot products of int8, in operations per second.");
+  def_limit(m, "barrier_seconds", &fusedrnn::cpu::barrier_seconds,
+            "Measured seconds of one barrier of `threads` threads.");
+  m.def(
+      "read_bandwidth",
+      [](int64_t bytes, int threads, double seconds) {
+        positive("bytes", bytes);
+        check_limit(threads, seconds);
+        py::gil_scoped_release release;
+        return fusedrnn::cpu::read_bandwidth(bytes, threads, seconds);
+      },
+      py::arg("bytes"), py::arg("threads"), py::arg("seconds"),
+      "Measured bytes per second that `threads` threads read, each its own `bytes` repeatedly.");
+}

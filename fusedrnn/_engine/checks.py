@@ -1,0 +1,340 @@
+"""What is refused before any work is done, and with which exception.
+
+Types are those of torch.nn, so that code which catches them keeps working; messages are torch.nn's
+where that one says what is wrong, and name argument, expectation and value where it does not. The
+ops check again, in csrc/ops/layer_ops.cpp, whatever could make them leave their memory, and more:
+that all weights fit each other, and that batch sizes are positive, do not grow and add up to the
+input.
+
+The checks of a call that is in order are a few comparisons; everything else is in the functions
+that end in an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from fusedrnn.reference import CELLS, GATES, LSTM
+
+PACKED_IN_ONNX = (
+    "ONNX has no packed sequences, and this model calls a layer of fusedrnn with a PackedSequence. "
+    "To export it, call the layer with the padded tensor and lengths=, which becomes the "
+    "operator's sequence_lens"
+)
+"""What a packed layer answers to an exporter to ONNX."""
+
+
+def check_input(
+    name: str, input: Any, batch_sizes: Tensor | None, weights: Sequence[Tensor]
+) -> int:
+    """Checks the input of a network that messages call `name`; returns its dimensions."""
+    if not isinstance(input, Tensor):
+        reject_input(input)
+    dims = input.dim()
+    if batch_sizes is not None:
+        check_batch_sizes(batch_sizes)
+        if dims != 2:
+            raise RuntimeError(f"input must have 2 dimensions, got {dims}")
+    elif dims != 3 and dims != 2:
+        raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dims}D instead")
+    check_features(input, weights[0])
+    return dims
+
+
+def reject_input(input: Any) -> NoReturn:
+    """Raises the error for an `input` that is not a tensor."""
+    raise AttributeError(f"input: expected a torch.Tensor, got {_kind(input)}")
+
+
+def reject_nested(input: Tensor, batch_first: bool) -> NoReturn:
+    """Raises the error for a nested `input`, in which sequences have lengths of their own."""
+    jagged = batch_first and input.layout == torch.jagged
+    raise (ValueError if jagged else RuntimeError)(
+        f"input: expected a dense tensor, got a nested one ({input.layout}). Call the layer with "
+        "the padded tensor, torch.nested.to_padded_tensor(input, 0.0), and lengths=, or with "
+        "torch.nn.utils.rnn.pack_sequence(input.unbind(), enforce_sorted=False)"
+    )
+
+
+def check_features(input: Tensor, w_ih: Tensor) -> None:
+    """Checks dtype, device and last dimension of what `w_ih` projects."""
+    if input.dtype != w_ih.dtype and not torch._C._is_any_autocast_enabled():
+        check_dtype(input, w_ih)
+    if input.size(-1) != w_ih.size(1):
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {w_ih.size(1)}, got "
+            f"{input.size(-1)}"
+        )
+    if input.device != w_ih.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at "
+            f"{input.device} and parameter tensor at {w_ih.device}"
+        )
+
+
+def check_dtype(input: Tensor, w_ih: Tensor) -> None:
+    """Checks that `input` has the dtype of the weights."""
+    if input.dtype != w_ih.dtype:
+        of_model = f", or convert model: model.to({input.dtype})"
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({w_ih.dtype}). Convert "
+            f"input: input.to({w_ih.dtype})" + of_model * input.is_floating_point()
+        )
+
+
+def check_steps(steps: int) -> None:
+    """Checks that there is a step at all."""
+    if steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+
+
+def check_batch_sizes(batch_sizes: Any) -> None:
+    """Checks that `batch_sizes` can be batch sizes; their values are checked by the op."""
+    if not isinstance(batch_sizes, Tensor):
+        raise TypeError(f"batch_sizes: expected a torch.Tensor, got {_kind(batch_sizes)}")
+    if batch_sizes.dtype == torch.int64 and batch_sizes.dim() == 1 and len(batch_sizes) > 0:
+        return
+    got = (
+        "batch_sizes: expected a non-empty int64 tensor of shape (T,), got "
+        f"{batch_sizes.dtype} of shape {tuple(batch_sizes.shape)}"
+    )
+    if batch_sizes.numel() == 0:
+        raise IndexError(got)
+    if batch_sizes.is_floating_point() or batch_sizes.dim() != 1:
+        raise TypeError(got)
+    raise RuntimeError(got)
+
+
+def check_lengths(lengths: Any, input: Tensor, batch_sizes: Tensor | None = None) -> None:
+    """Checks the lengths of the sequences of `input` [T, B, I], but for their values."""
+    if batch_sizes is not None:
+        raise ValueError("lengths: expected None with a packed input, which has its own lengths")
+    if input.dim() != 3:
+        raise ValueError(
+            f"lengths: expected None without a batch, got lengths for an input of shape "
+            f"{tuple(input.shape)}"
+        )
+    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int64, torch.int32):
+        _reject_lengths(TypeError, lengths, input)
+    if lengths.dim() != 1 or lengths.size(0) != input.size(1):
+        _reject_lengths(RuntimeError, lengths, input)
+
+
+def check_length_values(lengths: Tensor, steps: int) -> None:
+    """Checks that no sequence is empty or longer than the input."""
+    outside = (lengths < 1) | (lengths > steps)
+    if outside.any():
+        at = int(outside.nonzero()[0])
+        raise RuntimeError(
+            f"lengths: expected values from 1 to {steps}, the steps of input, got "
+            f"{int(lengths[at])} at {at}"
+        )
+
+
+def check_checkpoint(checkpoint: Any) -> None:
+    """Checks how many steps lie between the states that are kept, None or a positive int."""
+    if checkpoint is None:
+        return
+    expected = "checkpoint: expected None or a positive int, the steps between two kept states, got"
+    if not isinstance(checkpoint, int) or isinstance(checkpoint, bool):
+        raise TypeError(f"{expected} {checkpoint!r} of {_kind(checkpoint)}")
+    if checkpoint < 1:
+        raise ValueError(f"{expected} {checkpoint}")
+
+
+def check_reset_after(reset_after: Any) -> None:
+    """Checks whether a GRU's reset gate comes after the recurrent product, a bool."""
+    if not isinstance(reset_after, bool):
+        raise TypeError(
+            "reset_after: expected a bool, whether the reset gate comes after the recurrent "
+            f"product, got {reset_after!r} of {_kind(reset_after)}"
+        )
+
+
+def check_weights(
+    cell: int, weights: Sequence[Tensor], num_layers: int, has_biases: bool, bidirectional: bool
+) -> None:
+    """Checks that there are as many weights as the layers and directions need."""
+    if num_layers <= 0:
+        raise ValueError("num_layers must be greater than zero")
+    parts = num_layers * (2 if bidirectional else 1)
+    each = 4 if has_biases else 2
+    if len(weights) == parts * each or (cell == LSTM and len(weights) == parts * (each + 1)):
+        for i, weight in enumerate(weights):
+            check_weight(f"weights[{i}]", weight)
+        return
+    projected = f", or {parts * (each + 1)} with projections" if cell == LSTM else ""
+    raise RuntimeError(
+        f"weights: expected {parts * each} tensors{projected} ({CELLS[cell]}, "
+        f"num_layers={num_layers}, bias={has_biases}, bidirectional={bidirectional}), "
+        f"got {len(weights)}"
+    )
+
+
+def check_weight(name: str, weight: Any, error: type[Exception] = TypeError) -> None:
+    """Checks that there is a weight where its name says so."""
+    if not isinstance(weight, Tensor):
+        raise error(f"{name}: expected a torch.Tensor, got {_kind(weight)}")
+
+
+def reject_options(names: Iterable[str], cls: str, known: Iterable[str]) -> NoReturn:
+    """Raises the error for arguments that a class does not have."""
+    if "proj_size" in names:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+    raise TypeError(
+        f"{cls}.__init__() got an unexpected keyword argument {next(iter(names))!r}; expected one "
+        f"of {', '.join(known)}"
+    )
+
+
+def split_state(hx: Any) -> tuple[Tensor, Tensor]:
+    """The pair of an LSTM's first h and first c."""
+    if type(hx) is tuple and len(hx) == 2:
+        return hx
+    expected = f"hx: expected a pair of tensors (h_0, c_0), got {_kind(hx)}"
+    try:
+        h = hx[0]
+        if not isinstance(h, Tensor):
+            raise AttributeError(f"{expected} of {_kind(h)}")
+        c = hx[1]
+    except (TypeError, IndexError) as error:
+        raise type(error)(expected) from None
+    if not isinstance(c, Tensor):
+        raise AttributeError(f"{expected} of {_kind(h)} and {_kind(c)}")
+    if isinstance(hx, Tensor):
+        raise TypeError(f"{expected} of shape {tuple(hx.shape)}")
+    if len(hx) != 2:
+        raise RuntimeError(f"lstm expects two hidden states; {expected} of {len(hx)}")
+    return h, c
+
+
+def check_states(
+    cell: int,
+    hx: Any,
+    cx: Any,
+    parts: int,
+    batch: int | None,
+    input: Tensor,
+    weights: Sequence[Tensor],
+) -> None:
+    """Checks the first states of `parts` layers and directions.
+
+    `batch` is how many sequences there are; None for one sequence, whose states have no batch.
+    """
+    w_hh = weights[1]
+    width = w_hh.size(1)
+    shape = (parts, width) if batch is None else (parts, batch, width)
+    if not isinstance(hx, Tensor) or hx.shape != shape:
+        _reject_shape(cell, hx, cx, 0, shape, input)
+    if hx.dtype != input.dtype or hx.device != input.device:
+        _check_like_input("hx[0]" if cell == LSTM else "hx", hx, input)
+    if cell == LSTM:
+        hidden_size = w_hh.size(0) // GATES[LSTM]
+        shape = (parts, hidden_size) if batch is None else (parts, batch, hidden_size)
+        if not isinstance(cx, Tensor) or cx.shape != shape:
+            _reject_shape(cell, hx, cx, 1, shape, input)
+        if cx.dtype != input.dtype or cx.device != input.device:
+            _check_like_input("hx[1]", cx, input)
+
+
+def check_cell(
+    cell: int, name: str, input: Tensor, hx: Any, cx: Any, weights: Sequence[Tensor]
+) -> bool:
+    """Checks what one step of a cell is given; returns whether it is one sequence, no batch."""
+    dims = input.dim()
+    if dims != 2 and dims != 1:
+        raise ValueError(f"{name}: Expected input to be 1D or 2D, got {dims}D instead")
+    w_ih, w_hh = weights[:2]
+    if input.size(-1) != w_ih.size(1):
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {input.size(-1)} expected {w_ih.size(1)}"
+        )
+    if input.dtype != w_ih.dtype or input.device != w_ih.device:
+        _check_like_input("weight_ih", w_ih, input)
+    if hx is not None:
+        hidden_size = w_hh.size(1)
+        shape = (input.size(0), hidden_size) if dims == 2 else (hidden_size,)
+        for which, state in enumerate((hx, cx) if cell == LSTM else (hx,)):
+            if not isinstance(state, Tensor) or state.shape != shape:
+                _reject_cell_state(cell, name, which, state, shape)
+            if state.dtype != input.dtype or state.device != input.device:
+                _check_like_input(f"hx[{which}]" if cell == LSTM else "hx", state, input)
+    return dims == 1
+
+
+def _reject_lengths(error: type[Exception], lengths: Any, input: Tensor) -> NoReturn:
+    got = f"{lengths.dtype} of shape {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else (
+        _kind(lengths)
+    )  # fmt: skip
+    raise error(
+        f"lengths: expected an int64 or int32 tensor of shape (B,) = ({input.size(1)},), got {got}"
+    )
+
+
+def _reject_shape(
+    cell: int, hx: Any, cx: Any, which: int, shape: tuple[int, ...], input: Tensor
+) -> NoReturn:
+    states = (hx, cx) if cell == LSTM else (hx,)
+    for state in states:
+        if not isinstance(state, Tensor):
+            raise AttributeError(f"hx: expected a torch.Tensor, got {_kind(state)}")
+    state, packed = states[which], len(shape) == 3 and input.dim() == 2
+    if packed or state.dim() == len(shape):
+        name = f"hidden[{which}]" if cell == LSTM else "hidden"
+        raise RuntimeError(f"Expected {name} size {shape}, got {list(state.shape)}")
+    kind = "unbatched 2-D" if len(shape) == 2 else "batched 3-D"
+    if cell == LSTM:
+        raise RuntimeError(
+            f"For {kind} input, hx and cx should also be {len(shape)}-D but got "
+            f"({hx.dim()}-D, {cx.dim()}-D) tensors"
+        )
+    raise RuntimeError(
+        f"For {kind} input, hx should also be {len(shape)}-D but got {hx.dim()}-D tensor"
+    )
+
+
+def _reject_cell_state(
+    cell: int, name: str, which: int, state: Any, shape: tuple[int, ...]
+) -> NoReturn:
+    if not isinstance(state, Tensor):
+        raise AttributeError(f"hx: expected a torch.Tensor, got {_kind(state)}")
+    if state.dim() not in (1, 2):
+        argument = f"hx[{which}]" if cell == LSTM else "hidden"
+        raise ValueError(f"{name}: Expected {argument} to be 1D or 2D, got {state.dim()}D instead")
+    hidden_size = shape[-1]
+    if state.dim() == 2 and len(shape) == 2 and state.size(0) == shape[0]:
+        raise RuntimeError(
+            f"hidden{which} has inconsistent hidden_size: got {state.size(1)}, expected "
+            f"{hidden_size}"
+        )
+    if len(shape) == 2:
+        raise RuntimeError(
+            f"Input batch size {shape[0]} doesn't match hidden{which} batch size {state.size(0)}"
+            + (f" of shape {tuple(state.shape)}" if state.dim() != 2 else "")
+        )
+    raise RuntimeError(
+        f"hidden{which} has inconsistent hidden_size: got shape {tuple(state.shape)}, expected "
+        f"{shape}"
+    )
+
+
+def _check_like_input(name: str, tensor: Tensor, input: Tensor) -> None:
+    """Checks device and dtype; under autocast dtypes may differ."""
+    if tensor.device != input.device:
+        kind = "parameter" if name.startswith("weight") else "hidden"
+        raise RuntimeError(
+            f"Input and {kind} tensors are not at the same device, found input tensor at "
+            f"{input.device} and {kind} tensor {name} at {tensor.device}"
+        )
+    if not torch._C._is_any_autocast_enabled():
+        raise RuntimeError(
+            f"{name}: expected the dtype of the input, {input.dtype}, got {tensor.dtype}"
+        )
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
