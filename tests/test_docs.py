@@ -1,8 +1,9 @@
 """The documentation is true: what it shows runs, and what it links to is there.
 
-- Every Python block of the README and of docs/*.md runs, a page's blocks one after the other in
-  one namespace, and prints what the page shows as `output`. `<!-- not run: why -->` before a block
-  excuses it, `<!-- needs torch 2.11 -->` where torch is older.
+- Every Python block of the README, of CONTRIBUTING.md and of docs/*.md runs, a page's blocks one
+  after the other in one namespace, and prints what the page shows as `output`.
+  `<!-- not run: why -->` before a block excuses it, `<!-- needs torch 2.11 -->` where torch is
+  older.
 - Every message of docs/troubleshooting.md comes up: the block after it raises it. Where that needs
   what is not here, the comment before it says so and names the file that has the message.
 - Every `>>>` example of the docstrings gives what it shows.
@@ -32,7 +33,11 @@ import torch
 import fusedrnn
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 TROUBLES = ROOT / "docs/troubleshooting.md"
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     # The README's model is whatever its reader has.
@@ -286,7 +291,7 @@ def test_the_site_can_be_searched_from_the_disk(site: Path) -> None:
         assert all((site / page).parent.joinpath(script).exists() for script in scripts)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
 def test_links_of_other_pages(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")]

@@ -4,6 +4,7 @@
                                       between <!-- speed:begin --> and <!-- speed:end -->
     ../benchmarks/results/<name>/     the reports there, which the benchmarks wrote, are pages of
                                       the site, with their pictures
+    CONTRIBUTING.md                   is a page of the site, too
 
 mkdocs calls these functions (`hooks` in mkdocs.yml). Links are written as they hold in the
 repository, where its other readers follow them, and lead to those pages in the site.
@@ -20,10 +21,12 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = "benchmarks/results"
+CONTRIBUTING = "CONTRIBUTING.md"
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
-    """Adds the reports."""
+    """Adds the pages that are not in docs/."""
+    files.append(File.generated(config, CONTRIBUTING, abs_src_path=str(ROOT / CONTRIBUTING)))
     for path in sorted((ROOT / REPORTS).glob("*/*")):
         if path.suffix in (".md", ".png"):
             place = path.relative_to(ROOT).as_posix()
@@ -34,10 +37,14 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Puts in what a page quotes, and turns its links to reports."""
+    """Puts in what a page quotes, and turns its links to pages that lie elsewhere."""
     quotation = re.compile(r"^<!-- from README\.md: (\w+) -->$", re.MULTILINE)
     markdown = quotation.sub(lambda found: of_readme(found[1]), markdown)
-    return markdown.replace(f"](../{REPORTS}/", f"]({REPORTS}/")
+    if page.file.src_uri == CONTRIBUTING:
+        return markdown.replace("](docs/", "](")
+    for place in (f"{REPORTS}/", CONTRIBUTING):
+        markdown = markdown.replace(f"](../{place}", f"]({place}")
+    return markdown
 
 
 def of_readme(name: str) -> str:
