@@ -10,7 +10,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all sanitize bench lint docs build wheel sdist wheel-check \
+.PHONY: help demo test test-all sanitize bench lint format docs build wheel sdist wheel-check \
 	cuda-build-check clean
 SHELL := /bin/bash
 
@@ -63,10 +63,26 @@ sanitize: $(STAMPS)/requirements  ## the CPU kernels on random problems, with sa
 bench: build $(STAMPS)/with-bench  ## measure against torch.nn
 	$(PY) -m benchmarks $(ARGS)
 
-lint: $(STAMPS)/requirements $(STAMPS)/with-lint  ## ruff and mypy
+LINT := ruff-check ruff-format clang-format mypy
+.PHONY: $(LINT)
+lint: $(LINT)  ## ruff, clang-format and mypy
+$(LINT) format: $(STAMPS)/requirements $(STAMPS)/with-lint
+
+# clang-format comes from PyPI, as a package with a program in it.
+CPP_FILES := csrc tests -regextype egrep -regex '.*[.](h|cpp|cuh?)'
+CLANG_FORMAT = $(shell $(PY) -c 'from clang_format import *; print(get_executable("clang-format"))')
+ruff-check:
 	$(PY) -m ruff check .
+ruff-format:
 	$(PY) -m ruff format --check .
+clang-format:
+	find $(CPP_FILES) -exec $(CLANG_FORMAT) --dry-run -Werror {} +
+mypy:
 	$(PY) -m mypy
+
+format:  ## format Python and C++ as lint wants it
+	$(PY) -m ruff format .
+	find $(CPP_FILES) -exec $(CLANG_FORMAT) -i {} +
 
 docs: $(STAMPS)/with-docs  ## the documentation, into build/site
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet $(ARGS)
