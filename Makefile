@@ -63,6 +63,7 @@ sanitize: $(STAMPS)/requirements  ## the CPU kernels on random problems, with sa
 bench: build $(STAMPS)/with-bench  ## measure against torch.nn
 	$(PY) -m benchmarks $(ARGS)
 
+# Each is a target of its own, for the hooks of .pre-commit-config.yaml.
 LINT := ruff-check ruff-format clang-format mypy
 .PHONY: $(LINT)
 lint: $(LINT)  ## ruff, clang-format and mypy

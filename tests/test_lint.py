@@ -1,4 +1,4 @@
-"""`make lint` looks at every C++ file, with tools whose versions are pinned."""
+"""`make lint` looks at every C++ file, with tools whose versions are pinned; so do git's hooks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ def variable(name: str) -> str:
     found = re.search(rf"^{name} := (.+)$", MAKEFILE, re.MULTILINE)
     assert found is not None, name
     return found[1]
+
+
+def test_hooks_run_what_lint_runs() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    commands = re.findall(r"^ +entry: (.+)$", hooks, re.MULTILINE)
+    assert commands == [f"make -s {target}" for target in variable("LINT").split()]
 
 
 def test_tools_are_pinned() -> None:
