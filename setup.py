@@ -100,6 +100,9 @@ CUDA_DEFAULT = "7.5;8.0;9.0a;10.0"
 # cudart inside, and nothing of it to be seen: a process may have torch's, of another version.
 CUDART = "-lcudart_static -ldl -lrt -lpthread -Wl,--exclude-libs,ALL -Wl,-z,defs".split()
 
+# csrc/cuda/instance.cu is compiled for each cell in each of these: names of csrc/cuda/kernels.h.
+CUDA_ARITHMETICS = ("F64", "F32", "Tf32", "Bf16", "F16")
+
 
 def fail(message: str) -> SystemExit:
     return SystemExit(f"\nfusedrnn: cannot build: {message}\n")
@@ -321,11 +324,49 @@ def cuda_library(torch: str) -> tuple[CudaLibrary | None, str]:
     return library, line
 
 
+def cell_count() -> int:
+    """How many cells csrc/cells/list.h has.
+
+    A compilation for one cell more than there are fails, and a library that lacks one does not
+    link.
+    """
+    cells = "".join(path.read_text() for path in sorted((ROOT / "csrc/cells").glob("*.h")))
+    joined = re.search(r"using Cells = decltype\(joined\((.*?)\)\);", cells, re.DOTALL)
+    if joined is None:
+        raise fail("csrc/cells/list.h: no `using Cells = decltype(joined(...));` was found.")
+    count = 0
+    for name in re.findall(r"(\w+)\(\)", joined[1]):
+        members = re.search(rf"using {name} = List<(.*?)>;", cells, re.DOTALL)
+        if members is None:
+            raise fail(f"csrc/cells: no `using {name} = List<...>;` was found.")
+        count += len(re.sub(r"<[^<>]*>", "", members[1]).split(","))
+    return count
+
+
+def cuda_instances() -> dict[str, list[str]]:
+    """The compilations of csrc/cuda/instance.cu, each with its flags."""
+    return {
+        f"{cell} {arithmetic}": [
+            f"-DFUSEDRNN_CELL_AT={cell}", f"-DFUSEDRNN_ARITHMETIC={arithmetic}"
+        ]
+        for cell in range(cell_count())
+        for arithmetic in CUDA_ARITHMETICS
+    }  # fmt: skip
+
+
+def cuda_files() -> list[tuple[Path, str, list[str]]]:
+    """What nvcc compiles, each with the name and the flags of a variant."""
+    files: list[tuple[Path, str, list[str]]] = []
+    for path in sorted(ROOT.glob("csrc/cuda/**/*.cu")):
+        variants = cuda_instances() if path.name == "instance.cu" else {"": []}
+        files += [(path, name, flags) for name, flags in variants.items()]
+    return files
+
+
 def threads(cuda: CudaLibrary) -> int:
     """How many architectures one nvcc compiles at a time: few files fill the machine, too."""
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    files = len(list(ROOT.glob("csrc/cuda/**/*.cu")))
-    return max(1, min(jobs // max(1, files), len(cuda.gencode)))
+    return max(1, min(jobs // len(cuda_files()), len(cuda.gencode)))
 
 
 def cpu_targets(stays_here: bool) -> list[str]:
@@ -375,7 +416,7 @@ def kernel_files(capabilities: Collection[str]) -> list[tuple[str, str, str]]:
     files = set()
     for name in capabilities:
         bf16, int8, other = CAPABILITIES[name]
-        files.add((int8, "quantized", ""))
+        files |= {(int8, "quantized", ""), *((isa, "table", "") for isa in (bf16, int8, other))}
         for isa, dtype in ((other, "f64"), (other, "f32"), (other, "f16"), (bf16, "bf16")):
             files |= {(isa, "forward", dtype), (isa, "backward", dtype)}
         # Half precision has the tiles of f32, but for bf16 with instructions of its own.
@@ -383,6 +424,12 @@ def kernel_files(capabilities: Collection[str]) -> list[tuple[str, str, str]]:
         files |= {(isa, "tiles", dtype) for isa, dtype in tiles}
     order = list(INSTRUCTION_SETS)
     return sorted(files, key=lambda file: (order.index(file[0]), *file[1:]))
+
+
+def compiled_for(isa: str, files: Collection[tuple[str, str, str]]) -> list[str]:
+    """The dtypes that these files have kernels for, by this instruction set; and "int8"."""
+    int8 = ["int8"] if (isa, "quantized", "") in files else []
+    return [*(dtype for own, name, dtype in files if (own, name) == (isa, "forward")), *int8]
 
 
 def python_include() -> str:
@@ -514,8 +561,8 @@ class NinjaBuild(build_ext):
                 ninja.rule(
                     "nvcc",
                     f"{shlex.quote(cuda.nvcc.path)} {flags} --threads={threads(cuda)} "
-                    "-Xptxas=-warn-spills -MD -MF $out.d -c $in -o $out",
-                    description=f"$in ({' '.join(cuda.targets)})",
+                    "-Xptxas=-warn-spills $extra -MD -MF $out.d -c $in -o $out",
+                    description=f"$in $variant ({' '.join(cuda.targets)})",
                     depfile="$out.d",
                     deps="gcc",
                 )
@@ -534,6 +581,8 @@ class NinjaBuild(build_ext):
             def compile_kernels(isa: str, name: str, dtype: str) -> str:
                 flags = [*kernel_flags(), f"-DFUSEDRNN_ISA={isa}", *INSTRUCTION_SETS[isa]]
                 flags += [f"-DFUSEDRNN_DTYPE={dtype}"] if dtype else []
+                if name == "table":
+                    flags += [f"-DFUSEDRNN_TABLE_{kind}=1" for kind in compiled_for(isa, files)]
                 variant = f"{isa} {dtype}".strip()
                 return compile(ROOT / f"csrc/cpu/isa/{name}.cpp", flags, variant)
 
@@ -545,10 +594,10 @@ class NinjaBuild(build_ext):
             includes = cuda.nvcc.includes if cuda else []
             gpu = {
                 path: compile(path, includes)
-                for path in sorted(ROOT.glob("csrc/cuda/**/*"))
-                if path.suffix in ((".cu", ".cpp") if cuda else (".cpp",))
-                and (cuda or f"cuda/{path.name}" in INTROSPECTED)
+                for path in sorted(ROOT.glob("csrc/cuda/**/*.cpp"))
+                if cuda or f"cuda/{path.name}" in INTROSPECTED
             }
+            device = [compile(path, flags, name) for path, name, flags in cuda_files() if cuda]
             shared = {path: compile(path, version) for path in (ROOT / "csrc" / n for n in SHARED)}
             introspected = [ROOT / "csrc" / name for name in INTROSPECTED]
             objects = {
@@ -567,7 +616,7 @@ class NinjaBuild(build_ext):
                 ],
             }
             if cuda:
-                objects[CUDA] = [*shared.values(), *gpu.values()]
+                objects[CUDA] = [*shared.values(), *gpu.values(), *device]
             # torch's libraries are already loaded when ours is: no path to them is kept inside it.
             libs_of = {
                 OPS: [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,-z,defs"],

@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument
     add("--rows", type=lambda t: t.split(","), default=["*"], help="names or patterns: A,B*")
-    add("--cells", type=several(CELLS), default=list(CELLS), help="some of lstm,gru,rnn")
+    add("--cells", type=several(CELLS), default=list(CELLS), help=f"some of {','.join(CELLS)}")
     add("--passes", type=several(PASSES), default=list(PASSES), help="some of forward,train")
     add("--dtypes", type=several(DTYPES), default=list(DTYPES), help="some of " + ",".join(DTYPES))
     names = ", ".join(peer.name for peer in (*PEERS, *OTHERS))

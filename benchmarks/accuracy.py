@@ -1,8 +1,8 @@
 """`python -m benchmarks.accuracy`: what int8 weights cost in accuracy, ours beside torch's.
 
-The error of the output against float32 of the same module, largest and root of the mean square, for
-fusedrnn's int8 layers and for `torch.ao.quantization.quantize_dynamic`, in the mean over seeds. The
-weights are torch.nn's initial ones, the inputs normal.
+The error of the output against the same module in float32, as its maximum and as the root of its
+mean square, for fusedrnn's int8 layers and for `torch.ao.quantization.quantize_dynamic`, averaged
+over seeds. The weights are torch.nn's initial ones, and the inputs are normally distributed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import fusedrnn
+from benchmarks.peers.torch_int8 import CLASSES
 from benchmarks.workloads import Row, rows_named
-
-KINDS = {"lstm": nn.LSTM, "gru": nn.GRU}
-"""The cells for which torch has a layer to compare with."""
 
 ROWS = ("A", "D", "H", "K")
 
@@ -41,7 +39,7 @@ class Error:
 def int8_errors(row: Row, cell: str, seed: int) -> tuple[Error, Error]:
     """The errors of one layer of `row`'s sizes with int8 weights: ours, and torch's."""
     torch.manual_seed(seed)
-    module = KINDS[cell](row.I, row.H).eval()
+    module = CLASSES[cell](row.I, row.H).eval()
     x = torch.randn(row.T, row.B, row.I)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torch.ao moves to a package of its own
@@ -59,7 +57,7 @@ def table(rows: Sequence[str] = ROWS, seeds: int = 5) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows_named(rows):
-        for cell in KINDS:
+        for cell in CLASSES:
             pairs = [int8_errors(row, cell, seed) for seed in range(seeds)]
             ours, theirs = ([pair[i] for pair in pairs] for i in (0, 1))
             figures = [

@@ -4,10 +4,11 @@
                               checkpoint.md     made from it, to read
                               checkpoint.png    made from it, to look at
 
-For rows J and D a training step (forward, backward) of LSTM and GRU without checkpoints and with k
-from 4 to T; beside it `torch.nn` without, and with `torch.utils.checkpoint` around chunks of k
-steps. All sides take turns, as everywhere (fusedrnn/testing/timing.py); peak memory is that of
-memory.py. With one thread the clock is that thread's own time, which neighbours do not lengthen.
+It runs a training step (forward, backward) of LSTM and GRU on rows J and D, without checkpoints and
+with k from 4 to T; beside it `torch.nn`, without checkpoints and with `torch.utils.checkpoint`
+around chunks of k steps. All sides take turns, as everywhere (fusedrnn/testing/timing.py); peak
+memory is measured by memory.py. With one thread the clock is that thread's own time, which
+neighbours do not lengthen.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from benchmarks.peers import OURS, TORCH_NN, Peer, checkpointed, checkpointed_to
 from benchmarks.peers.peer import make_data
 from benchmarks.report import RESULTS
 from benchmarks.tables import NAMES
-from benchmarks.workloads import Case, rows_named
+from benchmarks.workloads import FACTS, Case, rows_named
 from fusedrnn.testing import timing
 from fusedrnn.testing.parity import check_parity
 
 ROWS = ("J", "D")
-CELLS = ("lstm", "gru")
+CELLS = tuple(name for name, cell in FACTS.items() if cell.saved)
 STEPS = (4, 8, 16, 32, 64)  # and T
 BUDGET, QUICK_BUDGET = 60.0, 15.0  # seconds for all sides of a row and a cell
 

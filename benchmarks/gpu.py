@@ -5,8 +5,8 @@
 
 A call's time is what a program sees: calls follow each other without waiting, and the clock stops
 when the GPU has done them all. Rows not reached within `--budget` seconds are listed as not run.
-After the timings, one call of each side is traced for the names of its kernels: which algorithm
-cuDNN chose decides what a ratio means.
+After the timings, one call of each side is traced for the names of its kernels, since what a ratio
+means depends on which algorithm cuDNN chose.
 """
 
 from __future__ import annotations

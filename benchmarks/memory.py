@@ -2,7 +2,7 @@
 
 Where the allocators put things is partly luck: one process in three may need half as much again.
 
-What a process has mapped before says nothing about a step, so the child first runs a tiny problem
+What a process mapped earlier says nothing about a step, so the child first runs a tiny problem
 of the same cell (which loads the libraries' code), builds the module and its input, notes its
 resident size, resets the kernel's high-water mark (`/proc/self/clear_refs`), and then makes three
 training steps. The figure is how far the mark rose: output, reserve, scratch, gradients, and

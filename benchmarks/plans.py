@@ -3,10 +3,10 @@
     benchmarks/results/<name>/plans.json   every figure
                               plans.md     made from it, to read
 
-For each thing that a plan decides, sizes on both sides of its threshold are run in every way that
-there is, all in turn (fusedrnn/testing/timing.py). The table gives each way's time over that of the
-plan's own, so a number below 1.00 is what the plan gives away there. On another processor the
-thresholds may lie elsewhere: this says where.
+For each thing that a plan decides, sizes on both sides of its threshold are run in every possible
+way, all in turn (fusedrnn/testing/timing.py). The table gives the time of each way divided by that
+of the plan's own, so a number below 1.00 is what the plan gives away there. On another processor
+the thresholds may lie elsewhere: this says where.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def questions(threads: int) -> list[Question]:
     def team(split: str) -> dict[str, str]:
         return {"one thread": "threads=1,split=none", split: f"threads={threads},split={split}"}
 
-    in_place = {"in place": "weights_in_place=1", "packed": "weights_in_place=0"}
+    in_place = {"in place": "weights_in_place=1", "panels": "weights_in_place=0"}
     found = [
         Question(
-            "kInPlaceRows", "Are the weights read where they are, or packed first?", in_place,
+            "kInPlaceRows", "Are the weights read where they are, or made panels first?", in_place,
             cases(("lstm", "rnn"), "forward", ((1, 256, 256, b) for b in (1, 2, 4, 6, 8, 16))),
         ),
         Question(
@@ -89,7 +89,7 @@ def questions(threads: int) -> list[Question]:
                 cases(("lstm", "rnn"), "forward", ((1, n, n, 1) for n in (128, 192, 256, 384))),
             ),
             Question(
-                "kSerialBytes", "The same on weights packed ahead, by a stream.", team("units"),
+                "kSerialBytes", "The same on panels made ahead, by a stream.", team("units"),
                 cases(("lstm", "rnn"), "forward",
                       ((1, n, n, 1) for n in (96, 128, 192, 256, 384, 512))), STREAMING,
             ),
@@ -125,13 +125,13 @@ def steps_of(case: Case, field: str) -> int:
     return steps
 
 
-def plan_of(case: Case, *, packed: bool = False) -> fusedrnn.Plan:
+def plan_of(case: Case, *, panels: bool = False) -> fusedrnn.Plan:
     """The plan for a case, as it is overridden at the moment."""
     row = case.row
     plan = fusedrnn.plan(
-        "rnn_tanh" if case.cell == "rnn" else case.cell, time=row.T, batch=row.B,
+        case.facts.name, time=row.T, batch=row.B,
         input_size=row.I, hidden_size=row.H, threads=case.threads, training=case.mode == "train",
-        packed=packed,
+        panels=panels,
     )  # fmt: skip
     assert isinstance(plan, fusedrnn.Plan)
     return plan
@@ -174,7 +174,7 @@ def answer(question: Question, case: Case, budget: float) -> Results:
     return {
         "sizes": case.row.sizes,
         "cell": case.cell,
-        "plan": in_words(plan_of(case, packed=question.peer is STREAMING)),
+        "plan": in_words(plan_of(case, panels=question.peer is STREAMING)),
         "seconds": timing.spread(seconds[own]).as_dict(),
         "rounds": len(seconds[own]),
         "ways": {

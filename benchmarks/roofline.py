@@ -2,7 +2,8 @@
 
     floor = max(FLOPs / peak, bytes / bandwidth) + steps x barrier + calls x call
 
-in which all rates were measured just now, with as many threads as the case has (csrc/cpu/peak.cpp):
+where all rates are measured in the same run, with as many threads as the case has
+(csrc/cpu/peak.cpp):
 
     FLOPs      workloads.flops; peak of multiply-adds, or of the dot products of bf16 and int8 where
                the processor has them
@@ -11,13 +12,13 @@ in which all rates were measured just now, with as many threads as the case has 
                output and W_ih read again, and all gradients. Caches do the best they can: as much
                of W_hh as a level holds comes from it, the rest from the next; then the other bytes
                in the levels that are left.
-    barrier    per step where the units of a layer have to be split, since there are fewer
+    barrier    one per step if the units of a layer have to be split, since there are fewer
                sequences (times directions) than threads; with enough, each thread has its own
-    call       an op that copies one value, or an autograd Function that does and its backward; one
-               per layer
+    call       an op that copies one value, or an autograd Function that does that, and its
+               backward; one per layer
 
-It is a floor, and no more: activations, packing, and writes (which are counted as reads) cost more,
-and neither caches nor the split over threads are ever that good.
+It is a floor, and no more: activations, making panels, and writes (which are counted as reads) cost
+more, and neither caches nor the split over threads are ever that good.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.workloads import GATES, Case
+from benchmarks.workloads import Case
 
 SECONDS, TRIES = 0.05, 3
 CALLS = 20
@@ -97,14 +98,14 @@ def traffic(case: Case, layer: int) -> tuple[int, int]:
     weight_item = 1 if case.dtype == "int8" else item
     width = row.proj_size or row.H
     features = row.I if layer == 0 else row.directions * width
-    rows = GATES[case.cell] * row.H
+    rows = len(case.facts.gates) * row.H
     recurrent = weight_item * row.directions * (rows * width + row.H * row.proj_size)
     from_input = row.directions * (weight_item * rows * features + item * 2 * rows)
     alive = sum(row.lengths)
     input_bytes, output_bytes = item * alive * features, item * alive * row.directions * width
     once = from_input + input_bytes + output_bytes
     if case.mode == "train":
-        reserve = item * alive * row.directions * _saved(case.cell) * row.H
+        reserve = item * alive * row.directions * len(case.facts.saved) * row.H
         read_again = from_input + input_bytes + output_bytes
         gradients = from_input + recurrent + input_bytes + output_bytes
         once += 2 * reserve + read_again + gradients
@@ -144,14 +145,6 @@ def _read_seconds(limits: Limits, size: int) -> float:
 
 def _best(measured: Callable[[], float | None]) -> float:
     return max(measured() or 0.0 for _ in range(TRIES))
-
-
-def _saved(cell: str) -> int:
-    """How many values per unit and row backward needs kept."""
-    from fusedrnn import reference
-    from fusedrnn._engine import ops
-
-    return ops.SAVED[{"lstm": reference.LSTM, "gru": reference.GRU}.get(cell, reference.RNN_TANH)]
 
 
 class _Copy(torch.autograd.Function):

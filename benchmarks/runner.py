@@ -35,7 +35,7 @@ def run(
     """Measures one case for about `budget` seconds, more where sides are more than two.
 
     Returns what JSON keeps of it. `ratios` are of the case's leading side, `kept` are those of
-    `fusedrnn.Streaming` where it runs beside it; `accuracy` is there for int8 alone.
+    `fusedrnn.Streaming` where it runs beside it; `accuracy` is there only for int8.
     """
     torch.set_num_threads(case.threads)
     record = _identity(case)

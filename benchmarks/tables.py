@@ -1,11 +1,11 @@
 """The report of a run in Markdown.
 
-Results come first: the ratios to torch.nn that the README shows as well, and the means against
-every peer. Then what they were measured on and a table for each dtype and number of threads, with
-every case; last which targets were missed, and what was not run.
+Results come first: the ratios to torch.nn, which the README shows as well, and the means against
+every peer. Then come what they were measured on and a table for each dtype and number of threads,
+with every case; last, which targets were missed and what was not run.
 
-Columns that have nothing to say in a table (no other peer ran, no floor was measured, no target is
-set) are left out of it; so results of earlier versions of the runner make a report, too.
+A table leaves out columns that have nothing to say (no other peer ran, no floor was measured, no
+target is set); so results of earlier versions of the runner make a report, too.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from benchmarks import targets
 from benchmarks.peers import OURS, STREAMING, STREAMING_INT8, TORCH_NN
 from benchmarks.targets import lead, times_floor
-from benchmarks.workloads import CELLS, PASSES, ROWS
+from benchmarks.workloads import CELLS, FACTS, PASSES, ROWS
 from fusedrnn.testing.timing import geometric_mean
 
 PASS_NAMES = {"forward": "forward", "train": "forward + backward"}
 SHORT = {"forward": "fwd", "train": "fwd+bwd"}
-NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
+NAMES = {name: cell.module for name, cell in FACTS.items()}
 OF_OURS = (OURS.name, STREAMING.name, STREAMING_INT8.name)
 SIZES = {row.name: row.sizes for row in ROWS}
 

@@ -1,17 +1,17 @@
 """How fast a row is meant to be, in a measure that holds on every processor.
 
-A ratio to torch.nn is not such a measure: on a processor with half of the multiply-adds per second
-the two come closer whatever we do, and a faster memory helps the one that waits for it. There are
-two kinds of target:
+A ratio to torch.nn is not such a measure: on a processor with half as many multiply-adds per
+second, the two come closer whatever we do, and a faster memory helps the side that waits for it.
+There are two kinds of target:
 
     peers    no peer of a row is faster, at any number of threads
     floor    our time is at most a given multiple of the least that this machine allows: what its
              multiply-adds, bandwidths, barriers and calls, as measured in the same run, add up to
              (roofline.py). 1.25 times the floor is 80 % of what the chip has to give.
 
-The floor leaves out activations, packing and writes, which weigh most where products are small, so
-each row has multiples of its own. Four rows borrow those of rows that they resemble: E and F, whose
-products are large, from I and J; P and Q from D.
+The floor leaves out activations, making panels and writes, which weigh most where products are
+small, so each row has multiples of its own. Four rows borrow those of rows that they resemble: E
+and F, whose products are large, from I and J; P and Q from D.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""`python -m benchmarks.walks OUT`: a step of every GPU row's walk, as predicted and as it is.
+"""`python -m benchmarks.walks OUT`: a step of every GPU row's walk, predicted and measured.
 
     OUT/walks.json   every figure as it comes
     OUT/walks.md     made from it, to read
 
-For each row, cell, dtype and pass: the team that the plan chooses, the nanoseconds that it predicts
-for a step, and where there is a GPU the nanoseconds that one takes there, of the walk's kernels
-alone (all kernels of a call without a team). Where there is none, predictions for an H200 are
-written. `--all` also measures every other number of blocks, and stepwise: what the plan gives away.
+It writes, for each row, cell, dtype and pass: the team that the plan chooses, the nanoseconds that
+it predicts for a step, and, if there is a GPU, the nanoseconds that a step takes there, in the
+walk's kernels only (without a team, in all kernels of a call). If there is none, it writes
+predictions for an H200. `--all` also measures every other number of blocks, and stepwise: what the
+plan gives away.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from benchmarks.report import write_whole
 from benchmarks.workloads import GPU_ROWS, Case, Row, cases, rows_named
 from fusedrnn._engine import ops
 
-CELLS = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}
 KERNELS = {"forward": "walk_forward", "backward": "walk_backward"}
 COLUMNS = (
     "row", "sizes", "cell", "dtype", "pass", "team", "blocks", "units", "rows", "teams", "at once",
@@ -98,7 +98,7 @@ def predictions(case: Case) -> list[dict[str, Any]]:
     row = case.row
     dtype = "float32" if case.dtype == "tf32" else case.dtype
     plan = fusedrnn.plan(
-        CELLS[case.cell], device="cuda", time=row.T, batch=row.B,
+        case.facts.name, device="cuda", time=row.T, batch=row.B,
         input_size=row.I if row.layers == 1 else row.directions * row.H, hidden_size=row.H,
         proj_size=row.proj_size, bidirectional=row.directions == 2, dtype=getattr(torch, dtype),
         training=True, allow_tf32=case.dtype == "tf32",

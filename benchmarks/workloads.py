@@ -1,10 +1,10 @@
-"""The workloads that every speed figure is given on, each written once.
+"""The workloads that every speed figure is measured on, each written once.
 
 A `Row` is one problem size, named by a letter; a variant of a row (`B-h150`, `F-1x1`) keeps the
 letter. Rows of a GPU are named g1 to g21. A `Case` is one thing to time: row x cell x pass x
-threads x dtype, where "tf32" are float32 tensors whose products may round to tf32, and "int8"
-float32 tensors on weights that were rounded to int8, inference only. The number of
-floating point operations of a case is counted here as well, since it follows from the sizes:
+threads x dtype, where "tf32" means float32 tensors whose products may round to tf32, and "int8"
+means float32 tensors with weights quantised to int8, inference only. The number of floating point
+operations of a case is counted here as well, since it follows from the sizes:
 
     forward, per layer and direction     2 N G H (I + R)  [ + 2 N H P with a projection ]
     training step                        3 x forward (outputs; gradients of inputs; of weights)
@@ -22,11 +22,19 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-CELLS = ("lstm", "gru", "rnn")
+from fusedrnn.cells import Cell, cell_named
+from fusedrnn.testing.oracles import TORCH_MODULES
+
+FACTS: dict[str, Cell] = {
+    module.lower(): cell_named(name) for module, name in TORCH_MODULES.items()
+}
+"""The cells that are timed, by the lower-case name of torch.nn's module; "rnn" is rnn_tanh."""
+
+CELLS = tuple(FACTS)
+PROJECTED = tuple(name for name, cell in FACTS.items() if cell.projects)
 PASSES = ("forward", "train")
 REPLAY = "replay"  # forward, captured in a CUDA graph and replayed
 DTYPES = ("float32", "bfloat16", "int8")
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 BOTH = ("float32", "bfloat16")
 KEPT = ("float32", "int8")
 
@@ -59,7 +67,7 @@ class Row:
 
     @property
     def streamed(self) -> bool:
-        """Whether it is also run by `fusedrnn.Streaming`, whose weights are prepared once."""
+        """Whether it is also run by `fusedrnn.Streaming`, whose panels are made once."""
         return "int8" in self.dtypes
 
     @property
@@ -109,7 +117,7 @@ ROWS: tuple[Row, ...] = (
     Row(name="P", source="D, lengths uniform in 1..256", T=256, I=100, H=128, B=32, directions=2,
         packed=True),
     Row(name="Q", source="projected LSTM", T=100, I=256, H=512, B=32, proj_size=128,
-        cells=("lstm",)),
+        cells=PROJECTED),
     Row(name="R", source="recurrent policy with resets", T=128, I=256, H=256, B=64, resets=0.01),
 )  # fmt: skip
 
@@ -173,6 +181,11 @@ class Case:
         return f"{self.row.name} {self.cell} {self.mode}{threads}, {self.dtype}"
 
     @property
+    def facts(self) -> Cell:
+        """What its cell is."""
+        return FACTS[self.cell]
+
+    @property
     def flops(self) -> int:
         """Floating point operations of one call."""
         return flops(self.row, self.cell, self.mode)
@@ -183,9 +196,10 @@ def flops(row: Row, cell: str, mode: str) -> int:
     alive = sum(row.lengths)
     width = row.proj_size or row.H
     total = 0
+    gates = len(FACTS[cell].gates)
     for layer in range(row.layers):
         input_size = row.I if layer == 0 else row.directions * width
-        per_direction = 2 * alive * GATES[cell] * row.H * (input_size + width)
+        per_direction = 2 * alive * gates * row.H * (input_size + width)
         per_direction += 2 * alive * row.H * row.proj_size
         total += row.directions * per_direction
     return total * (3 if mode == "train" else 1)

@@ -1,5 +1,5 @@
-// Introspection for Python: what was built, what this processor runs, how a call would be run, the
-// processor's limits. No torch in here; the ops are in a library of their own.
+// Introspection for Python: what was built, what this processor runs, how a call would be run, and
+// the processor's limits. No torch in here: the ops are in another library.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -92,7 +92,7 @@ py::dict cuda_plan(const fusedrnn::Shape& shape, const py::dict& gpu, bool allow
 
 py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, int64_t input_size,
               int64_t hidden_size, int64_t proj_size, int directions, const std::string& dtype,
-              int threads, bool training, bool packed, const py::dict& gpu, bool allow_tf32) {
+              int threads, bool training, bool panels, const py::dict& gpu, bool allow_tf32) {
   using namespace fusedrnn;
   for (const std::string* const error : {&plan_override().error(), &cpu::cpu_capability_error()})
     if (!error->empty()) throw std::invalid_argument(*error);
@@ -116,8 +116,41 @@ py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, 
   shape.rows = time * batch;
   shape.directions = directions;
   shape.training = training;
-  shape.prepacked = packed;
+  shape.has_panels = panels;
   return device == "cpu" ? cpu_plan(shape, threads) : cuda_plan(shape, gpu, allow_tf32);
+}
+
+// A list of words as a tuple.
+py::tuple words(const char* text) {
+  std::istringstream stream(text);
+  std::vector<std::string> found;
+  for (std::string word; stream >> word;) found.push_back(word);
+  return py::tuple(py::cast(found));
+}
+
+// The facts of every cell, by its number, for fusedrnn/cells.py.
+py::list cells() {
+  using namespace fusedrnn;
+  py::list list;
+  for (int i = 0; i < kCells; ++i) {
+    const Facts& facts = facts_of(Cell{i});
+    py::dict d;
+    d["name"] = facts.names.cell;
+    d["module"] = facts.names.module;
+    d["options"] = words(facts.names.options);
+    d["gates"] = words(facts.names.gates);
+    d["products"] = words(facts.names.products);
+    d["saved"] = words(facts.names.saved);
+    d["grads"] = words(facts.names.grads);
+    d["states"] = words(facts.names.states);
+    d["unit_weights"] = words(facts.names.unit_weights);
+    d["stages"] = facts.stages;
+    d["has_carry"] = facts.has_carry;
+    d["projects"] = facts.projects;
+    d["has_int8"] = facts.has_int8;
+    list.append(d);
+  }
+  return list;
 }
 
 void override_plan(const std::string& text) {
@@ -172,6 +205,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Introspection of the native part of fusedrnn.";
   m.def("version", &fusedrnn_version);
   m.def("build_info", &build_info);
+  m.def("cells", &cells, "The facts of every cell, by its number: csrc/cells/list.h as data.");
+  m.attr("RESERVE_UNITS") = fusedrnn::kHiddenPadding;
   m.def("cpu_capability", [] { return fusedrnn::cpu::name_of(fusedrnn::cpu::cpu_capability()); });
   m.def("cpu_capability_error", &fusedrnn::cpu::cpu_capability_error,
         "Why there is none, and calls are refused; empty if there is one.");
@@ -179,22 +214,22 @@ PYBIND11_MODULE(_C, m) {
   m.def("processor_capabilities", [] { return names_of(fusedrnn::cpu::processor_capabilities()); });
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("time"), py::arg("batch"),
         py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("directions"),
-        py::arg("dtype"), py::arg("threads"), py::arg("training"), py::arg("packed"),
+        py::arg("dtype"), py::arg("threads"), py::arg("training"), py::arg("panels"),
         py::arg("gpu"), py::arg("allow_tf32"));
   m.def("override_plan", &override_plan, py::arg("text"),
         "Uses `text` instead of FUSEDRNN_PLAN for the plans that are shown.");
   m.def("usable_processors", &fusedrnn::cpu::usable_processors,
         "How many processors a team may have: by affinity, quota and FUSEDRNN_PROCESSORS.");
   m.def("quota_of", &fusedrnn::cpu::quota_of, py::arg("membership"), py::arg("root"),
-        "The quota, in processors, that control groups' files tell; 0 if none.");
+        "The quota, in processors, that the control groups' files set; 0 if there is none.");
   def_limit(m, "fma_peak", &fusedrnn::cpu::fma_peak,
             "Measured fp32 multiply-add peak in FLOP/s of `threads` threads together.");
   def_limit(m, "bf16_peak", &fusedrnn::cpu::bf16_peak,
-            "The same of dot products of bf16; 0 where this processor has none.");
+            "The same for dot products of bf16; 0 where this processor has none.");
   def_limit(m, "int8_peak", &fusedrnn::cpu::int8_peak,
-            "The same of dot products of int8, in operations per second.");
+            "The same for dot products of int8, in operations per second.");
   def_limit(m, "barrier_seconds", &fusedrnn::cpu::barrier_seconds,
-            "Measured seconds of one barrier of `threads` threads.");
+            "Measured seconds of one barrier for `threads` threads.");
   m.def(
       "read_bandwidth",
       [](int64_t bytes, int threads, double seconds) {
@@ -204,5 +239,5 @@ PYBIND11_MODULE(_C, m) {
         return fusedrnn::cpu::read_bandwidth(bytes, threads, seconds);
       },
       py::arg("bytes"), py::arg("threads"), py::arg("seconds"),
-      "Measured bytes per second that `threads` threads read, each its own `bytes` repeatedly.");
+      "Measured bytes per second of `threads` threads, each reading its own `bytes` repeatedly.");
 }

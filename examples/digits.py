@@ -6,11 +6,12 @@ digit from the last state. Three readers start from the same seed and see the sa
     torch.nn.LSTM        the yardstick
     fusedrnn.LSTM        ours: has to reach the same losses and give the same answers, sooner
     nudged               torch.nn.LSTM again, its first weights changed by one rounding (1e-7):
-                         shows how far rounding alone carries two training runs apart. On the
-                         small digits nowhere; a long run on MNIST amplifies it to some answers.
+                         shows how far mere rounding carries two training runs apart. On the
+                         small digits it changes nothing; a long run on MNIST amplifies it until
+                         some answers differ.
 
 They take turns epoch by epoch, so that whatever else the machine does slows all of them.
-The digits are the 1797 of 8 x 8 pixels that scikit-learn brings along, or MNIST's IDX files from a
+The digits are the 1797 of 8 x 8 pixels that come with scikit-learn, or MNIST's IDX files from a
 folder. Ends with exit status 1, and says why, if the two readers do not agree or do not read well.
 
     python examples/digits.py

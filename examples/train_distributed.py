@@ -2,9 +2,9 @@
 
 The Mackey-Glass equation, dx/dt = 0.2 x(t - 17) / (1 + x(t - 17)^10) - 0.1 x(t), never repeats
 itself ("Oscillation and chaos in physiological control systems", 1977). Blocks of fusedrnn.LSTM
-learn to name its next value from all before it. Two forecasters stand beside them: "the same
-again", and the best linear one of the last 16 values. At the end the network goes on by itself, fed
-with its own forecasts, and the plot shows how long it keeps to the series.
+learn to predict its next value from all the values before it. Two forecasters are there to compare
+with: "the same again", and the best linear one from the last 16 values. At the end the network goes
+on by itself, fed with its own forecasts, and the plot shows how long it follows the series.
 
     python examples/train_distributed.py                                   one process
     torchrun --nproc-per-node=2 examples/train_distributed.py              two, on CPUs or on GPUs
@@ -12,10 +12,10 @@ with its own forecasts, and the plot shows how long it keeps to the series.
     torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 \\
         examples/train_distributed.py --checkpoint /shared/folder          two machines
 
-A batch is shared out among the processes, so that any number of them learns the same, up to
-rounding (with --dropout each draws its own numbers). With `--checkpoint FOLDER` the run saves its
-state there and goes on from what it finds there, with as many processes and either strategy as you
-like; several machines need a folder that all of them see. `--recompute` trades time for memory.
+A batch is split among the processes, so that any number of them learns the same, up to rounding
+(with --dropout each process draws its own numbers). With `--checkpoint FOLDER` the run saves its
+state there and resumes from what it finds there, with any number of processes and either strategy.
+Several machines need a folder that all of them see. `--recompute` trades time for memory.
 
 Ends with exit status 1, and says why, if the network did not learn.
 """
@@ -363,7 +363,7 @@ def train(training: Training, series: Series, options: argparse.Namespace) -> No
 
 
 def linear_error(series: Series) -> float:
-    """Of the best forecast by a weighted sum of the last values, found on what is learned from."""
+    """The error of the best weighted sum of the last values, found on what is learned from."""
 
     def table(windows: Tensor) -> tuple[Tensor, Tensor]:
         rows = windows.squeeze(2).double().unfold(1, LINEAR_ORDER + 1, 1)

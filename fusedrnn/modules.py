@@ -7,15 +7,18 @@ seed, keeps them under the same names and gives results of the same shapes and l
 
 The classes do not derive from `torch.nn.LSTM` and its like: torch.compile knows these by name and
 does not trace them.
+
+The facts of a cell (cells.py) say what its layers have. RNN, LSTM and GRU leave their parameters to
+torch; layers of a cell that torch does not have are a class derived from `_Recurrent`, with a
+docstring and the cell's name, and an entry in `__all__`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from inspect import signature
-from operator import is_
-from typing import Any, NoReturn, overload
-from weakref import ref
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -26,44 +29,40 @@ from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn import functional
+from fusedrnn._engine import torch_private
 from fusedrnn._engine.checks import (
     PACKED_IN_ONNX,
+    as_given,
     check_checkpoint,
     check_reset_after,
     check_states,
     check_weight,
     reject_input,
     reject_options,
-    split_state,
+    states_of,
 )
 from fusedrnn._engine.docstrings import completed_from
-from fusedrnn.reference import CELLS, RNN_RELU, RNN_TANH
-from fusedrnn.reference import GRU as GRU_CELL
-from fusedrnn.reference import LSTM as LSTM_CELL
+from fusedrnn.cells import CELLS, PARAMETER, Cell, by_option, cell_named
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
-CELL_OF_MODE = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "LSTM": LSTM_CELL, "GRU": GRU_CELL}
-_NAMES_IN_CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_NAME_OF_CELL = ("RNN", "RNN", "LSTM", "GRU", "GRU")
-_OPTIONS_OF_CELL: dict[str, dict[str, Any]] = {
-    "rnn_tanh": {"nonlinearity": "tanh"},
-    "rnn_relu": {"nonlinearity": "relu"},
-    "gru_reset_before": {"reset_after": False},
-}
+CELL_OF_MODE = {cell.name.upper(): cell for cell in CELLS}
+"""The cell of a module's `mode`, which names it in capitals, as torch.nn's modules have it."""
+
+_RNNS = by_option("RNN", "nonlinearity")
+_LSTM = cell_named("lstm")
 
 
-def made_of(cell: str) -> tuple[str, dict[str, Any]]:
-    """The class that a cell of `CELLS` is of, and the arguments that make it that one."""
-    return _NAME_OF_CELL[CELLS.index(cell)], dict(_OPTIONS_OF_CELL.get(cell, {}))
+def cell_of(module: RNNBase) -> Cell:
+    """The cell of a module, torch.nn's or ours.
 
-
-def cell_of(module: RNNBase) -> int:
-    """The number of a module's cell. torch.nn's GRU has no `reset_after`, and is as if true."""
+    A mode does not say where a GRU's reset gate is. torch.nn's has no `reset_after`, and is as if
+    it were true.
+    """
     cell = CELL_OF_MODE[module.mode]
-    if cell != GRU_CELL or (reset_after := getattr(module, "reset_after", True)) is True:
+    if "reset_after" not in cell.options:
         return cell
-    return functional.gru_cell(reset_after)
+    return functional.gru_of(getattr(module, "reset_after", True))
 
 
 def weights_of(module: RNNBase) -> list[Tensor]:
@@ -73,42 +72,17 @@ def weights_of(module: RNNBase) -> list[Tensor]:
     puts other tensors in the parameters' place; `torch.nn.utils.parametrize`, pruning, weight_norm,
     DataParallel and others attributes; and a class that derives from ours may set `_flat_weights`.
     """
-    parameters, flat = module._parameters, module._flat_weights
-    try:
-        for name, weight in zip(module._flat_weights_names, flat):  # noqa: B905, it takes longer
-            if parameters[name] is not weight or weight is None:
-                return _other_weights(module)
-    except KeyError:
-        return _other_weights(module)
-    return flat  # type: ignore[return-value]
+    weights = torch_private.parameters_of(module)
+    return _other_weights(module) if weights is None else weights
 
 
 def _other_weights(module: RNNBase) -> list[Tensor]:
-    """The weights where they are not simply the parameters: those that torch.nn would take.
-
-    `_flat_weights` counts until an attribute is replaced; weak references to the attributes of the
-    time when it was set tell. Then the attributes count, and what had been set is dropped.
-    """
-    names: list[str] = module._flat_weights_names
-    flat: list[Any] = module._flat_weights
-    current: list[Any] = [getattr(module, name) for name in names]
-    known = [old and old() for old in module._flat_weight_refs or [None] * len(names)]
-    if not all(map(is_, known, current)):
-        flat = current
-        if not torch.compiler.is_compiling():  # nothing is kept that was computed from parameters
-            _set_flat_weights(module, current if all(map(_is_parameter, current)) else known)
-    for name, weight in zip(names, flat):  # noqa: B905, wrong counts are refused by the op
-        check_weight(name, weight, AttributeError if name == names[0] else TypeError)
-    return flat
-
-
-def _set_flat_weights(module: RNNBase, weights: list[Any]) -> None:
-    module._flat_weights = weights
-    module._flat_weight_refs = [None if weight is None else ref(weight) for weight in weights]
-
-
-def _is_parameter(weight: object) -> bool:
-    return isinstance(weight, Parameter)
+    weights = torch_private.other_weights_of(module)
+    error: type[Exception] = AttributeError  # torch.nn's, for the first
+    for name, weight in weights.items():
+        check_weight(name, weight, error)
+        error = TypeError
+    return [*weights.values()]
 
 
 def _arguments_of(cls: type) -> list[str]:
@@ -170,99 +144,82 @@ class _Layers(RNNBase):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        names = self.__dict__.get("_flat_weights_names", ())
-        if name in names and all(name in self._parameters for name in names):
-            _set_flat_weights(self, [self._parameters[name] for name in names])
+        torch_private.keep_up_flat_weights(self, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made from; in `_flat_weights`, only parameters that the module owns."""
-        state = self.__dict__.copy()
-        del state["_flat_weight_refs"]  # made anew
-        state["_flat_weights"] = [self._parameters.get(name) for name in self._flat_weights_names]
-        return state
+        """What a copy is made from."""
+        return torch_private.state_with_parameters(self)
 
     def extra_repr(self) -> str:
         """The arguments that are not at their default."""
         text: str = super().extra_repr()
         return text if self.checkpoint is None else f"{text}, checkpoint={self.checkpoint}"
 
+    def forward(self, input: Any, hx: Any = None, *, lengths: Tensor | None = None) -> Any:
+        """Runs all layers over `input` from the states `hx`; see the class."""
+        if isinstance(input, Tensor):
+            cell = cell_of(self)
+            states = () if hx is None else states_of(cell, hx)
+            output, hn = self._run(cell, input, states, None, lengths)
+            return output, as_given(hn)
+        if not isinstance(input, PackedSequence):
+            return _record_call(self, input, hx, lengths=lengths)
+        return self._run_packed(input, hx, lengths)
+
     def _run(
         self,
+        cell: Cell,
         input: Tensor,
-        hx: Tensor | None,
-        cx: Tensor | None,
-        batch_sizes: Tensor | None = None,
-        lengths: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        cell = cell_of(self)
-        return functional.run_layers(
-            cell,
-            _NAME_OF_CELL[cell],
-            input,
-            hx,
-            cx,
-            weights_of(self),
-            self.num_layers,
-            self.bias,
-            self.dropout if self.training else 0.0,
-            self.bidirectional,
-            self.batch_first,
-            batch_sizes,
-            lengths,
-            self.checkpoint,
-        )
+        hx: Sequence[Tensor],
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        network = functional.network_of(
+            cell, cell.module, self.num_layers, self.bias, self.proj_size > 0, self.bidirectional,
+            self.batch_first, self.checkpoint,
+        )  # fmt: skip
+        dropout = self.dropout if self.training else 0.0
+        weights = torch_private.parameters_of(self)
+        if weights is None:
+            weights = _other_weights(self)
+        return functional.run_network(network, dropout, input, hx, weights, batch_sizes, lengths)
 
     def _run_packed(
-        self,
-        input: PackedSequence,
-        hx: Tensor | None,
-        cx: Tensor | None,
-        lengths: Tensor | None,
-    ) -> tuple[PackedSequence, Tensor, Tensor]:
+        self, input: PackedSequence, hx: Any, lengths: Tensor | None
+    ) -> tuple[PackedSequence, Any]:
         """States come and go in the order of the sequences that the user packed."""
         if torch.onnx.is_in_onnx_export():  # said here: torch.export may fail on sizes of no value
             raise NotImplementedError(PACKED_IN_ONNX)
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None and sorted_indices is not None:
-            cell, parts = cell_of(self), self.num_layers * (1 + self.bidirectional)
-            check_states(cell, hx, cx, parts, len(sorted_indices), data, weights_of(self))
-            hx = hx.index_select(1, sorted_indices)
-            cx = None if cx is None else cx.index_select(1, sorted_indices)
-        output, hn, cn = self._run(data, hx, cx, batch_sizes, lengths)
+        cell = cell_of(self)
+        states: Sequence[Tensor] = states_of(cell, hx)
+        if states and sorted_indices is not None:
+            parts = self.num_layers * (1 + self.bidirectional)
+            check_states(cell, states, parts, len(sorted_indices), data, weights_of(self))
+            states = [state.index_select(1, sorted_indices) for state in states]
+        output, hn = self._run(cell, data, states, batch_sizes, lengths)
         if unsorted_indices is not None:
-            hn = hn.index_select(1, unsorted_indices)
-            cn = cn.index_select(1, unsorted_indices) if self.mode == "LSTM" else cn
-        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hn, cn
+            hn = [state.index_select(1, unsorted_indices) for state in hn]
+        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, as_given(hn)
 
 
 class _OneState(_Layers):
     """What RNN and GRU share: their only state is h."""
 
-    @overload
-    def forward(
-        self, input: Tensor, hx: Tensor | None = None, *, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def forward(
-        self, input: PackedSequence, hx: Tensor | None = None
-    ) -> tuple[PackedSequence, Tensor]: ...
+        @overload
+        def forward(
+            self, input: Tensor, hx: Tensor | None = None, *, lengths: Tensor | None = None
+        ) -> tuple[Tensor, Tensor]: ...
 
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Tensor | None = None,
-        *,
-        lengths: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Runs all layers over `input` from the states `hx`; see the class."""
-        if isinstance(input, Tensor):
-            output, hn, _ = self._run(input, hx, None, None, lengths)
-            return output, hn
-        if not isinstance(input, PackedSequence):
-            return _record_call(self, input, hx, lengths=lengths)
-        packed, hn, _ = self._run_packed(input, hx, None, lengths)
-        return packed, hn
+        @overload
+        def forward(
+            self, input: PackedSequence, hx: Tensor | None = None
+        ) -> tuple[PackedSequence, Tensor]: ...
+
+        def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any: ...
 
 
 class RNN(_OneState):
@@ -337,8 +294,19 @@ class RNN(_OneState):
         )  # fmt: skip
 
 
+class _WithResetGate(torch.nn.Module):
+    """What GRU and GRUCell share."""
+
+    reset_after: bool = True
+    """Class-level default: modules that `replace` converted, or older pickles, lack their own."""
+
+    def extra_repr(self) -> str:
+        """The arguments that are not at their default."""
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+
+
 @completed_from(RNN)
-class GRU(_OneState):
+class GRU(_WithResetGate, _OneState):
     """Layers of gated recurrent units: `torch.nn.GRU` on fused kernels.
 
         r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
@@ -360,9 +328,6 @@ class GRU(_OneState):
         >>> gru = fusedrnn.GRU(10, 20, bidirectional=True)
         >>> output, hn = gru(torch.randn(5, 3, 10))
     """
-
-    reset_after: bool = True
-    """Class-level default: modules that `replace` converted, or older pickles, lack their own."""
 
     def __init__(
         self,
@@ -388,10 +353,6 @@ class GRU(_OneState):
             device=device, dtype=dtype, checkpoint=checkpoint,
         )  # fmt: skip
         self.reset_after = reset_after
-
-    def extra_repr(self) -> str:
-        """The arguments that are not at their default."""
-        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
 
 @completed_from(RNN)
@@ -453,37 +414,23 @@ class LSTM(_Layers):
             proj_size, device=device, dtype=dtype, checkpoint=checkpoint,
         )  # fmt: skip
 
-    @overload
-    def forward(
-        self,
-        input: Tensor,
-        hx: tuple[Tensor, Tensor] | None = None,
-        *,
-        lengths: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def forward(
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+        @overload
+        def forward(
+            self,
+            input: Tensor,
+            hx: tuple[Tensor, Tensor] | None = None,
+            *,
+            lengths: Tensor | None = None,
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx: tuple[Tensor, Tensor] | None = None,
-        *,
-        lengths: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-        """Runs all layers over `input` from the states `hx`; see the class."""
-        if isinstance(input, Tensor):
-            h, c = (None, None) if hx is None else split_state(hx)
-            output, hn, cn = self._run(input, h, c, None, lengths)
-            return output, (hn, cn)
-        if not isinstance(input, PackedSequence):
-            return _record_call(self, input, hx, lengths=lengths)
-        h, c = (None, None) if hx is None else split_state(hx)
-        packed, hn, cn = self._run_packed(input, h, c, lengths)
-        return packed, (hn, cn)
+        @overload
+        def forward(
+            self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+        def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any: ...
 
     def get_expected_cell_size(
         self, input: Tensor, batch_sizes: Tensor | None
@@ -511,40 +458,120 @@ class LSTM(_Layers):
         return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
 
 
+class _Recurrent(_Layers):
+    """Layers of a cell that torch does not have; a class derived from this says which one,
+
+        class PeepholeLSTM(_Recurrent):
+            cell = "lstm_peephole"
+
+    and has the arguments of `LSTM`, in its order, with its checks; `proj_size` only if the cell can
+    be projected. Parameters are named after their roles (`cells.PARAMETER`), and initialised as
+    torch does it, uniform from -1/sqrt(H) to 1/sqrt(H), one after the other.
+    """
+
+    cell: ClassVar[str]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        checkpoint: int | None = None,
+    ) -> None:
+        cell = cell_named(self.cell)
+        if proj_size and not cell.projects:
+            raise ValueError(f"proj_size: expected 0 for {type(self).__name__}, got {proj_size}")
+        # torch's checks, and the attributes of its base; the parameters, of no memory, go again.
+        super().__init__(
+            "RNN_TANH", input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, proj_size, device="meta", checkpoint=checkpoint,
+        )  # fmt: skip
+        self.mode = cell.name.upper()
+        weights = []
+        directions = ("", "_reverse") if bidirectional else ("",)
+        for layer in range(num_layers):
+            features = (proj_size or hidden_size) * len(directions) if layer else input_size
+            shapes = cell.shapes(features, hidden_size, proj_size, biases=bias)
+            for suffix in directions:
+                weights.append(
+                    {
+                        f"{PARAMETER[role]}_l{layer}{suffix}": Parameter(
+                            torch.empty(shape, device=device, dtype=dtype)
+                        )
+                        for role, shape in shapes.items()
+                    }
+                )
+        torch_private.register_weights(self, weights)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises all parameters anew."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for weight in self.parameters():
+            torch.nn.init.uniform_(weight, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: cuDNN, whose layout this would be, has no such cell."""
+
+
+_NAMES_IN_CELL = [
+    [[PARAMETER[role] for role in cell.roles(biases, False)] for biases in (False, True)]
+    for cell in CELLS
+]
+"""The parameters of one step, by the cell's number and whether it has biases."""
+
+
 class _Cell(RNNCellBase):
     """What RNNCell, LSTMCell and GRUCell share: from the module to `functional.run_cell`."""
 
     __prepare_scriptable__ = _refuse_script
     __jit_ignored_attributes__ = property(_Unscriptable)
 
-    def _step(
-        self, cell: int, input: Tensor, hx: Tensor | None, cx: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        names = _NAMES_IN_CELL[: 4 if self.bias else 2]
-        parameters = self._parameters
-        weights: Sequence[Tensor] = ()
-        try:
-            weights = [w for name in names if (w := parameters[name]) is not None]
-        except KeyError:
-            pass
-        if len(weights) < len(names):
-            weights = self._other_weights(names)
-        return functional.run_cell(
-            cell, type(self).__name__, input, hx, cx, weights, len(weights) == 4
-        )
+    def _cell(self) -> Cell:
+        """Which cell it is, as its attributes are now."""
+        raise NotImplementedError
 
-    def _other_weights(self, names: Sequence[str]) -> list[Tensor]:
-        """The weights where they are not simply the parameters, see `weights_of`.
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """The next state, or the tuple of the next states."""
+        if not isinstance(input, Tensor):
+            return _record_call(self, input, hx)
+        cell = self._cell()
+        weights, biases = self._weights(_NAMES_IN_CELL[cell.number][self.bias])
+        states = states_of(cell, hx)
+        name = type(self).__name__
+        return as_given(functional.run_cell(cell, name, input, states, weights, biases))
+
+    def _weights(self, names: Sequence[str]) -> tuple[Sequence[Tensor], bool]:
+        """The weights as they are now, see `weights_of`, and whether there are biases.
 
         As in torch.nn, a cell computes without a bias that was set to None.
         """
-        w_ih, w_hh, *biases = (getattr(self, name) for name in names)
-        check_weight("weight_ih", w_ih)
-        check_weight("weight_hh", w_hh)
-        given = [bias for bias in biases if bias is not None]
-        if len(given) == 1:
-            given = [torch.zeros_like(given[0]) if bias is None else bias for bias in biases]
-        return [w_ih, w_hh, *given]
+        parameters = self._parameters
+        try:
+            weights = [weight for name in names if (weight := parameters[name]) is not None]
+            if len(weights) == len(names):
+                return weights, self.bias
+        except KeyError:
+            pass
+        found = {name: getattr(self, name) for name in names}
+        biases = {name: found.pop(name) for name in names if name.startswith("bias")}
+        for name, weight in found.items():
+            check_weight(name, weight)
+        given = [bias for bias in biases.values() if bias is not None]
+        if not given:
+            return [*found.values()], False
+        return [
+            *found.values(),
+            *(torch.zeros_like(given[0]) if bias is None else bias for bias in biases.values()),
+        ], True
 
 
 class RNNCell(_Cell):
@@ -585,17 +612,16 @@ class RNNCell(_Cell):
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The next state."""
-        if not isinstance(input, Tensor):
-            return _record_call(self, input, hx)
-        if self.nonlinearity == "tanh":
-            return self._step(RNN_TANH, input, hx, None)[0]
-        if self.nonlinearity == "relu":
-            return self._step(RNN_RELU, input, hx, None)[0]
-        raise RuntimeError(
-            f"Unknown nonlinearity: {self.nonlinearity}. Select from 'tanh' or 'relu'."
-        )
+    def _cell(self) -> Cell:
+        if self.nonlinearity not in _RNNS:
+            raise RuntimeError(
+                f"Unknown nonlinearity: {self.nonlinearity}. Select from 'tanh' or 'relu'."
+            )
+        return _RNNS[self.nonlinearity]
+
+    if TYPE_CHECKING:
+
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
 
 
 @completed_from(RNNCell)
@@ -618,18 +644,18 @@ class LSTMCell(_Cell):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
-    def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The next state, (h', c')."""
-        if not isinstance(input, Tensor):
-            return _record_call(self, input, hx)
-        h, c = (None, None) if hx is None else split_state(hx)
-        return self._step(LSTM_CELL, input, h, c)
+    def _cell(self) -> Cell:
+        return _LSTM
+
+    if TYPE_CHECKING:
+
+        def forward(
+            self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        ) -> tuple[Tensor, Tensor]: ...
 
 
 @completed_from(RNNCell)
-class GRUCell(_Cell):
+class GRUCell(_WithResetGate, _Cell):
     """One step of a gated recurrent unit: `torch.nn.GRUCell` on fused kernels.
 
     The equations are those of `GRU`. What is not said here is as in `RNNCell`.
@@ -637,9 +663,6 @@ class GRUCell(_Cell):
     Args:
         reset_after: whether the reset gate comes after the recurrent product, as in `GRU`.
     """
-
-    reset_after: bool = True
-    """Class-level default: modules that `replace` converted, or older pickles, lack their own."""
 
     def __init__(
         self,
@@ -655,12 +678,9 @@ class GRUCell(_Cell):
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
         self.reset_after = reset_after
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The next state."""
-        if not isinstance(input, Tensor):
-            return _record_call(self, input, hx)
-        return self._step(functional.gru_cell(self.reset_after), input, hx, None)[0]
+    def _cell(self) -> Cell:
+        return functional.gru_of(self.reset_after)
 
-    def extra_repr(self) -> str:
-        """The arguments that are not at their default."""
-        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+    if TYPE_CHECKING:
+
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...

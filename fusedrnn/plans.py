@@ -13,7 +13,7 @@ import torch
 
 from fusedrnn import _C
 from fusedrnn._engine import ops
-from fusedrnn.reference import CELLS
+from fusedrnn.cells import cell_named
 
 __all__ = ["CudaPlan", "CudaWalk", "Gpu", "Plan", "build_info", "plan"]
 
@@ -31,7 +31,8 @@ class Plan:
         direction_teams: 2 if both directions walk at the same time.
         split: what the team shares out: the "batch" (no barrier), the "units" (a barrier at every
             step), or "none".
-        weights_in_place: whether the recurrent weights are read where they are, not packed first.
+        weights_in_place: whether the recurrent weights are read where they are, with no panels made
+            of them first.
         fuse_input: whether the input is projected inside the walk, tile by tile.
         forward_steps: for how many steps the input projection is computed at once.
         backward_steps: for how many steps the weights' gradients are computed at once.
@@ -148,7 +149,7 @@ def plan(
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
     training: bool = False,
-    packed: bool = False,
+    panels: bool = False,
     gpu: Gpu | None = None,
     allow_tf32: bool | None = None,
 ) -> Plan | CudaPlan:
@@ -163,7 +164,7 @@ def plan(
     No result depends on them beyond rounding.
 
     Args:
-        cell: "rnn_tanh", "rnn_relu", "lstm", "gru" or "gru_reset_before".
+        cell: the name of a cell, "rnn_tanh", "rnn_relu", "lstm", "gru" or "gru_reset_before".
         device: the kind of device, "cpu" or "cuda".
         time: steps.
         batch: sequences.
@@ -175,7 +176,7 @@ def plan(
         threads: how many threads the CPU has; if None torch.get_num_threads(), but no more than
             there are processors.
         training: whether gradients will be needed.
-        packed: whether the weights are packed ahead, as `Streaming` keeps them on the CPU.
+        panels: whether the weights come as panels made ahead, as `Streaming` keeps them on the CPU.
         gpu: the CUDA device; if None the current one, or an H200 where there is none. For any
             but the current one, the number of clusters that fit is guessed.
         allow_tf32: whether float32 products may be rounded to tf32 on a CUDA device; if None what
@@ -185,12 +186,10 @@ def plan(
         ValueError: an argument is not one of those above, or not positive, or FUSEDRNN_PLAN is
             not as described.
     """
-    if cell not in CELLS:
-        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
     kind = torch.device(device).type
     found: dict[str, Any] = _C.plan(
         device=kind,
-        cell=CELLS.index(cell),
+        cell=cell_named(cell).number,
         time=time,
         batch=batch,
         input_size=input_size,
@@ -200,7 +199,7 @@ def plan(
         dtype=str(dtype).removeprefix("torch."),
         threads=threads_of_a_call() if threads is None else threads,
         training=training,
-        packed=packed,
+        panels=panels,
         gpu=asdict(gpu or (_current_gpu() if kind == "cuda" else Gpu())),
         allow_tf32=ops.tf32_is_allowed() if allow_tf32 is None else allow_tf32,
     )

@@ -10,47 +10,60 @@ B sequences with I features; H hidden units; G gates of a cell, their rows stack
 `w_hh`; R the width of h, which is P when the layer is projected and H when it is not.
 
     input  [T, B, I]  --  W_ih, b_ih  -->  x  [T, B, G*H]  --  the walk  -->  output  [T, B, R]
+
+A cell is a function `<its name>_cell(x, states, weights)` that returns the states after the step,
+of which the first, h, is not projected yet: that is the walk's part, and the same for all cells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE = range(5)
-"""The cells, as the ops number them."""
-
-CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
-"""The name of each cell, by its number."""
-
-GATES = (1, 1, 4, 3, 3)
-"""How many gates each cell has, by its number."""
+from fusedrnn._engine.layer import Layer, Operands, States
+from fusedrnn.cells import CELLS
 
 
-def rnn_cell(
-    x: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor | None, activation: Callable[[Tensor], Tensor]
-) -> Tensor:
+class Weights(NamedTuple):
+    """The weights of one direction by their roles; None where there are none."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None = None
+    b_hh: Tensor | None = None
+    w_hr: Tensor | None = None
+    w_unit: Tensor | None = None
+
+
+Cell = Callable[[Tensor, Sequence[Tensor], Weights], States]
+
+
+def rnn_tanh_cell(x: Tensor, states: Sequence[Tensor], weights: Weights) -> States:
     """One step of the simple recurrent network (Elman, "Finding structure in time", 1990).
 
-        h' = activation(x + W_hh h + b_hh)        x = W_ih x_t + b_ih
-
-    The activation is tanh, or relu (Le, Jaitly and Hinton, "A simple way to initialize recurrent
-    networks of rectified linear units", 2015).
+    h' = tanh(x + W_hh h + b_hh)              x = W_ih x_t + b_ih
     """
-    return activation(x + F.linear(h, w_hh, b_hh))
+    (h,) = states
+    return (torch.tanh(x + F.linear(h, weights.w_hh, weights.b_hh)),)
 
 
-def lstm_cell(
-    x: Tensor,
-    h: Tensor,
-    c: Tensor,
-    w_hh: Tensor,
-    b_hh: Tensor | None,
-    w_hr: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def rnn_relu_cell(x: Tensor, states: Sequence[Tensor], weights: Weights) -> States:
+    """The same with another activation.
+
+        h' = relu(x + W_hh h + b_hh)              x = W_ih x_t + b_ih
+
+    Le, Jaitly and Hinton, "A simple way to initialize recurrent networks of rectified linear
+    units", 2015.
+    """
+    (h,) = states
+    return (torch.relu(x + F.linear(h, weights.w_hh, weights.b_hh)),)
+
+
+def lstm_cell(x: Tensor, states: Sequence[Tensor], weights: Weights) -> States:
     """One step of the long short-term memory, to (h', c').
 
         i, f, g, o = x + W_hh h + b_hh            x = W_ih x_t + b_ih
@@ -63,13 +76,13 @@ def lstm_cell(
     Beaufays, "Long short-term memory recurrent neural network architectures for large scale
     acoustic modeling", 2014.
     """
-    i, f, g, o = (x + F.linear(h, w_hh, b_hh)).chunk(4, dim=-1)
+    h, c = states
+    i, f, g, o = (x + F.linear(h, weights.w_hh, weights.b_hh)).chunk(4, dim=-1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return (h if w_hr is None else F.linear(h, w_hr)), c
+    return torch.sigmoid(o) * torch.tanh(c), c
 
 
-def gru_cell(x: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor | None) -> Tensor:
+def gru_cell(x: Tensor, states: Sequence[Tensor], weights: Weights) -> States:
     """One step of the gated recurrent unit.
 
         xr, xz, xn = x = W_ih x_t + b_ih          hr, hz, hn = W_hh h + b_hh
@@ -82,15 +95,16 @@ def gru_cell(x: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor | None) -> Tensor:
     translation", 2014, in the form of cuDNN and torch: the reset gate r applies after the product
     with W_hh and not before it, so that all three gates are one product.
     """
+    (h,) = states
     xr, xz, xn = x.chunk(3, dim=-1)
-    hr, hz, hn = F.linear(h, w_hh, b_hh).chunk(3, dim=-1)
+    hr, hz, hn = F.linear(h, weights.w_hh, weights.b_hh).chunk(3, dim=-1)
     r = torch.sigmoid(xr + hr)
     z = torch.sigmoid(xz + hz)
     n = torch.tanh(xn + r * hn)
-    return n + z * (h - n)
+    return (n + z * (h - n),)
 
 
-def gru_reset_before_cell(x: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor | None) -> Tensor:
+def gru_reset_before_cell(x: Tensor, states: Sequence[Tensor], weights: Weights) -> States:
     """One step of the gated recurrent unit with the reset gate before the recurrent product.
 
         xr, xz, xn = x = W_ih x_t + b_ih          hr, hz = W_hr h + b_hr, W_hz h + b_hz
@@ -103,108 +117,84 @@ def gru_reset_before_cell(x: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor | Non
     translation", 2014, in its first version; Keras' GRU with `reset_after=False` and ONNX's with
     `linear_before_reset=0`. The candidate n waits for r of all units: two products a step.
     """
+    (h,) = states
     xr, xz, xn = x.chunk(3, dim=-1)
-    w_hr, w_hz, w_hn = w_hh.chunk(3)
-    b_hr, b_hz, b_hn = (None, None, None) if b_hh is None else b_hh.chunk(3)
+    w_hr, w_hz, w_hn = weights.w_hh.chunk(3)
+    b_hr, b_hz, b_hn = (None, None, None) if weights.b_hh is None else weights.b_hh.chunk(3)
     r = torch.sigmoid(xr + F.linear(h, w_hr, b_hr))
     z = torch.sigmoid(xz + F.linear(h, w_hz, b_hz))
     n = torch.tanh(xn + F.linear(r * h, w_hn, b_hn))
-    return n + z * (h - n)
+    return (n + z * (h - n),)
 
 
-def layer(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    cell: int,
-    has_biases: bool,
-    bidirectional: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+STEP: dict[str, Cell] = {cell.name: globals()[f"{cell.name}_cell"] for cell in CELLS}
+"""The function of each cell, by the cell's name."""
+
+
+def layer(layer: Layer, operands: Operands) -> tuple[Tensor, States]:
     """One layer in one or both directions: what `torch.ops.fusedrnn.layer_forward` computes.
 
-    Args:
-        input: [T, B, I], or [N, I] when packed.
-        batch_sizes: [T], how many sequences are alive at each step, or None when not packed.
-        hx: the first h, [D, B, R] with D directions; None stands for zeros.
-        cx: the first c, [D, B, H]; LSTM only, given exactly when `hx` is.
-        weights: for each direction w_ih [G*H, I], w_hh [G*H, R], then b_ih and b_hh [G*H] if
-            `has_biases`, then w_hr [P, H] if the layer is projected.
-        cell: the number of the cell, see `CELLS`.
-
     Returns:
-        output [T, B, D*R] or [N, D*R]; hn [D, B, R]; cn [D, B, H], of shape [0] without LSTM.
+        output [T, B, D*R] or, packed, [N, D*R], D being the number of directions; the final
+        states, [D, B, R] and, of those after h, [D, B, H].
     """
-    directions = 2 if bidirectional else 1
-    count = len(weights) // directions
-    hidden_size = weights[0].size(0) // GATES[cell]
+    input, batch_sizes, hx, weights = operands
     if batch_sizes is None:
         rows, sizes = input.flatten(0, 1), [input.size(1)] * input.size(0)
     else:
         rows, sizes = input, batch_sizes.tolist()
-    if hx is None:
-        hx = input.new_zeros(directions, sizes[0], weights[1].size(1))
-        cx = input.new_zeros(directions, sizes[0], hidden_size) if cell == LSTM else None
-
+    roles = layer.roles
     outputs: list[Tensor] = []
-    hn: list[Tensor] = []
-    cn: list[Tensor] = []
-    for direction in range(directions):
-        own = weights[direction * count : (direction + 1) * count]
-        first = hx[direction], None if cx is None else cx[direction]
-        output, h, c = _walk(rows, sizes, first, own, cell, has_biases, reverse=direction == 1)
+    finals: list[Sequence[Tensor]] = []
+    for direction in range(layer.directions):
+        own = weights[direction * len(roles) : (direction + 1) * len(roles)]
+        by_role = Weights(**dict(zip(roles, own, strict=True)))
+        first = [state[direction] for state in hx] or _zeros(layer, input, by_role, sizes)
+        output, final = _walk(layer, rows, sizes, first, by_role, reverse=direction == 1)
         outputs.append(output)
-        hn.append(h)
-        if c is not None:
-            cn.append(c)
+        finals.append(final)
     output = torch.cat(outputs, dim=-1)
     if batch_sizes is None:
         output = output.unflatten(0, input.shape[:2])
-    return output, torch.stack(hn), torch.stack(cn) if cn else input.new_empty(0)
+    return output, tuple(torch.stack(states) for states in zip(*finals, strict=True))
+
+
+def _zeros(layer: Layer, input: Tensor, weights: Weights, sizes: list[int]) -> list[Tensor]:
+    """First states of one direction where none are given."""
+    hidden_size = weights.w_ih.size(0) // len(layer.cell.gates)
+    _, *others = layer.cell.states
+    widths = [weights.w_hh.size(1), *[hidden_size] * len(others)]
+    return [input.new_zeros(sizes[0], width) for width in widths]
 
 
 def _walk(
+    layer: Layer,
     rows: Tensor,
     sizes: list[int],
-    first: tuple[Tensor, Tensor | None],
-    weights: Sequence[Tensor],
-    cell: int,
-    has_biases: bool,
+    first: Sequence[Tensor],
+    weights: Weights,
     *,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Sequence[Tensor]]:
     """One direction: the walk over the steps, from the last to the first if `reverse`.
 
     `rows` are those of all steps, one step after the other, `sizes[t]` of them for step t.
     Sequences stand longest first, so the ones alive at step t are the first `sizes[t]` rows. The
     rows below keep their state: forward it is their final one, in reverse still their first one.
     """
-    w_ih, w_hh = weights[:2]
-    b_ih, b_hh = weights[2:4] if has_biases else (None, None)
-    w_hr = weights[-1] if len(weights) % 2 == 1 else None
-    xs = F.linear(rows, w_ih, b_ih).split(sizes)
-    h, c = first
+    step = STEP[layer.cell.name]
+    xs = F.linear(rows, weights.w_ih, weights.b_ih).split(sizes)
+    states = first
     outputs = []
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
-        alive = sizes[t]
-        c_new = None
-        if cell == LSTM:
-            assert c is not None
-            h_new, c_new = lstm_cell(xs[t], h[:alive], c[:alive], w_hh, b_hh, w_hr)
-        elif cell == GRU:
-            h_new = gru_cell(xs[t], h[:alive], w_hh, b_hh)
-        elif cell == GRU_RESET_BEFORE:
-            h_new = gru_reset_before_cell(xs[t], h[:alive], w_hh, b_hh)
-        else:
-            activation = torch.tanh if cell == RNN_TANH else torch.relu
-            h_new = rnn_cell(xs[t], h[:alive], w_hh, b_hh, activation)
-        outputs.append(h_new)
-        h = _over(h_new, h)
-        c = None if c_new is None or c is None else _over(c_new, c)
+        h, *others = step(xs[t], [state[: sizes[t]] for state in states], weights)
+        if weights.w_hr is not None:
+            h = F.linear(h, weights.w_hr)
+        outputs.append(h)
+        states = [_over(new, old) for new, old in zip((h, *others), states, strict=True)]
     if reverse:
         outputs.reverse()
-    return torch.cat(outputs), h, c
+    return torch.cat(outputs), states
 
 
 def _over(new: Tensor, old: Tensor) -> Tensor:

@@ -4,18 +4,18 @@
     stream(x)                  x -> layers -> y, and the state moves on
 
 A call of one step is over in the time that it takes to read the weights once, if nothing else is
-done. So the weights are packed when a stream is made, the states are updated where they lie, and a
-call that is in order is one op after two comparisons. The op refuses what does not fit, and only
-then Python looks for what was wrong, to raise torch.nn's kind of exception.
+done. So the weights are made ready when a stream is made, the states are updated where they lie,
+and a call that is in order is one op after two comparisons. The op refuses what does not fit, and
+only then Python looks for what was wrong, to raise torch.nn's kind of exception.
 
-What computes is a `Layers`: `_PackedLayers` or `_QuantizedLayers` on the CPU, `_PlainLayers` where
-nothing is packed. They are made anew when a weight has changed, and know nothing of streams.
+What computes is a `Layers`: `_PanelLayers` or `_QuantizedLayers` on the CPU, `_PlainLayers` where
+nothing is made ready. They are made anew when a weight has changed, and know nothing of streams.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -24,88 +24,91 @@ from torch.nn.modules.rnn import RNNBase
 
 from fusedrnn._engine import ops
 from fusedrnn._engine.checks import (
+    as_given,
     check_dtype,
     check_features,
     check_states,
-    check_steps,
     reject_nested,
-    split_state,
+    reject_no_steps,
+    states_of,
 )
+from fusedrnn._engine.layer import Layer, Operands
 from fusedrnn._engine.ops import DTYPES
+from fusedrnn._engine.torch_private import version_of
+from fusedrnn.cells import W_HH, W_IH
 from fusedrnn.modules import CELL_OF_MODE, cell_of, weights_of
-from fusedrnn.reference import GATES, GRU_RESET_BEFORE, LSTM
 
 __all__ = ["Streaming"]
 
-State = Tensor | tuple[Tensor, Tensor]
+State = Tensor | tuple[Tensor, ...]
 
-
-_version_of: Callable[[Tensor], int] = attrgetter("_version")
 _address_of: Callable[[Tensor], int] = Tensor.data_ptr
 
 
 class Layers(Protocol):
     """All layers of a network over some steps.
 
-    `input` is [T, B, I], or [B, I] or [I] for one step; the output is laid out so, R wide. `h`
-    [layers, B, R] and, of an LSTM, `c` [layers, B, H] are the states before, and after the call
+    `input` is [T, B, I], or [B, I] or [I] for one step; the output is laid out so, R wide. `hx`,
+    h [layers, B, R] and each other state [layers, B, H], are the states before, and after the call
     those after it.
     """
 
-    def __call__(self, input: Tensor, h: Tensor, c: Tensor | None) -> Tensor: ...
+    def __call__(self, input: Tensor, hx: list[Tensor]) -> Tensor: ...
 
 
-class _PackedLayers:
-    """`Layers` on weights packed for the CPU's kernels, all of them one buffer."""
+class _PanelLayers:
+    """`Layers` on panels for the CPU's kernels, those of all layers one buffer."""
 
-    def __init__(self, cell: int, weights: list[list[Tensor]], has_biases: bool) -> None:
-        self._packed = torch.cat([ops.pack_weights(w, cell, has_biases, False) for w in weights])
+    def __init__(self, layer: Layer, weights: list[list[Tensor]]) -> None:
+        self._panels = torch.cat([ops.make_panels(w, *layer.schema) for w in weights])
         self._backwards = False
 
-    def __call__(self, input: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
+    def __call__(self, input: Tensor, hx: list[Tensor]) -> Tensor:
         # Each step reads the weights in the other direction than the one before.
         backwards = self._backwards
         self._backwards = backwards ^ (input.dim() < 3 or input.size(0) % 2 == 1)
-        output: Tensor = ops.packed_forward(input, self._packed, h, c, backwards)
+        output: Tensor = ops.panels_forward(input, self._panels, hx, backwards)
         return output
 
 
 class _QuantizedLayers:
     """`Layers` on weights rounded to int8, all of them one buffer."""
 
-    def __init__(self, cell: int, weights: list[list[Tensor]], has_biases: bool) -> None:
-        self._packed = torch.cat([ops.quantize_weights(w, cell, has_biases) for w in weights])
+    def __init__(self, layer: Layer, weights: list[list[Tensor]]) -> None:
+        cell, biases, projected, _ = layer.schema
+        self._quantized = torch.cat(
+            [ops.quantize_weights(w, cell, biases, projected) for w in weights]
+        )
 
-    def __call__(self, input: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
-        output: Tensor = ops.quantized_forward(input, self._packed, h, c)
+    def __call__(self, input: Tensor, hx: list[Tensor]) -> Tensor:
+        output: Tensor = ops.quantized_forward(input, self._quantized, hx)
         return output
 
 
 class _PlainLayers:
     """`Layers` on the weights as they are, a call of the op for each."""
 
-    def __init__(self, cell: int, weights: list[list[Tensor]], has_biases: bool) -> None:
-        self._cell, self._weights, self._has_biases = cell, weights, has_biases
+    def __init__(self, layer: Layer, weights: list[list[Tensor]]) -> None:
+        self._layer, self._weights = layer, weights
 
     @torch.no_grad()
-    def __call__(self, input: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
+    def __call__(self, input: Tensor, hx: list[Tensor]) -> Tensor:
         output = input
         while output.dim() < 3:
             output = output.unsqueeze(0)
-        for layer, weights in enumerate(self._weights):
-            part = slice(layer, layer + 1)
-            output, hn, cn, _ = ops.layer_forward(
-                output, None, h[part], None if c is None else c[part], weights, self._cell,
-                self._has_biases, False, False, ops.allow_tf32(input),
-            )  # fmt: skip
-            h[part] = hn
-            if c is not None:
-                c[part] = cn
+        for i, weights in enumerate(self._weights):
+            now = [state[i : i + 1] for state in hx]
+            operands = Operands(output, None, now, weights)
+            output, after, _ = ops.layer_forward(
+                *operands, *self._layer.schema, False, ops.allow_tf32(input)
+            )
+            for state, new in zip(now, after, strict=True):
+                state.copy_(new)
         return output.view(*input.shape[:-1], output.size(-1))
 
 
-KINDS: dict[str, Callable[[int, list[list[Tensor]], bool], Layers]] = {
-    "same": _PackedLayers,
+KINDS: dict[str, Callable[[Layer, list[list[Tensor]]], Layers]] = {
+    "same": _PanelLayers,
     "int8": _QuantizedLayers,
 }
 """In what form a stream may keep its weights on the CPU."""
@@ -133,10 +136,10 @@ class Streaming:
     [T, B, I] ([B, T, I] if the module has `batch_first`), gives [T, B, R] (or [B, T, R]). A 2-D
     input is always one step: the chunk of one sequence is [T, 1, I].
 
-    On the CPU the weights are packed when the stream is made, and again by the first call after one
-    was changed in place, replaced or moved. torch does not count changes through `weight.data`, nor
-    those of inference tensors: call `refresh` after them. A weight that is computed anew whenever
-    it is asked for, as a parametrized one is, is packed anew by every call.
+    On the CPU the weights are made ready for the kernels when the stream is made, and again by the
+    first call after one was changed in place, replaced or moved. torch does not count changes
+    through `weight.data`, nor those of inference tensors: call `refresh` after them. A weight that
+    is computed anew whenever it is asked for, as a parametrized one is, makes every call do so.
 
     Threads that share a stream must take turns. Any number of streams may share a module.
 
@@ -176,8 +179,7 @@ class Streaming:
         self.module = module
         self._batch_size = batch_size
         self.weights = weights
-        self._h = torch.empty(0)
-        self._c: Tensor | None = None
+        self._hx: list[Tensor] = []
         self.refresh()
 
     def refresh(self) -> None:
@@ -186,7 +188,7 @@ class Streaming:
         cell = cell_of(module)
         watched = [*weights_of(module)]
         weights = [weight.detach() for weight in watched]
-        first = weights[0]
+        first = weights[W_IH]
         for weight in weights:
             if weight.dtype not in DTYPES:
                 raise ValueError(
@@ -201,44 +203,45 @@ class Streaming:
         layers = [weights[i : i + each] for i in range(0, len(weights), each)]
         on_cpu = first.device.type == "cpu"
         if self.weights == "int8":
-            if cell == GRU_RESET_BEFORE:
+            if not cell.has_int8:
+                options = ", ".join(f"{name}={value}" for name, value in cell.options.items())
                 raise ValueError(
-                    "weights: expected 'same' for a GRU with reset_after=False, which has no int8 "
-                    "kernels, got 'int8'"
+                    f"weights: expected 'same' for a {cell.module}"
+                    f"{' with ' * bool(options)}{options}, which has no int8 kernels, got 'int8'"
                 )
             if first.dtype != torch.float32 or not on_cpu:
                 raise ValueError(
                     "weights: expected 'same' for a module that is not in float32 on the CPU, got "
                     f"'int8' for one in {first.dtype} on {first.device}"
                 )
-            named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
-            ops.check_storages(**named)
+            ops.check_storages(**ops.named("weights", weights))
             if not all(bool(weight.isfinite().all()) for weight in weights):
                 raise ValueError("module: expected finite weights to round to int8, got inf or nan")
         kind = _PlainLayers if not on_cpu else KINDS[self.weights]
-        self._layers: Layers = kind(cell, layers, module.bias)
+        layer = Layer(cell, module.bias, module.proj_size > 0, bidirectional=False)
+        self._layers: Layers = kind(layer, layers)
         self._cell = cell
         # Kept, so that no other weight can take their place in memory unnoticed.
         self._watched, self._kept = watched, weights
         self._addresses = [*map(_address_of, weights)]
         self._counted = [weight for weight in weights if not weight.is_inference()]
-        self._versions = [*map(_version_of, self._counted)]
+        self._versions = [*map(version_of, self._counted)]
         self._adopt_state()
 
     def __call__(self, input: Tensor) -> Tensor:
         """The output of the next step or steps; see the class."""
         if torch.compiler.is_compiling():
             raise NotImplementedError(
-                "fusedrnn.Streaming keeps its state and packed weights outside of any graph, so it "
+                "fusedrnn.Streaming keeps its state and weights outside of any graph, so it "
                 "can't be part of one: call it outside of torch.compile and torch.export, or "
                 "compile the module itself, with the state as its argument and result"
             )
         self._keep_up()
         try:
             if self.module.batch_first and input.dim() == 3:
-                output = self._layers(input.transpose(0, 1), self._h, self._c)
+                output = self._layers(input.transpose(0, 1), self._hx)
                 return output.transpose(0, 1)
-            return self._layers(input, self._h, self._c)
+            return self._layers(input, self._hx)
         except Exception:
             self._check(input)
             raise
@@ -261,7 +264,8 @@ class Streaming:
 
         Set it to what the module takes as its first state, or to None for zeros.
         """
-        return self._h.clone() if self._c is None else (self._h.clone(), self._c.clone())
+        state: State = as_given([state.clone() for state in self._hx])
+        return state
 
     @state.setter
     def state(self, hx: State | None) -> None:
@@ -269,23 +273,22 @@ class Streaming:
         if hx is None:
             self.reset()
             return
-        h: Any
-        h, c = split_state(hx) if self._cell == LSTM else (hx, None)
+        states = states_of(self._cell, hx)
+        like, *_ = self._hx
         layers, batch = self.module.num_layers, self.batch_size
-        check_states(self._cell, h, c, layers, batch, self._h, self._kept)
-        for state in (h, c):
-            if state is not None and state.dtype != self._h.dtype:  # under autocast
+        check_states(self._cell, states, layers, batch, like, self._kept)
+        for state in states:
+            if state.dtype != like.dtype:  # under autocast
                 raise RuntimeError(
-                    f"hx: expected the dtype of the module, {self._h.dtype}, got {state.dtype}"
+                    f"hx: expected the dtype of the module, {like.dtype}, got {state.dtype}"
                 )
-        self._h = _own(h)
-        self._c = None if c is None else _own(c)
+        self._hx = [_own(state) for state in states]
 
     @torch.inference_mode(False)
     def reset(self, mask: Tensor | None = None) -> None:
         """Sets the state to zero, of all sequences or of those where `mask` (bool [B]) is true."""
         if mask is None:
-            self._h, self._c = torch.empty(0), None
+            self._hx = []
             self._adopt_state()
             return
         if not isinstance(mask, Tensor):
@@ -295,16 +298,14 @@ class Streaming:
                 f"mask: expected torch.bool of shape ({self.batch_size},), got {mask.dtype} of "
                 f"shape {tuple(mask.shape)}"
             )
-        column = mask.to(self._h.device).unsqueeze(1)
-        self._h = self._h.masked_fill(column, 0)
-        if self._c is not None:
-            self._c = self._c.masked_fill(column, 0)
+        column = mask.to(self._kept[W_HH].device).unsqueeze(1)
+        self._hx = [state.masked_fill(column, 0) for state in self._hx]
 
     def __repr__(self) -> str:
         return f"Streaming({self.module!r}, batch_size={self.batch_size}, weights={self.weights!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of; packed weights hold for one processor's kernels only."""
+        """What a copy is made of; panels hold for one processor's kernels only."""
         return {
             "module": self.module, "batch_size": self.batch_size, "weights": self.weights,
             "state": self.state,
@@ -312,22 +313,25 @@ class Streaming:
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         made = Streaming(values["module"], values["batch_size"], weights=values["weights"])
-        states: Any = values["state"]
-        states = split_state(states) if made._cell == LSTM else (states,)
+        states = states_of(made._cell, values["state"])
         if all(isinstance(state, Tensor) for state in states):  # others are refused below
             if _share_memory(states):
-                raise ValueError("state: expected h and c in memory of their own, got one for both")
-            states = [state.to(made._h) for state in states]
-        made.state = (states[0], states[1]) if made._cell == LSTM else states[0]
+                names = " and ".join(made._cell.states)
+                raise ValueError(
+                    f"state: expected {names} in memory of their own, got one for both"
+                )
+            like, *_ = made._hx
+            states = tuple(state.to(like) for state in states)
+        made.state = as_given(states)
         self.__dict__.update(made.__dict__)
 
     def _keep_up(self) -> None:
-        """Packs the weights again if one has changed, or the place of a GRU's reset gate."""
+        """Takes the weights again if one has changed, or the place of a GRU's reset gate."""
         weights = weights_of(self.module)
         if not (
-            cell_of(self.module) == self._cell
+            cell_of(self.module) is self._cell
             and all(map(is_, weights, self._watched))
-            and [*map(_version_of, self._counted)] == self._versions
+            and [*map(version_of, self._counted)] == self._versions
             and [*map(_address_of, weights)] == self._addresses
         ):
             self.refresh()
@@ -335,17 +339,14 @@ class Streaming:
     @torch.inference_mode(False)  # states that are made in that mode could not change out of it
     def _adopt_state(self) -> None:
         """Gives the state the weights' dtype and device; makes zeros of what has another shape."""
-        w_hh = self._kept[1]
-        layers, batch = self.module.num_layers, self.batch_size
-
-        def adopt(state: Tensor | None, features: int) -> Tensor:
-            if state is None or state.shape != (layers, batch, features):
-                return w_hh.new_zeros(layers, batch, features)
-            return state.to(w_hh)
-
-        self._h = adopt(self._h, w_hh.size(1))
-        if self._cell == LSTM:
-            self._c = adopt(self._c, w_hh.size(0) // GATES[LSTM])
+        w_hh, cell = self._kept[W_HH], self._cell
+        _, *others = cell.states
+        widths = (w_hh.size(1), *[w_hh.size(0) // len(cell.gates)] * len(others))
+        shapes = [(self.module.num_layers, self.batch_size, width) for width in widths]
+        if [state.shape for state in self._hx] == shapes:
+            self._hx = [state.to(w_hh) for state in self._hx]
+            return
+        self._hx = [w_hh.new_zeros(shape) for shape in shapes]
 
     def _check(self, input: Any) -> None:
         """Raises what is wrong with an input that was refused, if that can be said."""
@@ -360,8 +361,8 @@ class Streaming:
             )
         if input.is_nested:
             reject_nested(input, self.module.batch_first)
-        check_dtype(input, self._kept[0])  # under autocast, too
-        check_features(input, self._kept[0])
+        check_dtype(input, self._kept[W_IH])  # under autocast, too
+        check_features(input, self._kept[W_IH])
         if input.dim() == 1:
             return
         by_batch = self.module.batch_first and input.dim() == 3
@@ -370,7 +371,8 @@ class Streaming:
                 f"input: expected {batch} sequences, the stream's batch_size, got "
                 f"{input.size(0 if by_batch else -2)} in shape {tuple(input.shape)}"
             )
-        check_steps(1 if input.dim() == 2 else input.size(1 if by_batch else 0))
+        if input.dim() == 3 and input.size(1 if by_batch else 0) == 0:
+            reject_no_steps()
 
 
 def _share_memory(states: Sequence[Tensor]) -> bool:

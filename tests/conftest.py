@@ -1,12 +1,12 @@
-"""What all tests share: the devices they run on, one thread count, hypothesis' profile, and which
-of them `make test` runs.
+"""What all tests share: the cells and the devices they run on, one thread count, hypothesis'
+profile, and which of them `make test` runs.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +23,40 @@ from cuda_emulation import backend as emulated
 from hypothesis import settings
 
 import fusedrnn
+from fusedrnn import cells
+from fusedrnn.cells import cell_named
+from fusedrnn.testing import oracles
 from fusedrnn.testing.parity import Case, float32_products
+
+# Cells by name and layers by class, all from the table that the kernels are compiled from: a new
+# one is tested wherever these lists are, which is everywhere.
+CELLS = [cell.name for cell in cells.CELLS]
+TORCH_CELLS = oracles.TORCH_CELLS
+MODULE_FACTS = {cell.module: cell for cell in reversed(cells.CELLS)}  # the first cell of each class
+MODULES = list(MODULE_FACTS)
+TORCH_MODULES = [name for name in MODULES if name in oracles.TORCH_MODULES]
+STATES = list(dict.fromkeys(state for cell in cells.CELLS for state in cell.states))
+
+
+def kinds() -> list[str]:
+    """One of all cells that have the same facts, and differ in their functions only."""
+    facts = [f.name for f in fields(cells.Cell) if f.name not in ("number", "name", "options")]
+    found: dict[tuple[object, ...], str] = {}
+    for cell in cells.CELLS:
+        found.setdefault(tuple(getattr(cell, name) for name in facts), cell.name)
+    return list(found.values())
+
+
+KINDS = kinds()
+GATED = [name for name in KINDS if len(cell_named(name).gates) > 1]
+WALKED = [cell.name for cell in cells.CELLS if cell.stages == 1]  # by the teams of CUDA
+
+
+def cases_of(cells: Iterable[str], shapes: Iterable[Case]) -> list[Case]:
+    """Every shape of every cell that may have it."""
+    shapes = list(shapes)
+    return [shape.of(cell) for cell in cells for shape in shapes if shape.suits(cell)]
+
 
 # A test that takes a `device` runs on all of these. "emulated" are tensors of the CPU whose layers
 # the CUDA kernels compute, in the emulation, each in another random order of threads: as planned,
@@ -79,10 +112,11 @@ def is_repeated(item: pytest.Item, given: dict[str, Any]) -> bool:
     if given.get("device") not in ("emulated-planned", "emulated-cluster"):
         return False
     case = given.get("case")
+    cell = case.cell if isinstance(case, Case) else given.get("cell")
     return (
         given.get("dtype") is torch.float64
         or item.get_closest_marker("float64") is not None
-        or re.search("reset.before", item.nodeid) is not None
+        or (cell in CELLS and cell not in WALKED)
         or (isinstance(case, Case) and case.P > 0)
     )
 

@@ -33,10 +33,11 @@ from torch.utils.checkpoint import checkpoint
 
 import fusedrnn
 from fusedrnn.modules import weights_of
+from fusedrnn.testing.oracles import TORCH_MODULES
 
 T, B, I, H = 5, 8, 3, 4  # noqa: E741
 LENGTHS = torch.tensor([5, 3, 4, 2, 5, 1, 2, 3])
-LAYERS = ("LSTM", "GRU", "RNN")
+LAYERS = tuple(TORCH_MODULES)
 STEPS = 3
 CHECKS: dict[str, Callable[[], None]] = {}
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from conftest import MODULE_FACTS, TORCH_MODULES
 from test_contract import both
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
@@ -52,14 +53,15 @@ def run(
     if states is not None:
         parts = () if cell else (module.num_layers * (1 + module.bidirectional),)
         leaves.append(leaf(*parts, 3, getattr(module, "proj_size", 0) or 6, to=states))
-        if "LSTM" in type(module).__name__:
+        facts = MODULE_FACTS[type(module).__name__.removesuffix("Cell")]
+        for _ in facts.states[1:]:
             leaves.append(leaf(*parts, 3, 6, to=states))
     input, *hx = leaves
     if kind == "unbatched":
         input, hx = input[..., 0, :], [h[..., 0, :] for h in hx]
     if kind == "packed":
         input = pack_padded_sequence(input, [4, 3, 1])
-    given = None if not hx else tuple(hx) if len(hx) == 2 else hx[0]
+    given = None if not hx else tuple(hx) if len(hx) > 1 else hx[0]
     with torch.autocast("cpu", dtype), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.nn's, that oneDNN has no projections
         results = flat(module(input, given))
@@ -93,7 +95,7 @@ def test_dtypes_are_torch_nn_s(network: str) -> None:
     assert compared > 50
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", TORCH_MODULES)
 def test_regions_and_cache(name: str) -> None:
     """Regions within regions, and one cast of weights for two calls."""
     results = []
@@ -136,7 +138,7 @@ def test_cuda_dtypes_are_torch_nn_s(network: str, dtype: torch.dtype) -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", TORCH_MODULES)
 def test_compiled_under_autocast(name: str) -> None:
     torch._dynamo.reset()
     module = both(name, 5, 6)[0]
@@ -148,7 +150,7 @@ def test_compiled_under_autocast(name: str) -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", TORCH_MODULES)
 @pytest.mark.parametrize("cast", [True, False], ids=["autocast", "float32"])
 def test_scaled_gradients(name: str, cast: bool) -> None:
     """A step whose gradients overflow is skipped and halves the scale; the next one counts."""

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.peers import OTHERS, STREAMING, STREAMING_INT8, TORCH_NN
 from benchmarks.peers.peer import ThreadsOnce, beyond, make_data
-from benchmarks.workloads import CELLS, DTYPES, Case, Row
+from benchmarks.workloads import CELLS, DTYPES, PROJECTED, Case, Row
 from fusedrnn.testing.parity import check_parity
 
 PLAIN = Row(name="X", source="", T=5, I=3, H=6, B=4, dtypes=DTYPES)
@@ -20,7 +20,7 @@ ROWS = {
     "stacked": replace(PLAIN, layers=2, directions=2),
     "state": replace(PLAIN, T=1, B=1, given_state=True),
     "packed": replace(PLAIN, directions=2, packed=True),
-    "projected": replace(PLAIN, proj_size=2, cells=("lstm",)),
+    "projected": replace(PLAIN, proj_size=2, cells=PROJECTED),
 }
 THREADS = 1  # the same in every case: some libraries set them once in a process
 

@@ -42,12 +42,8 @@ def test_rows() -> None:
 def test_cases_of_a_selection() -> None:
     found = cases(rows_named(["A", "B", "Q"]), threads=[1], modes=["train"])
     assert {(c.row.name, c.cell, c.dtype) for c in found} == (
-        {("A", cell, "float32") for cell in ("lstm", "gru", "rnn")}
-        | {
-            ("B", cell, dtype)
-            for cell in ("lstm", "gru", "rnn")
-            for dtype in ("float32", "bfloat16")
-        }
+        {("A", cell, "float32") for cell in CELLS}
+        | {("B", cell, dtype) for cell in CELLS for dtype in ("float32", "bfloat16")}
         | {("Q", "lstm", "float32")}
     )
 
@@ -425,7 +421,7 @@ def test_time_and_memory_of_checkpoints(tmp_path, monkeypatch) -> None:
     )
     assert checkpoint.main("--rows A --threads 1 --quick --name tried".split()) == 0
     results = json.loads((tmp_path / "tried" / "checkpoint.json").read_text())
-    assert [curve["cell"] for curve in results["curves"]] == ["lstm", "gru"]
+    assert [curve["cell"] for curve in results["curves"]] == [*checkpoint.CELLS]
     for curve in results["curves"]:
         assert list(curve["sides"]) == [
             f"{peer}{k}" for k in ("", " checkpoint=4", " checkpoint=7")

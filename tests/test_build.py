@@ -5,22 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
-import sys
-import types
 from pathlib import Path
 
 import pytest
+from cuda_emulation.build import load_setup
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def load_setup() -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("fusedrnn_setup", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 setup = load_setup()

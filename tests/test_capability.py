@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import CELLS, KINDS, cases_of
 from processes import in_a_process
 
 import fusedrnn
@@ -16,20 +18,9 @@ from fusedrnn.testing.parity import Case, check
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVELS = ["portable", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16"]
-CASES = [
-    Case(cell=cell, T=7, B=11, I=9, H=37, bidirectional=True, packed="unsorted", P=P)
-    for cell, P in (
-        ("lstm", 0),
-        ("lstm", 9),
-        ("gru", 0),
-        ("gru_reset_before", 0),
-        ("rnn_tanh", 0),
-        ("rnn_relu", 0),
-    )
-] + [
-    Case(cell=cell, T=3, B=1, I=40, H=66)
-    for cell in ("lstm", "gru", "gru_reset_before", "rnn_tanh")
-]
+PLAIN = Case(T=7, B=11, I=9, H=37, bidirectional=True, packed="unsorted")
+CASES = cases_of(CELLS, [PLAIN, replace(PLAIN, P=9)])
+CASES += cases_of(KINDS, [Case(T=3, B=1, I=40, H=66)])
 
 
 def check_all() -> None:

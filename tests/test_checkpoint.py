@@ -9,6 +9,7 @@ import pickle
 
 import pytest
 import torch
+from conftest import CELLS, GATED, KINDS, MODULES, TORCH_CELLS, TORCH_MODULES, cases_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_fuzz import DTYPES, cases
@@ -24,7 +25,6 @@ from fusedrnn import functional
 from fusedrnn._engine.checkpoint import checkpointed_backward, checkpointed_forward
 from fusedrnn.testing.parity import FP64, Case, check, largest
 
-CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
 T = 7
 
 
@@ -46,15 +46,14 @@ def with_k(case: Case, k: int) -> Checkpointed:
 
 
 def grid() -> list[Case]:
-    found = []
-    for cell, both, packed, P, bias, first in itertools.product(
-        CELLS[:4], (False, True), ("", "sorted", "unsorted"), (0, 3), (True, False), (True, False)
+    shapes = []
+    for both, packed, P, bias, first in itertools.product(
+        (False, True), ("", "sorted", "unsorted"), (0, 3), (True, False), (True, False)
     ):
-        if not P or cell == "lstm":
-            layers = 1 + (both != first)
-            found.append(Case(cell=cell, T=T, bidirectional=both, packed=packed, P=P, bias=bias,
-                              batch_first=first, hx=bias != both, layers=layers))  # fmt: skip
-    return found
+        layers = 1 + (both != first)
+        shapes.append(Case(T=T, bidirectional=both, packed=packed, P=P, bias=bias,
+                           batch_first=first, hx=bias != both, layers=layers))  # fmt: skip
+    return cases_of(KINDS, shapes)
 
 
 @pytest.mark.parametrize("case", grid(), ids=str)
@@ -91,7 +90,7 @@ def test_any_device(case: Case, k: int, device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
-    for cell in CELLS[:3]:
+    for cell in GATED:
         case = Checkpointed(cell=cell, T=23, B=12, I=20, H=48, bidirectional=True, packed="sorted")
         module, inputs = case.module(dtype=dtype), case.inputs()
         expected = case.run(module, inputs)
@@ -105,7 +104,7 @@ def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("packed", ["", "sorted"])
-@pytest.mark.parametrize("cell", CELLS[:3])
+@pytest.mark.parametrize("cell", GATED)
 def test_gradients_of_one_result_to_one_operand(cell: str, packed: str) -> None:
     case = Case(cell=cell, T=T, bidirectional=True, packed=packed)
     function, tensors = function_of(with_k(case, 3))
@@ -120,18 +119,18 @@ def test_gradients_of_one_result_to_one_operand(cell: str, packed: str) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
-@pytest.mark.parametrize("cell", CELLS[:3])
+@pytest.mark.parametrize("cell", GATED)
 def test_gradients_not_asked_for_are_empty(cell: str, packed: bool) -> None:
-    given = (*arguments(cell, bidirectional=True, packed=packed)[:8], 2)
-    output, _, _, borders = checkpointed_forward(*given)
-    operands = [given[0], given[2], given[3], *given[4]]
+    input, sizes, states, parameters, *layer, _ = arguments(cell, bidirectional=True, packed=packed)
+    given = (input, sizes, states, parameters)
+    output, _, borders = checkpointed_forward(*given, *layer, 2)
+    operands = [input, *states, *parameters]
     for needs in (0, 1, 2, 4, 8, 1 << 7, 1 << 10, -1):
-        x, hx, cx, weights = checkpointed_backward(
-            torch.ones_like(output), None, None, *given[:5], output, borders, *given[5:], needs
+        x, hx, weights = checkpointed_backward(
+            torch.ones_like(output), [], *given, output, borders, *layer, 2, needs
         )
-        for i, (found, operand) in enumerate(zip([x, hx, cx, *weights], operands, strict=True)):
-            wanted = needs >> i & 1 and operand is not None
-            assert found.shape == (operand.shape if wanted else (0,)), (needs, i)
+        for i, (found, operand) in enumerate(zip([x, *hx, *weights], operands, strict=True)):
+            assert found.shape == (operand.shape if needs >> i & 1 else (0,)), (needs, i)
 
 
 SMALL = [
@@ -154,7 +153,7 @@ def test_gradgradcheck(case: Case) -> None:
     assert gradgradcheck(lambda input: function(input, *fixed), tensors[0])
 
 
-@pytest.mark.parametrize("cell", CELLS[:3])
+@pytest.mark.parametrize("cell", GATED)
 def test_torch_func(cell: str) -> None:
     case = Case(cell=cell, T=5, B=2, I=3, H=4, hx=False)
     many, tangent = torch.randn(3, 5, 2, 3).double(), torch.randn(5, 2, 3).double()
@@ -190,7 +189,7 @@ def test_dropout_between_layers() -> None:
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+@pytest.mark.parametrize("name", MODULES)
 def test_autocast(name: str) -> None:
     results = []
     for k in (None, 3):
@@ -205,7 +204,7 @@ def test_autocast(name: str) -> None:
         torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", MODULES)
 def test_a_batch_of_none(name: str, device: torch.device) -> None:
     module = getattr(fusedrnn, name)(5, 6, bidirectional=True, checkpoint=2, device=device)
     x = torch.randn(3, 0, 5, device=device, requires_grad=True)
@@ -236,17 +235,20 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 
 @pytest.mark.parametrize("k", [1, 8, 16, 40, 100])
 def test_what_is_kept(k: int) -> None:
+    """All that the cell saves; with checkpoints, of each chunk the states that are no output."""
     steps, batch, hidden = 40, 8, 32
     x = torch.randn(steps, batch, 16)
     values = steps * batch * hidden * 4
-    for name, directions in itertools.product(("LSTM", "GRU", "RNN"), (1, 2)):
-        module = getattr(fusedrnn, name)(16, hidden, bidirectional=directions == 2)
+    for cell, both in itertools.product(CELLS, (False, True)):
+        case = Case(cell=cell, I=16, H=hidden, bidirectional=both)
+        module = case.module(dtype=torch.float32)
         without = saved_bytes(module, x)
         module.checkpoint = k
         kept = saved_bytes(module, x)
-        assert without == {"LSTM": 5, "GRU": 4, "RNN": 0}[name] * values * directions
+        each = values * (1 + both)
+        assert without == len(case.facts.saved) * each
         chunks = -(-steps // k)
-        assert kept == (chunks * values // steps * directions if name == "LSTM" else 0)
+        assert kept == (len(case.facts.states) - 1) * chunks * each // steps
 
 
 def test_backward_holds_the_reserve_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +258,7 @@ def test_backward_holds_the_reserve_of_one_chunk(monkeypatch: pytest.MonkeyPatch
 
     def watched(input: Tensor, *rest: object) -> object:
         results = forward(input, *rest)
-        seen.append((input.size(0), results[3].numel()))
+        seen.append((input.size(0), results[2].numel()))
         return results
 
     monkeypatch.setattr(fusedrnn._engine.ops, "layer_forward", watched)
@@ -287,13 +289,12 @@ def test_nothing_differs_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("k", [1, 2, 9])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_opcheck(variant: str, k: int) -> None:
-    given = (*arguments(**VARIANTS[variant], grad=True)[:8], k)
-    assert set(opcheck(checkpointed_forward, given).values()) == {"SUCCESS"}
-    given = (*arguments(**VARIANTS[variant])[:8], k)
-    y, hn, cn, borders = checkpointed_forward(*given)
-    grads = (torch.randn_like(y), torch.randn_like(hn), torch.randn_like(cn) if given[3] is not None
-             else None)  # fmt: skip
-    results = opcheck(checkpointed_backward, (*grads, *given[:5], y, borders, *given[5:], -1))
+    *given, _ = arguments(**VARIANTS[variant], grad=True)
+    assert set(opcheck(checkpointed_forward, (*given, k)).values()) == {"SUCCESS"}
+    *given, _ = arguments(**VARIANTS[variant])
+    y, hn, borders = checkpointed_forward(*given, k)
+    grads = (torch.randn_like(y), [torch.randn_like(state) for state in hn])
+    results = opcheck(checkpointed_backward, (*grads, *given[:4], y, borders, *given[4:], k, -1))
     assert set(results.values()) == {"SUCCESS"}
 
 
@@ -309,7 +310,7 @@ def test_export() -> None:
         torch.testing.assert_close(program.module()(x)[0], module(x)[0])
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", TORCH_MODULES)
 def test_attribute(name: str) -> None:
     module = getattr(fusedrnn, name)(5, 6, bidirectional=True, checkpoint=4)
     assert repr(module) == f"{name}(5, 6, bidirectional=True, checkpoint=4)"
@@ -338,7 +339,7 @@ def test_replaced_modules_have_none_until_it_is_set() -> None:
 @pytest.mark.parametrize("value, error", [(0, ValueError), (-3, ValueError), (2.0, TypeError),
                                           ("4", TypeError), (True, TypeError)])  # fmt: skip
 def test_wrong_values(value: object, error: type[Exception]) -> None:
-    for name in ("LSTM", "GRU", "RNN"):
+    for name in MODULES:
         with pytest.raises(error, match="checkpoint: expected None or a positive int"):
             getattr(fusedrnn, name)(5, 6, checkpoint=value)
     module = fusedrnn.GRU(5, 6)
@@ -351,40 +352,43 @@ def test_wrong_values(value: object, error: type[Exception]) -> None:
 
 def test_functions() -> None:
     x = torch.randn(7, 3, 5)
-    for function, name in (
-        (functional.lstm, "LSTM"), (functional.gru, "GRU"), (functional.rnn_tanh, "RNN"),
-    ):  # fmt: skip
-        module = getattr(fusedrnn, name)(5, 6, checkpoint=2)
+    for cell in TORCH_CELLS:
+        module = Case(cell=cell, I=5, H=6).module(dtype=torch.float32)
+        module.checkpoint = 2
+        function = getattr(functional, cell)
         found = function(x, None, list(module.parameters()), checkpoint=2)[0]
         assert torch.equal(found, module(x)[0])
         assert type(found.grad_fn) is type(module(x)[0].grad_fn)
 
 
 def test_wrong_calls_of_the_ops() -> None:
-    x, _, hx, cx, weights, *settings = arguments("lstm")[:8]
-    output, _, _, borders = checkpointed_forward(x, None, hx, cx, weights, *settings, 2)
+    x, _, hx, weights, cell, *flags, _ = arguments("lstm")
+    settings = (cell, *flags)
+    h, c = hx
+    output, _, borders = checkpointed_forward(x, None, hx, weights, *settings, 2)
     sizes = torch.tensor([3, 2, 1])
     for wrong in (
-        (x[0], None, hx, cx, weights, *settings, 2),
-        (x[:0], None, hx, cx, weights, *settings, 2),
-        (x, None, hx[:, :2], cx, weights, *settings, 2),
-        (x, None, hx, None, weights, *settings, 2),
-        (x, None, None, cx, weights, *settings, 2),
-        (x, None, hx, cx, weights[:1], *settings, 2),
-        (x, None, hx, cx, [w.float() for w in weights], *settings, 2),
-        (x, None, hx, cx, weights, 9, *settings[1:], 2),
-        (x, None, hx, cx, weights, *settings, 0),
-        (x[0], sizes, hx, cx, weights, *settings, 2),
-        (x.flatten(0, 1)[:6], sizes.flip(0), hx, cx, weights, *settings, 2),
-        (x.flatten(0, 1)[:6], sizes.float(), hx, cx, weights, *settings, 2),
+        (x[0], None, hx, weights, *settings, 2),
+        (x[:0], None, hx, weights, *settings, 2),
+        (x, None, [h[:, :2], c], weights, *settings, 2),
+        (x, None, [h], weights, *settings, 2),
+        (x, None, [h, c, c], weights, *settings, 2),
+        (x, None, hx, weights[:1], *settings, 2),
+        (x, None, hx, [*weights, *weights], *settings, 2),
+        (x, None, hx, [w.float() for w in weights], *settings, 2),
+        (x, None, hx, weights, 9, *flags, 2),
+        (x, None, hx, weights, *settings, 0),
+        (x[0], sizes, hx, weights, *settings, 2),
+        (x.flatten(0, 1)[:6], sizes.flip(0), hx, weights, *settings, 2),
+        (x.flatten(0, 1)[:6], sizes.float(), hx, weights, *settings, 2),
     ):
         with pytest.raises(RuntimeError, match="expected"):
             checkpointed_forward(*wrong)
-    on_meta = (x.to("meta"), None, hx.to("meta"), cx.to("meta"), [w.to("meta") for w in weights])
+    on_meta = (x.to("meta"), None, [s.to("meta") for s in hx], [w.to("meta") for w in weights])
     for k in (0, -1):
         with pytest.raises(RuntimeError, match=f"checkpoint: expected at least 1, got {k}"):
             checkpointed_forward(*on_meta, *settings, k)
     for y, dy, c in ((output[1:], output, borders), (output, output[1:], borders),
-                     (output, output, borders[:, 1:])):  # fmt: skip
+                     (output, output, borders[:, :, 1:])):  # fmt: skip
         with pytest.raises(RuntimeError, match="expected shape"):
-            checkpointed_backward(dy, None, None, x, None, hx, cx, weights, y, c, *settings, 2, -1)
+            checkpointed_backward(dy, [], x, None, hx, weights, y, c, *settings, 2, -1)

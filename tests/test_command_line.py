@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import CELLS
 
 import fusedrnn
 from benchmarks.workloads import rows_named
 from fusedrnn import functional
 from fusedrnn._C import cpu_capability
+from fusedrnn.cells import cell_named
 from fusedrnn.command_line import bench, info, main, tables, verify
 from fusedrnn.command_line.arguments import DTYPES
-from fusedrnn.reference import CELLS
 
 SIZES = ["--time", "9", "--batch", "4", "--input-size", "5", "--hidden-size", "6"]
 ONE_THREAD = ["--threads", "1"]
@@ -151,7 +152,7 @@ def test_verify_holds_every_row_to_the_rule(run: Callable[..., tuple[int, Any]])
         for cell in CELLS
         for dtype in DTYPES
         for variant in verify.VARIANTS
-        if variant != "projected" or cell == "lstm"
+        if variant != "projected" or cell_named(cell).projects
     }
     for which, row in rows.items():
         assert row["passed"] and row["error"] is None, row
@@ -201,13 +202,13 @@ FAULTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def test_verify_finds_a_fault(
     fault: str, run: Callable[..., tuple[int, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = functional.run_layers
+    right = functional.run_network
 
-    def wrong(*arguments: Any) -> tuple[torch.Tensor, ...]:
-        output, hn, cn = right(*arguments)
-        return FAULTS[fault](output), hn, cn
+    def wrong(*arguments: Any) -> tuple[torch.Tensor, Any]:
+        output, final = right(*arguments)
+        return FAULTS[fault](output), final
 
-    monkeypatch.setattr(functional, "run_layers", wrong)
+    monkeypatch.setattr(functional, "run_network", wrong)
     which = ["--cell", "rnn_tanh", "--dtype", "float32", "--dtype", "float64", "--device", "cpu"]
     status, found = run("verify", "--quick", *which, *ONE_THREAD)
     assert status == 1 and not found["passed"] and len(found["rows"]) == 2 * UNPROJECTED
@@ -232,7 +233,7 @@ def test_verify_says_what_failed(
     def refuse(*arguments: Any) -> None:
         raise RuntimeError("it [would] not")  # brackets are no markup
 
-    monkeypatch.setattr(functional, "run_layers", refuse)
+    monkeypatch.setattr(functional, "run_network", refuse)
     status, text = shown("verify", *which)
     assert status == 1 and f"{UNPROJECTED} rows, {UNPROJECTED} of {UNPROJECTED} FAILED" in text
     assert "FAIL cpu gru float32 packed: RuntimeError: it [would] not" in text
@@ -283,8 +284,8 @@ def test_bench_in_words(shown: Callable[..., tuple[int, str]]) -> None:
 def test_bench_times_nothing_that_is_wrong(
     run: Callable[..., tuple[int, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = functional.run_layers
-    monkeypatch.setattr(functional, "run_layers", lambda *a: (right(*a)[0] * 1.1, *right(*a)[1:]))
+    right = functional.run_network
+    monkeypatch.setattr(functional, "run_network", lambda *a: (right(*a)[0] * 1.1, right(*a)[1]))
     status, found = run("bench", *SIZES, "--cell", "gru", "--budget", "0.1", *ONE_THREAD)
     assert status == 1
     for row in found["rows"]:
@@ -314,7 +315,7 @@ def test_the_problems_without_sizes_are_the_benchmark_s() -> None:
         (["info", "--layers", "2"], "argument --layers: needs --time, --batch"),
         (["info", "--device", "cuda"], "argument --device: needs the sizes of a problem"),
         (["info", *SIZES, "--proj-size", "6"], "argument --proj-size: expected less than"),
-        (["info", *SIZES, "--cell", "gru", "--proj-size", "2"], "only an lstm is projected"),
+        (["info", *SIZES, "--cell", "gru", "--proj-size", "2"], "expected --cell lstm"),
         (["info", *SIZES, "--cell", "mlp"], "argument --cell: invalid choice: 'mlp'"),
         (["bench", "--budget", "0"], "argument --budget: expected a positive number of seconds"),
         (["bench", "--budget", "soon"], "got 'soon'"),

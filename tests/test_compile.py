@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import MODULES
 from processes import in_a_process
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -20,7 +21,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import fusedrnn
 from fusedrnn import functional
 
-NAMES = ["LSTM", "GRU", "RNN"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "deep": dict(num_layers=2, bidirectional=True, batch_first=True),
@@ -28,7 +28,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no bias": dict(bias=False),
     "projected": dict(proj_size=4, bidirectional=True),
 }
-EACH = [("LSTM", variant) for variant in VARIANTS] + [("GRU", "deep"), ("RNN", "plain")]
+EACH = [("LSTM", variant) for variant in VARIANTS]
+EACH += [(name, "plain" if name == "RNN" else "deep") for name in MODULES if name != "LSTM"]
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +202,8 @@ def test_initial_states_and_functional() -> None:
     weights = module._flat_weights
 
     def run(x: Tensor, h: Tensor, c: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        return functional.lstm(x, (h, c), weights, num_layers=2, lengths=lengths)
+        output, states = functional.lstm(x, (h, c), weights, num_layers=2, lengths=lengths)
+        return output, *states
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     for batch in (2, 4, 7):
@@ -212,7 +214,7 @@ def test_initial_states_and_functional() -> None:
         )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODULES)
 def test_autocast_inside_and_outside(name: str) -> None:
     made = model(name, torch.randn(4, 3, 5))
 

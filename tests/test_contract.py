@@ -11,13 +11,15 @@ import warnings
 
 import pytest
 import torch
+from conftest import MODULE_FACTS, TORCH_MODULES
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import fusedrnn
 
-LAYERS = ["RNN", "LSTM", "GRU"]
+LAYERS = TORCH_MODULES
+STEPS = [f"{name}Cell" for name in LAYERS]
 OPTIONS = [
     {},
     {"num_layers": 2, "bidirectional": True},
@@ -34,7 +36,7 @@ def both(name: str, *args: object, seed: int = 0, **options: object) -> tuple[nn
     return modules[0], modules[1]
 
 
-@pytest.mark.parametrize("name", [*LAYERS, "RNNCell", "LSTMCell", "GRUCell"])
+@pytest.mark.parametrize("name", [*LAYERS, *STEPS])
 def test_signature(name: str) -> None:
     """Torch's documented arguments, in its order, with its defaults; ours by keyword only."""
     every = inspect.signature(getattr(fusedrnn, name).__init__).parameters
@@ -60,7 +62,7 @@ def test_signature(name: str) -> None:
     assert defaults == {n: known[n] for n in defaults}
 
 
-@pytest.mark.parametrize("name", [*LAYERS, "RNNCell", "LSTMCell", "GRUCell"])
+@pytest.mark.parametrize("name", [*LAYERS, *STEPS])
 def test_help_names_every_argument(name: str) -> None:
     cls = getattr(fusedrnn, name)
     parts = inspect.cleandoc(cls.__doc__).split("\n\n")
@@ -79,7 +81,8 @@ def test_help_names_every_argument(name: str) -> None:
     if name == "LSTM":  # its own sections stay whole
         at = next(i for i, part in enumerate(parts) if part.startswith("**Checkpoints.**"))
         assert parts[at + 1].startswith("k near the square root of T")
-    assert ("pair" in calls) == name.startswith("LSTM")
+    states = MODULE_FACTS[name.removesuffix("Cell")].states
+    assert ("pair" in calls) == (len(states) == 2)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -146,7 +149,7 @@ def test_a_batch_of_none(name: str, device: torch.device) -> None:
         x = torch.randn(3, 0, 5, device=device, requires_grad=True)
         output, final = module(x)
         assert output.shape == (3, 0, 12)
-        assert (final[0] if name == "LSTM" else final).shape == (2, 0, 6)
+        assert (final[0] if len(MODULE_FACTS[name].states) > 1 else final).shape == (2, 0, 6)
         output.sum().backward()
         assert x.grad.shape == x.shape
         assert all(p.grad is None or not p.grad.any() for p in module.parameters())
@@ -287,7 +290,7 @@ def infos() -> list:
         from torch.testing._internal import common_modules
     except ImportError:  # without expecttest; test_module_inputs_are_there fails then
         return []
-    wanted = {nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell}
+    wanted = {getattr(nn, name) for name in [*LAYERS, *STEPS]}
     return [info for info in common_modules.module_db if info.module_cls in wanted]
 
 
@@ -317,3 +320,30 @@ def test_torch_s_own_module_inputs(info, training: bool) -> None:
 
 def test_module_inputs_are_there() -> None:
     assert len(infos()) >= 6
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"proj_size": 3}], ids=str)
+def test_a_class_made_from_facts_only(options: dict) -> None:
+    """What layers of a cell that torch does not have are made by, held to a cell that it has."""
+
+    class Own(fusedrnn.modules._Recurrent):
+        cell = "lstm"
+
+    made = []
+    for cls in (fusedrnn.LSTM, Own):
+        torch.manual_seed(0)
+        made.append(cls(5, 6, num_layers=2, bidirectional=True, **options))
+    theirs, own = (module.state_dict() for module in made)
+    assert list(own) == list(theirs)
+    for name, weight in own.items():
+        assert torch.equal(weight, theirs[name]), name
+    assert own.keys() == dict(made[1].named_parameters()).keys()
+    x = torch.randn(4, 3, 5)
+    torch.testing.assert_close(made[1](x), made[0](x), rtol=0, atol=0)
+    for wrong, error in (({"hidden_size": 0}, ValueError), ({"bias": 1}, TypeError),
+                         ({"proj_size": 6}, ValueError), ({"dropout": 2}, ValueError)):  # fmt: skip
+        with pytest.raises(error):
+            Own(**{"input_size": 5, "hidden_size": 6, **wrong})
+    Own.cell = "gru"
+    with pytest.raises(ValueError, match="proj_size: expected 0 for Own, got 3"):
+        Own(5, 6, proj_size=3)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from conftest import CELLS, KINDS, TORCH_CELLS
 from torch import Tensor, nn
 
 import fusedrnn
@@ -25,7 +26,6 @@ pytestmark = [
     ),
 ]
 
-CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -225,7 +225,7 @@ def test_tensors_on_several_devices_are_refused() -> None:
     weights = [w.detach() for w in network("gru").parameters()]
     with pytest.raises(RuntimeError, match="expected a tensor on input's device, cuda:0"):
         torch.ops.fusedrnn.layer_forward(
-            x, None, None, None, [weights[0].cpu(), *weights[1:]], 3, True, False, False
+            x, None, [], [weights[0].cpu(), *weights[1:]], 3, True, False, False, False
         )
     assert numbers(network("lstm"), x)[0].isfinite().all()
 
@@ -261,7 +261,7 @@ def test_on_another_device_than_the_current() -> None:
         module(x.to("cuda:0"))
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("cell", [name for name in KINDS if name in TORCH_CELLS])
 def test_autocast_gives_torch_nn_s_dtypes(cell: str) -> None:
     x = torch.randn(5, 6, 24, device="cuda")
     case = Case(cell=cell, I=24, H=32)
@@ -270,7 +270,7 @@ def test_autocast_gives_torch_nn_s_dtypes(cell: str) -> None:
         module = case.module(package, torch.float32).cuda()
         with torch.autocast("cuda", torch.bfloat16):
             output, final = module(x)
-        results.append([output, *(final if cell == "lstm" else [final])])
+        results.append([output, *case.states_of(final)])
         output.float().sum().backward()
         assert all(p.grad is not None and p.grad.dtype == p.dtype for p in module.parameters())
     for ours, theirs in zip(*results, strict=True):

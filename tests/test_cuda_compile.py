@@ -19,14 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cuda_emulation.build import load_setup
+
+from fusedrnn.cells import CELLS
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_name("cuda_kernels.txt")
-SOURCES = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90a", "sm_100")
 NVCC = shutil.which(
     "nvcc", path=f"{os.environ['CUDA_HOME']}/bin" if "CUDA_HOME" in os.environ else None
 )
+
+ARITHMETICS = ("Bf16", "F16", "Tf32", "F32")  # that teams walk in
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not on the path")
 
@@ -42,16 +46,31 @@ class Kernel:
     spilled: int
 
 
-def compile_for(source: Path, architecture: str, folder: Path) -> list[Kernel]:
+@dataclass(frozen=True)
+class Source:
+    """A file, and the flags of a variant of it."""
+
+    file: Path
+    variant: str = ""
+    flags: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.file.stem} {self.variant}".strip().replace(" ", "-")
+
+
+SOURCES = [Source(file, name, tuple(flags)) for file, name, flags in load_setup().cuda_files()]
+
+
+def compile_for(source: Source, architecture: str, folder: Path) -> list[Kernel]:
     """Compiles to machine code; a warning is an error."""
     assert NVCC is not None
     done = subprocess.run(
         [NVCC, "-std=c++17", "-O3", "-DNDEBUG", f"-arch={architecture}", "-cubin", "-Xptxas=-v",
          "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror", f"-I{ROOT / 'csrc'}",
-         str(source), "-o", str(folder / f"{source.stem}-{architecture}.cubin")],
+         *source.flags, str(source.file), "-o", str(folder / f"{source}-{architecture}.cubin")],
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
-    assert done.returncode == 0, f"{source.name} for {architecture}:\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, f"{source} for {architecture}:\n{done.stderr[-4000:]}"
     return kernels_in(done.stderr)
 
 
@@ -83,7 +102,7 @@ ALL = [(source, architecture) for source in SOURCES for architecture in ARCHITEC
 EACH_ONCE = list(zip(SOURCES, itertools.cycle(ARCHITECTURES)))
 
 
-def compile_all(jobs: list[tuple[Path, str]], folder: Path) -> Kernels:
+def compile_all(jobs: list[tuple[Source, str]], folder: Path) -> Kernels:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(lambda job: compile_for(*job, folder), jobs))
     kernels: Kernels = {architecture: [] for architecture in ARCHITECTURES}
@@ -151,13 +170,36 @@ def test_every_kernel_compiles_and_none_spills(tmp_path: Path, thorough: bool) -
         assert table(kernels) == TABLE.read_text()
 
 
+def test_every_cell_is_counted() -> None:
+    """setup.py reads how many there are; a compilation for one cell more fails."""
+    assert load_setup().cell_count() == len(CELLS)
+
+
 def test_every_walk_is_compiled() -> None:
-    """For every cell and arithmetic, both passes, by both kinds of team."""
+    """For every cell of one stage and every arithmetic, both passes, by both kinds of team."""
+    walks = {name: name[:-1].split("<", 1) for name in rows() if name.startswith("walk_")}
+    kinds: dict[str, set[tuple[str, ...]]] = {"walk_forward": set(), "walk_backward": set()}
+    for kernel, arguments in walks.values():
+        kinds[kernel].add(tuple(arguments.split(", ")))
+    cells = {cell for cell, *_ in kinds["walk_forward"]}
+    assert len(cells) == sum(cell.stages == 1 for cell in CELLS)
+    every = set(itertools.product(cells, ARITHMETICS, ("BlockTeam", "ClusterTeam")))
+    assert kinds["walk_forward"] == kinds["walk_backward"] == every
+
+
+def test_every_stage_is_compiled() -> None:
+    """In every storage type, both passes, for one unit per thread and for 16 bytes of them."""
     names = rows()
-    cells = ("LstmCell", "GruCell", "RnnCell<true>", "RnnCell<false>")
-    for cell, arithmetic in itertools.product(cells, ("Bf16", "F16", "Tf32", "F32")):
-        for walk, team in itertools.product(("forward", "backward"), ("Block", "Cluster")):
-            assert f"walk_{walk}<{cell}, {arithmetic}, {team}Team>" in names
+    forward = {name.split("<", 1)[1] for name in names if name.startswith("forward_cell")}
+    backward = {name.split("<", 1)[1] for name in names if name.startswith("backward_cell")}
+    assert forward == backward
+    widths = (("double", 2), ("float", 4), ("bfloat16", 8), ("__half", 8))
+    stages = {name.rsplit(", ", 2)[0] for name in forward}
+    assert len(stages) == sum(cell.stages for cell in CELLS)
+    expected = {
+        f"{stage}, {dtype}, {units}>" for stage in stages for dtype, n in widths for units in (1, n)
+    }
+    assert forward == expected
 
 
 @needs_nvcc
@@ -181,7 +223,7 @@ def test_a_kernel_that_spills_is_seen(tmp_path: Path) -> None:
           x[threadIdx.x] = all[255 - threadIdx.x];
         }
     """)
-    found = {kernel.name: kernel for kernel in compile_for(source, "sm_80", tmp_path)}
+    found = {kernel.name: kernel for kernel in compile_for(Source(source), "sm_80", tmp_path)}
     assert set(found) == {"greedy", "indexed"}
     assert found["greedy"].spilled > 0
     assert found["indexed"].stack >= 256

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import TORCH_MODULES
 from test_contract import both
 from torch import Tensor, multiprocessing, nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
@@ -19,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 import fusedrnn
 
-LAYERS = ["LSTM", "GRU", "RNN"]
-CELLS = ["LSTMCell", "GRUCell", "RNNCell"]
+LAYERS = TORCH_MODULES
+STEPS = [f"{name}Cell" for name in LAYERS]
 
 
 def inputs(*shape: int) -> Tensor:
@@ -251,11 +252,11 @@ def test_torch_func(name: str) -> None:
     torch.testing.assert_close(jacobian, expected)
 
 
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("name", [*LAYERS, *STEPS])
 def test_made_without_values(name: str) -> None:
     cls, sizes = getattr(fusedrnn, name), {"dtype": torch.float64}
     expected = pair(name)[1]
-    x = inputs(3, 5) if name in CELLS else inputs()
+    x = inputs(3, 5) if name in STEPS else inputs()
     for module in (
         nn.utils.skip_init(cls, 5, 6, **sizes),
         cls(5, 6, device="meta", **sizes).to_empty(device="cpu"),
@@ -311,11 +312,11 @@ def test_shared_with_a_spawned_process() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("name", [*LAYERS, *STEPS])
 def test_torchscript(name: str) -> None:
     """A trace works; a script cannot, and says so wherever in a model the module is."""
     module = pair(name)[0]
-    x = inputs(3, 5) if name in CELLS else inputs()
+    x = inputs(3, 5) if name in STEPS else inputs()
     torch.testing.assert_close(torch.jit.trace(module, x)(x), module(x))
 
     class Scripted(torch.jit.ScriptModule):

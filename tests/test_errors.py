@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from conftest import MODULE_FACTS, TORCH_MODULES
 from processes import in_a_process
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
@@ -11,12 +14,12 @@ from torch.nn.utils.rnn import PackedSequence
 import fusedrnn
 from fusedrnn import functional
 
-LAYERS = ["RNN", "LSTM", "GRU"]
+LAYERS = TORCH_MODULES
 
 
 def state(name: str, *shape: int, **options: object):
-    h = torch.zeros(*shape, **options)
-    return (h, h.clone()) if name == "LSTM" else h
+    h, *others = (torch.zeros(*shape, **options) for _ in MODULE_FACTS[name].states)
+    return (h, *others) if others else h
 
 
 def calls(name: str) -> dict:
@@ -34,7 +37,7 @@ def calls(name: str) -> dict:
         "hx dimensions": (x, state(name, 4, 6)),
         "hx of an unbatched input": (torch.zeros(3, 5), state(name, 1, 4, 6)),
         "hx dtype": (x, state(name, 1, 4, 6, dtype=torch.float64)),
-        "hx no tensor": (x, [1.0, 2.0] if name == "LSTM" else "zeros"),
+        "hx no tensor": (x, [1.0, 2.0] if len(MODULE_FACTS[name].states) > 1 else "zeros"),
         "input no tensor": ([[1.0]], None),
     }
 
@@ -145,7 +148,7 @@ def test_weights_that_are_none(name: str, missing: str) -> None:
             pair[0](torch.zeros(4, 5))
     weights = [*getattr(fusedrnn, name)(5, 6).parameters()]
     wrong = [weights[0], None, *weights[2:]]
-    function = getattr(functional, "rnn_tanh" if name == "RNN" else name.lower())
+    function = getattr(functional, MODULE_FACTS[name].name)
     with pytest.raises(TypeError, match=r"weights\[1\]: expected a torch.Tensor, got NoneType"):
         function(torch.zeros(3, 4, 5), None, wrong)
 
@@ -191,12 +194,16 @@ def test_nested_input(name: str, layout: torch.layout, batch_first: bool) -> Non
 def test_other_devices_and_dtypes_say_what_is_missing() -> None:
     with pytest.raises(NotImplementedError, match="CPU"):
         torch.ops.fusedrnn.layer_forward(
-            torch.zeros(3, 4, 5).to_sparse(), None, None, None,
-            [torch.zeros(24, 5), torch.zeros(24, 6)], 2, False, False, False,
+            torch.zeros(3, 4, 5).to_sparse(), None, [],
+            [torch.zeros(24, 5), torch.zeros(24, 6)], 2, False, False, False, False,
         )  # fmt: skip
     module = fusedrnn.GRU(5, 6).to(torch.complex64)
     with pytest.raises((RuntimeError, ValueError), match="(?i)complex|float"):
         module(torch.zeros(3, 4, 5, dtype=torch.complex64))
+
+
+PROJECTED = (2, True, True, False)
+"""What the ops take of a projected LSTM with biases, in one direction."""
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int32], ids=str)
@@ -204,29 +211,31 @@ def test_other_dtypes_are_named(dtype: torch.dtype) -> None:
     x, h, c = torch.ones(4, 3, 5), torch.ones(1, 3, 2), torch.ones(1, 3, 6)
     w = [torch.ones(24, 5), torch.ones(24, 2), torch.ones(24), torch.ones(24), torch.ones(2, 6)]
     ops = fusedrnn._engine.ops
-    y, hn, cn, reserve = ops.layer_forward(x, None, h, c, w, 2, True, False, True)
-    packed, int8 = ops.pack_weights(w, 2, True, False), ops.quantize_weights(w, 2, True)
+    y, (hn, cn), reserve = ops.layer_forward(x, None, [h, c], w, *PROJECTED, True)
+    panels, int8 = ops.make_panels(w, *PROJECTED), ops.quantize_weights(w, 2, True, True)
     weights = ["w_ih", "w_hh", "b_ih", "b_hh", "w_hr"]
 
     def layer(x, h, c, *w) -> None:
-        ops.layer_forward(x, None, h, c, w, 2, True, False, True)
+        ops.layer_forward(x, None, [h, c], w, *PROJECTED, True)
 
     def backward(dy, dh, dc, y, reserve) -> None:
-        ops.layer_backward(dy, dh, dc, x, None, h, c, w, y, reserve, 2, True, False, -1)
+        ops.layer_backward(dy, [dh, dc], x, None, [h, c], w, y, reserve, *PROJECTED, -1)
 
     for op, names, operands in (
-        (layer, ["input", "hx", "cx", *weights], [x, h, c, *w]),
-        (backward, ["grad_output", "grad_hn", "grad_cn", "output", "reserve"],
+        (layer, ["input", "hx[0]", "hx[1]", *weights], [x, h, c, *w]),
+        (backward, ["grad_output", "grad_hn[0]", "grad_hn[1]", "output", "reserve"],
          [y, hn, cn, y, reserve]),
-        (lambda *w: ops.pack_weights(w, 2, True, False), weights, w),
-        (lambda *w: ops.quantize_weights(w, 2, True), weights, w),
-        (ops.packed_forward, ["input", "packed", "h", "c"], [x, packed, h, c]),
-        (ops.quantized_forward, ["input", "packed", "h", "c"], [x, int8, h, c]),
+        (lambda *w: ops.make_panels(w, *PROJECTED), weights, w),
+        (lambda *w: ops.quantize_weights(w, 2, True, True), weights, w),
+        (lambda x, panels, *hx: ops.panels_forward(x, panels, hx),
+         ["input", "panels", "hx[0]", "hx[1]"], [x, panels, h, c]),
+        (lambda x, int8, *hx: ops.quantized_forward(x, int8, hx),
+         ["input", "quantized", "hx[0]", "hx[1]"], [x, int8, h, c]),
     ):  # fmt: skip
         for i, name in enumerate(names):
             given = [*operands[:i], operands[i].to(dtype), *operands[i + 1 :]]
             got = str(dtype).removeprefix("torch.")
-            with pytest.raises(RuntimeError, match=f"^{name}: expected .* got {got}"):
+            with pytest.raises(RuntimeError, match=f"^{re.escape(name)}: expected .* got {got}"):
                 op(*given)
 
 
@@ -242,27 +251,30 @@ def test_raw_ops_never_crash() -> None:
         weights = [good, good[:2], [], good[:1], [g[:0] for g in good], good * 2,
                    [g.double() for g in good], [torch.zeros(()) for _ in good],
                    [*good, torch.zeros(2, 6)], [torch.zeros(25, 5), torch.zeros(25, 6)]]
-        states = [None, torch.zeros(1, 4, 6), torch.zeros(1, 5, 6), torch.zeros(0)]
+        h = torch.zeros(1, 4, 6)
+        states = [[], [h], [h, h], [torch.zeros(1, 5, 6), h], [h, torch.zeros(0)], [h] * 7]
         sizes = [None, torch.tensor([4, 4, 4]), torch.tensor([2**62, 2**62]), torch.tensor([-1])]
         refused = ran = 0
-        for given in itertools.product(inputs, sizes, states, states, weights, (0, 2, 3, 9, -1),
-                                       (True, False)):
-            x, batch_sizes, hx, cx, w, cell, bidirectional = given
+        for given in itertools.product(inputs, sizes, states, weights, (0, 2, 3, 9, -1),
+                                       (True, False), (True, False)):
+            x, batch_sizes, hx, w, cell, projected, bidirectional = given
             try:
-                forward(x, batch_sizes, hx, cx, w, cell, True, bidirectional, True)
+                forward(x, batch_sizes, hx, w, cell, True, projected, bidirectional, True)
                 ran += 1
             except (RuntimeError, NotImplementedError):
                 refused += 1
         assert ran > 0 and refused > 1000, (ran, refused)
         x = torch.zeros(3, 4, 5)
-        y, h, c, r = forward(x, None, None, None, good, 2, True, False, True)
+        lstm = (2, True, False, False)
+        y, (h, c), r = forward(x, None, [], good, *lstm, True)
         tensors = [y, h, c, r, x, torch.empty(0), y.double(), y.transpose(0, 1)]
         for dy, dh, out, res in itertools.product([None, *tensors], [None, *tensors], tensors,
                                                   tensors):
-            try:
-                backward(dy, dh, None, x, None, None, None, good, out, res, 2, True, False, -1)
-            except RuntimeError:
-                pass
+            for grads in [[]] if dh is None else [[dh], [dh, dh], [dh, torch.empty(0)], [dh] * 5]:
+                try:
+                    backward(dy, grads, x, None, [], good, out, res, *lstm, -1)
+                except RuntimeError:
+                    pass
         print("alive")
     """)
     assert out == "alive\n"
@@ -310,31 +322,29 @@ def test_storages_that_were_freed_or_cut_short() -> None:
         c, w = torch.ones(1, 3, 6), [torch.ones(24, 5), torch.ones(24, 2), torch.ones(24),
                                      torch.ones(24), torch.ones(2, 6)]
         rows, sizes = x.flatten(0, 1), torch.tensor([3, 3, 3, 3])
-        packed, int8 = ops.pack_weights(w, 2, True, False), ops.quantize_weights(w, 2, True)
+        lstm = (2, True, True, False)
+        panels, int8 = ops.make_panels(w, *lstm), ops.quantize_weights(w, 2, True, True)
         for keep in (0, 16):
-            y, hn, cn, reserve = ops.layer_forward(x, None, h, c, w, 2, True, False, True)
-            refused(ops.layer_forward, [rows, sizes, h, c, w, 2, True, False, True], keep)
-            refused(ops.layer_forward, [x, None, None, None, w, 2, True, False, True, False,
-                                        packed], keep)
-            refused(ops.layer_backward, [y, hn, cn, x, None, h, c, w, y, reserve, 2, True, False,
-                                         -1], keep)
-            refused(lambda *w: ops.pack_weights(list(w), 2, True, False), w, keep)
-            refused(lambda *w: ops.quantize_weights(list(w), 2, True), w, keep)
-            refused(ops.packed_forward, [x, packed, h, c], keep)
-            refused(ops.quantized_forward, [x, int8, h, c], keep)
-            refused(checkpoint.checkpointed_forward, [x, None, h, c, w, 2, True, False, 2], keep)
-            y, hn, cn, borders = checkpoint.checkpointed_forward(x, None, h, c, w, 2, True, False,
-                                                                 2)
-            refused(checkpoint.checkpointed_backward, [y, hn, cn, x, None, h, c, w, y, borders, 2,
-                                                       True, False, 2, -1], keep)
+            y, hn, reserve = ops.layer_forward(x, None, [h, c], w, *lstm, True)
+            refused(ops.layer_forward, [rows, sizes, [h, c], w, *lstm, True], keep)
+            refused(ops.layer_forward, [x, None, [], w, *lstm, True, False, panels], keep)
+            refused(ops.layer_backward, [y, hn, x, None, [h, c], w, y, reserve, *lstm, -1], keep)
+            refused(lambda *w: ops.make_panels(list(w), *lstm), w, keep)
+            refused(lambda *w: ops.quantize_weights(list(w), 2, True, True), w, keep)
+            refused(ops.panels_forward, [x, panels, [h, c]], keep)
+            refused(ops.quantized_forward, [x, int8, [h, c]], keep)
+            refused(checkpoint.checkpointed_forward, [x, None, [h, c], w, *lstm, 2], keep)
+            y, hn, borders = checkpoint.checkpointed_forward(x, None, [h, c], w, *lstm, 2)
+            refused(checkpoint.checkpointed_backward, [y, hn, x, None, [h, c], w, y, borders, *lstm,
+                                                       2, -1], keep)
             lengths = torch.tensor([4, 1, 2])
             module = functools.partial(fusedrnn.LSTM(5, 6, proj_size=2), lengths=lengths)
             refused(lambda x, h, c: module(x, (h, c)), [x, h, c], keep)
             refused(lambda lengths: module(x, lengths=lengths), [lengths], keep)
-            refused(sequences.padded_forward, [x, lengths, h, c, w, 2, True, False, True], keep)
-            y, hn, cn, reserve = sequences.padded_forward(x, lengths, h, c, w, 2, True, False, True)
-            refused(sequences.padded_backward, [y, hn, cn, x, lengths, h, c, w, y, reserve, 2, True,
-                                                False, 0, -1], keep)
+            refused(sequences.padded_forward, [x, lengths, [h, c], w, *lstm, True], keep)
+            y, hn, reserve = sequences.padded_forward(x, lengths, [h, c], w, *lstm, True)
+            refused(sequences.padded_backward, [y, hn, x, lengths, [h, c], w, y, reserve, *lstm, 0,
+                                                -1], keep)
         assert torch.equal(h, torch.ones_like(h)) and torch.equal(c, torch.ones_like(c))
         w[1] = torch.ones(24, 6)
         for kind in ("same", "int8"):
@@ -349,20 +359,21 @@ def test_storages_that_were_freed_or_cut_short() -> None:
                 print("RuntimeError")
     """)
     operands = """
-        input batch_sizes hx cx w_ih w_hh b_ih b_hh w_hr
-        input w_ih w_hh b_ih b_hh w_hr packed
-        grad_output grad_hn grad_cn input hx cx w_ih w_hh b_ih b_hh w_hr output reserve
+        input batch_sizes hx[0] hx[1] w_ih w_hh b_ih b_hh w_hr
+        input w_ih w_hh b_ih b_hh w_hr panels
+        grad_output grad_hn[0] grad_hn[1] input hx[0] hx[1] w_ih w_hh b_ih b_hh w_hr output reserve
         w_ih w_hh b_ih b_hh w_hr
         w_ih w_hh b_ih b_hh w_hr
-        input packed h c
-        input packed h c
-        input hx cx weights[0] weights[1] weights[2] weights[3] weights[4]
-        grad_output grad_hn grad_cn input hx cx weights[0] weights[1] weights[2] weights[3] \
-weights[4] output borders
-        input hx cx
+        input panels hx[0] hx[1]
+        input quantized hx[0] hx[1]
+        input hx[0] hx[1] weights[0] weights[1] weights[2] weights[3] weights[4]
+        grad_output grad_hn[0] grad_hn[1] input hx[0] hx[1] weights[0] weights[1] weights[2] \
+weights[3] weights[4] output borders
+        input hx[0] hx[1]
         lengths
-        input lengths hx cx w_ih w_hh b_ih b_hh w_hr
-        grad_output grad_hn grad_cn input lengths hx cx w_ih w_hh b_ih b_hh w_hr output reserve
+        input lengths hx[0] hx[1] w_ih w_hh b_ih b_hh w_hr
+        grad_output grad_hn[0] grad_hn[1] input lengths hx[0] hx[1] w_ih w_hh b_ih b_hh w_hr \
+output reserve
     """
     lines = [line.strip() for line in operands.strip().splitlines()]
     streams = ["w_ih w_hh b_ih b_hh", "weights[0] weights[1] weights[2] weights[3]"]
@@ -372,15 +383,16 @@ weights[4] output borders
 def test_more_steps_than_memory_has() -> None:
     """An expanded input takes no memory, and has any number of steps."""
     weights = [torch.ones(24, 5), torch.ones(24, 6)]
-    h, packed = torch.zeros(1, 4, 6), torch.ops.fusedrnn.pack_weights(weights, 2, False, False)
-    int8 = torch.ops.fusedrnn.quantize_weights(weights, 2, False)
+    lstm = (2, False, False, False)
+    h, panels = torch.zeros(1, 4, 6), torch.ops.fusedrnn.make_panels(weights, *lstm)
+    int8 = torch.ops.fusedrnn.quantize_weights(weights, 2, False, False)
     for steps in (1 << 58, 1 << 50):
         x = torch.ones(1, 4, 5).expand(steps, 4, 5)
         calls = {
-            "layer_forward": (x, None, None, None, weights, 2, False, False, True),
-            "checkpointed_forward": (x, None, None, None, weights, 2, False, False, 2),
-            "packed_forward": (x, packed, h, h.clone()),
-            "quantized_forward": (x, int8, h, h.clone()),
+            "layer_forward": (x, None, [], weights, *lstm, True),
+            "checkpointed_forward": (x, None, [], weights, *lstm, 2),
+            "panels_forward": (x, panels, [h, h.clone()]),
+            "quantized_forward": (x, int8, [h, h.clone()]),
         }
         for name, arguments in calls.items():
             with pytest.raises(RuntimeError, match=r"too large|memory|allocate|overflow"):
@@ -398,12 +410,12 @@ def test_views_that_negate() -> None:
     negated = torch._neg_view
     w = [torch.randn(24, 5), torch.randn(24, 6)]
     x, h, c = torch.randn(3, 4, 5), torch.randn(1, 4, 6), torch.randn(1, 4, 6)
-    ops = fusedrnn._engine.ops
+    ops, lstm = fusedrnn._engine.ops, (2, False, False, False)
 
     def both_ways(x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, w: list) -> list:
-        y, hn, cn, reserve = ops.layer_forward(x, None, h, c, w, 2, False, False, True)
-        grads = ops.layer_backward(y, hn, None, x, None, h, c, w, y, reserve, 2, False, False, -1)
-        return [y, hn, cn, grads[0], ops.pack_weights(w, 2, False, False)]
+        y, hn, reserve = ops.layer_forward(x, None, [h, c], w, *lstm, True)
+        grads = ops.layer_backward(y, hn, x, None, [h, c], w, y, reserve, *lstm, -1)
+        return [y, *hn, grads[0], ops.make_panels(w, *lstm)]
 
     opposite = [negated(-t) for t in (x, h, c)]
     for found, expected in zip(
@@ -415,21 +427,21 @@ def test_views_that_negate() -> None:
 
     imaginary = torch.randn(1, 4, 6, dtype=torch.complex64).conj().imag
     assert imaginary.is_neg()
-    for pack, forward in (
-        (lambda: ops.pack_weights(w, 2, False, False), ops.packed_forward),
-        (lambda: ops.quantize_weights(w, 2, False), ops.quantized_forward),
+    for make, forward in (
+        (lambda: ops.make_panels(w, *lstm), ops.panels_forward),
+        (lambda: ops.quantize_weights(w, 2, False, False), ops.quantized_forward),
     ):
-        packed = pack()
+        ready = make()
         before = h.clone(), c.clone()
-        for name, states in {
-            "h": (negated(h), c), "c": (h, negated(c)), "c ": (h, imaginary),
-            "c  ": (h, torch.randn(1, 4, 6, dtype=torch.complex64).conj()),
-        }.items():  # fmt: skip
-            with pytest.raises(RuntimeError, match=f"{name.strip()}: expected"):
-                forward(x, packed, *states)
+        for i, states in (
+            (0, (negated(h), c)), (1, (h, negated(c))), (1, (h, imaginary)),
+            (1, (h, torch.randn(1, 4, 6, dtype=torch.complex64).conj())),
+        ):  # fmt: skip
+            with pytest.raises(RuntimeError, match=rf"hx\[{i}\]: expected"):
+                forward(x, ready, states)
             assert torch.equal(h, before[0]) and torch.equal(c, before[1])
-        expected = forward(x, packed, h.clone(), c.clone())
-        assert torch.equal(forward(opposite[0], packed, h.clone(), c.clone()), expected)
+        expected = forward(x, ready, [h.clone(), c.clone()])
+        assert torch.equal(forward(opposite[0], ready, [h.clone(), c.clone()]), expected)
 
 
 def test_sizes_beyond_2_31_elements() -> None:

@@ -9,10 +9,11 @@ import os
 
 import pytest
 import torch
-from conftest import DEVICES
+from conftest import CELLS, DEVICES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fusedrnn.cells import cell_named
 from fusedrnn.testing.parity import Case, check
 
 EXAMPLES = int(os.environ.get("FUSEDRNN_FUZZ", 200))
@@ -20,7 +21,7 @@ EXAMPLES = int(os.environ.get("FUSEDRNN_FUZZ", 200))
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    cell = draw(st.sampled_from(["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]))
+    cell = draw(st.sampled_from(CELLS))
     H = draw(st.one_of(st.integers(1, 40), st.sampled_from([48, 63, 64, 65, 100, 129])))
     unbatched = draw(st.booleans()) and draw(st.booleans())
     return Case(
@@ -33,7 +34,7 @@ def cases(draw: st.DrawFn) -> Case:
         bidirectional=draw(st.booleans()),
         bias=draw(st.booleans()),
         batch_first=draw(st.booleans()),
-        P=draw(st.integers(0, H - 1)) if cell == "lstm" and draw(st.booleans()) else 0,
+        P=draw(st.integers(0, H - 1)) if cell_named(cell).projects and draw(st.booleans()) else 0,
         hx=draw(st.booleans()),
         unbatched=unbatched,
         packed="" if unbatched else draw(st.sampled_from(["", "sorted", "unsorted", "padded"])),

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from conftest import KINDS, TORCH_MODULES, cases_of
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.functional import hessian, jacobian
@@ -14,14 +15,13 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 import fusedrnn
 from fusedrnn.testing.parity import Case
 
-CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh"]
 SHAPES = [
     Case(T=3, B=2, I=2, H=3, bidirectional=True),
     Case(T=2, B=2, I=2, H=2, layers=2, bias=False),
     Case(T=3, B=3, I=2, H=2, packed="sorted"),
+    Case(T=3, B=2, I=2, H=4, P=2, bidirectional=True),
 ]
-CASES = [Case(**{**vars(s), "cell": c}) for c in CELLS for s in SHAPES]
-CASES.append(Case(T=3, B=2, I=2, H=4, P=2, bidirectional=True))
+CASES = cases_of(KINDS, SHAPES)
 
 
 def function_of(case: Case, package: object = fusedrnn, checkpoint: int | None = None):
@@ -37,11 +37,10 @@ def function_of(case: Case, package: object = fusedrnn, checkpoint: int | None =
         sequence = x
         if case.packed:
             sequence = nn.utils.rnn.pack_padded_sequence(x, case.lengths())
-        hx = (tuple(states) if case.cell == "lstm" else states[0]) if states else None
         named = dict(zip(names, tensors[count:], strict=True))
-        output, final = functional_call(module, named, (sequence, hx))
+        output, final = functional_call(module, named, (sequence, case.hx_of(states)))
         y = output.data if case.packed else output
-        return (y, *final) if case.cell == "lstm" else (y, final)
+        return (y, *case.states_of(final))
 
     tensors = [*inputs.values(), *module.parameters()]
     return function, tuple(t.detach().clone().requires_grad_() for t in tensors)
@@ -66,7 +65,7 @@ def test_gradgradcheck(case: Case) -> None:
     assert gradgradcheck(of_two, (tensors[0], tensors[-4 if case.bias else -1]))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", KINDS)
 def test_second_order_is_torch_nn_s(cell: str) -> None:
     case = Case(cell=cell, T=4, B=3, I=5, H=6, bidirectional=True)
     found = []
@@ -117,7 +116,7 @@ class WithLengths(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", TORCH_MODULES)
 def test_vectorized_jacobians(name: str) -> None:
     module = getattr(fusedrnn, name)(2, 3, dtype=torch.float64)
     cell = getattr(fusedrnn, f"{name}Cell")(2, 3, dtype=torch.float64)
@@ -146,7 +145,7 @@ def test_vectorized_jacobians(name: str) -> None:
     assert gradcheck(lambda x: module(x)[0], x.clone().requires_grad_(), check_batched_grad=True)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", KINDS)
 def test_torch_func(cell: str) -> None:
     case = Case(cell=cell, T=3, B=2, I=2, H=3, hx=False)
     ours, theirs = case.module(), case.module(nn)

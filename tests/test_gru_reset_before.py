@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 import fusedrnn
-from fusedrnn import functional, reference
+from fusedrnn import functional
 from fusedrnn._engine import ops
+from fusedrnn.cells import cell_named
 from fusedrnn.testing.parity import Case, check
 from fusedrnn.testing.plain_gru import ResetBeforeGRU
 
-NUMBER = reference.CELLS.index("gru_reset_before")
+NUMBER, GRU = cell_named("gru_reset_before").number, cell_named("gru").number
 
 
 def both() -> tuple[fusedrnn.GRU, fusedrnn.GRU]:
@@ -143,12 +144,12 @@ def test_int8_is_refused() -> None:
         fusedrnn.Streaming(module, weights="int8")
     weights = [w.detach() for w in module.parameters()]
     with pytest.raises(RuntimeError, match="cell: gru_reset_before has no int8 kernels"):
-        ops.quantize_weights(weights, NUMBER, True)
+        ops.quantize_weights(weights, NUMBER, True, False)
     # Nor are another cell's bytes taken for it: the cell's number is the sixth word of the header.
-    packed = ops.quantize_weights(weights, reference.GRU, True)
-    packed.view(torch.int64)[5] = NUMBER
-    with pytest.raises(RuntimeError, match="packed: expected what fusedrnn::quantize_weights"):
-        ops.quantized_forward(torch.ones(1, 5), packed, torch.zeros(1, 1, 6), None)
+    quantized = ops.quantize_weights(weights, GRU, True, False)
+    quantized.view(torch.int64)[5] = NUMBER
+    with pytest.raises(RuntimeError, match="quantized: expected what fusedrnn::quantize_w"):
+        ops.quantized_forward(torch.ones(1, 5), quantized, [torch.zeros(1, 1, 6)])
 
 
 def test_streams() -> None:
@@ -161,9 +162,9 @@ def test_streams() -> None:
     streams[1].reset()
     torch.testing.assert_close(streams[1](x), before(x)[0])
     weights = [w.detach() for w in before.parameters()][:4]
-    packed = ops.pack_weights(weights, NUMBER, True, False)
-    call = (x, None, None, None, weights, reference.GRU, True, False, False, False, packed)
-    with pytest.raises(RuntimeError, match=r"packed: .* of gru\(.*, got those of gru_reset_before"):
+    panels = ops.make_panels(weights, NUMBER, True, False, False)
+    call = (x, None, [], weights, GRU, True, False, False, False, False, panels)
+    with pytest.raises(RuntimeError, match=r"panels: .* of gru\(.*, got those of gru_reset_before"):
         ops.layer_forward(*call)
 
 

@@ -8,12 +8,12 @@ import weakref
 
 import pytest
 import torch
+from conftest import CELLS
 from processes import in_a_process
 
 import fusedrnn
-from fusedrnn import memory_pool, reference
-
-CELLS = {"rnn_tanh": 0, "rnn_relu": 0, "lstm": 5, "gru": 4, "gru_reset_before": 3}
+from fusedrnn import memory_pool
+from fusedrnn.cells import RESERVE_UNITS, cell_named
 
 
 def resident() -> int:
@@ -24,15 +24,14 @@ def resident() -> int:
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("H", [1, 16, 33])
 def test_reserve_holds_what_backward_needs(cell: str, H: int) -> None:
-    number = list(CELLS).index(cell)
-    gates = reference.GATES[number]
-    weights = [torch.randn(gates * H, 7), torch.randn(gates * H, H)]
+    facts = cell_named(cell)
+    weights = [torch.randn(shape) for shape in facts.shapes(7, H, biases=False).values()]
     x = torch.randn(5, 3, 7)
-    padded = -(-H // 16) * 16
-    for save, shape in ((True, (1, 15, CELLS[cell], padded)), (False, (0,))):
+    padded = -(-H // RESERVE_UNITS) * RESERVE_UNITS
+    for save, shape in ((True, (1, 15, len(facts.saved), padded)), (False, (0,))):
         reserve = torch.ops.fusedrnn.layer_forward(
-            x, None, None, None, weights, number, False, False, save
-        )[3]
+            x, None, [], weights, facts.number, False, False, False, save
+        )[2]
         assert reserve.shape == shape
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TORCH_CELLS
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -100,8 +101,7 @@ def same_weights(found: nn.Module, module: nn.Module, layer: int = 0) -> None:
 
 def cases() -> list[Case]:
     """A random sixth of all combinations, with weights of their own, for equal nodes are merged."""
-    cells = ["rnn_tanh", "rnn_relu", "lstm", "gru"]
-    grid = list(itertools.product(cells, (1, 2, 3), *[(False, True)] * 4))
+    grid = list(itertools.product(TORCH_CELLS, (1, 2, 3), *[(False, True)] * 4))
     random.Random(0).shuffle(grid)
     return [
         Case(
@@ -128,7 +128,7 @@ class Networks(nn.Module):
         return [
             [
                 torch.randn(case.layers * (1 + case.bidirectional), B, case.H, generator=generator)
-                for _ in range((1 + (case.cell == "lstm")) * case.hx)
+                for _ in range(len(case.facts.states) * case.hx)
             ]
             for case in self.cases
         ]
@@ -137,8 +137,7 @@ class Networks(nn.Module):
         results = []
         for case, network, state in zip(self.cases, self.networks, states, strict=True):
             own = x.transpose(0, 1) if case.batch_first else x
-            hx = None if not state else tuple(state) if case.cell == "lstm" else state[0]
-            results.append(network(own, hx))
+            results.append(network(own, case.hx_of(state)))
         return results
 
 
@@ -152,7 +151,7 @@ def test_networks_of_any_steps_and_batch(part: int) -> None:
     shapes = ({0: steps, 1: batch}, [[{1: batch} for _ in own] for own in states])
     program = export(model, (torch.randn(4, 3, 3), states), dynamic_shapes=shapes)
 
-    expected = [("RNN" if c.cell[:3] == "rnn" else c.cell.upper(), c.layers) for c in cases]
+    expected = [(c.facts.module, c.layers) for c in cases]
     nodes = [kind for kind in kinds(program) if kind in NODES]
     assert nodes == [kind for kind, layers in expected for _ in range(layers)]
     running = session(program)
@@ -372,25 +371,27 @@ class Padded(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor, h: Tensor, c: Tensor) -> list[Any]:
         results = []
         for case, network in zip(self.cases, self.networks, strict=True):
-            directions, lstm = 1 + case.bidirectional, case.cell == "lstm"
-            results += torch.ops.fusedrnn.padded_forward(
+            directions, facts = 1 + case.bidirectional, case.facts
+            output, hn, _ = torch.ops.fusedrnn.padded_forward(
                 x,
                 lengths,
-                h[:directions] if case.hx else None,
-                c[:directions] if case.hx and lstm else None,
+                [state[:directions] for state in (h, c)[: len(facts.states)] if case.hx],
                 list(network.parameters()),
-                fusedrnn.reference.CELLS.index(case.cell),
+                facts.number,
                 True,
+                False,
                 case.bidirectional,
                 False,
-            )[: 3 if lstm else 2]
+            )
+            results += [output, *hn]
         return results
 
     def expected(self, x: Tensor, lengths: Tensor, h: Tensor, c: Tensor) -> list[Tensor]:
         results = []
         for case, network in zip(self.cases, self.networks, strict=True):
-            both, lstm = slice(1 + case.bidirectional), case.cell == "lstm"
-            hx = None if not case.hx else (h[both], c[both]) if lstm else h[both]
+            both = slice(1 + case.bidirectional)
+            states = [h[both], c[both]][: len(case.facts.states)]
+            hx = case.hx_of(states) if case.hx else None
             sequence = pack_padded_sequence(x, lengths, enforce_sorted=False)
             output, state = network(sequence, hx)
             padded, _ = pad_packed_sequence(output, total_length=x.size(0))

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import CELLS
 from torch.library import opcheck
 from torch.nn.utils.rnn import PackedSequence
 
 import fusedrnn
 from fusedrnn._engine import ops
 from fusedrnn._engine.sequences import padded_backward, padded_forward
-
-CELLS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
+from fusedrnn.cells import cell_named
 
 
 def arguments(cell: str, *, bidirectional=False, bias=True, packed=False, P=0, grad=False):
     """Positional arguments of layer_forward, save=True."""
     torch.manual_seed(0)
-    gates, H, width, D = CELLS[cell], 16, P or 16, 2 if bidirectional else 1
+    facts = cell_named(cell)
+    H, D = 16, 2 if bidirectional else 1
 
     def leaf(*shape):
         return (torch.randn(shape, dtype=torch.float64) / 4).requires_grad_(grad)
 
-    weights = []
-    for _ in range(D):
-        weights += [leaf(gates * H, 3), leaf(gates * H, width)]
-        weights += [leaf(gates * H), leaf(gates * H)] if bias else []
-        weights += [leaf(P, H)] if P else []
+    weights = [leaf(*shape) for shape in [*facts.shapes(3, H, P, biases=bias).values()] * D]
     x, sizes = (leaf(6, 3), torch.tensor([3, 2, 1])) if packed else (leaf(4, 3, 3), None)
-    hx = leaf(D, 3, width)
-    cx = leaf(D, 3, H) if cell == "lstm" else None
-    return (x, sizes, hx, cx, weights, list(CELLS).index(cell), bias, bidirectional, True)
+    hx = [leaf(D, 3, H if i else P or H) for i in range(len(facts.states))]
+    return (x, sizes, hx, weights, facts.number, bias, P > 0, bidirectional, True)
 
 
 VARIANTS = {
@@ -52,23 +48,27 @@ def test_opcheck_forward(variant: str, grad: bool) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_opcheck_backward(variant: str) -> None:
     given = arguments(**VARIANTS[variant])
-    y, hn, cn, reserve = ops.layer_forward(*given)
-    grads = (torch.randn_like(y), torch.randn_like(hn), torch.randn_like(cn) if given[3] is not None
-             else None)  # fmt: skip
-    results = opcheck(ops.layer_backward, (*grads, *given[:5], y, reserve, *given[5:8], -1))
-    assert set(results.values()) == {"SUCCESS"}
+    *operands, save = given
+    y, hn, reserve = ops.layer_forward(*given)
+    for grad_hn in ([torch.randn_like(state) for state in hn], []):
+        grads = (torch.randn_like(y), grad_hn)
+        results = opcheck(
+            ops.layer_backward, (*grads, *operands[:4], y, reserve, *operands[4:], -1)
+        )
+        assert set(results.values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("cell", [name for name in CELLS if cell_named(name).saved])
 def test_all_of_the_reserve_is_written(cell: str) -> None:
     """Also beyond the last unit: it is a tensor, the same for the same call."""
-    shapes = [(CELLS[cell] * 5, 3), (CELLS[cell] * 5, 5)]
+    facts = cell_named(cell)
+    shapes = facts.shapes(3, 5, biases=False).values()
     weights = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     x = torch.randn(26, 5, 3, dtype=torch.float64)
     found = []
     for _ in range(2):
-        call = (x, None, None, None, weights, list(CELLS).index(cell), False, False, True)
-        reserve = ops.layer_forward(*call)[3]
+        call = (x, None, [], weights, facts.number, False, False, False, True)
+        reserve = ops.layer_forward(*call)[2]
         found.append(reserve.clone())
         reserve.fill_(torch.nan)  # what the next call finds in its memory
         del reserve
@@ -82,14 +82,13 @@ LENGTHS = torch.tensor([2, 4, 1])
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "packed"])
 def test_opcheck_padded(variant: str, k: int) -> None:
     given = arguments(**VARIANTS[variant], grad=True)
-    padded = (given[0], LENGTHS, *given[2:9], k)
+    padded = (given[0], LENGTHS, *given[2:], k)
     assert set(opcheck(padded_forward, padded).values()) == {"SUCCESS"}
-    x, _, hx, cx, weights, *rest = arguments(**VARIANTS[variant])
-    y, hn, cn, reserve = padded_forward(x, LENGTHS, hx, cx, weights, *rest, k)
-    grads = (torch.randn_like(y), torch.randn_like(hn), torch.randn_like(cn) if cx is not None
-             else None)  # fmt: skip
-    operands = (*grads, x, LENGTHS, hx, cx, weights, y, reserve)
-    results = opcheck(padded_backward, (*operands, *rest[:3], k, -1))
+    x, _, hx, weights, *layer, save = arguments(**VARIANTS[variant])
+    y, hn, reserve = padded_forward(x, LENGTHS, hx, weights, *layer, save, k)
+    grads = (torch.randn_like(y), [torch.randn_like(state) for state in hn])
+    operands = (*grads, x, LENGTHS, hx, weights, y, reserve)
+    results = opcheck(padded_backward, (*operands, *layer, k, -1))
     assert set(results.values()) == {"SUCCESS"}
 
 
@@ -104,13 +103,14 @@ def test_padded_ops_have_first_derivatives_alone() -> None:
 
 def test_gradients_not_asked_for_are_empty() -> None:
     given = arguments("lstm")
-    y, _, _, reserve = ops.layer_forward(*given)
+    input, _, states, parameters, *layer, _ = given
+    y, _, reserve = ops.layer_forward(*given)
     for needs in (0, 1, 2, 4, 8, 64, 9):
-        x, hx, cx, weights = ops.layer_backward(
-            torch.ones_like(y), None, None, *given[:5], y, reserve, *given[5:8], needs
+        x, hx, weights = ops.layer_backward(
+            torch.ones_like(y), [], *given[:4], y, reserve, *layer, needs
         )
         for i, (grad, operand) in enumerate(
-            zip([x, hx, cx, *weights], [given[0], given[2], given[3], *given[4]], strict=True)
+            zip([x, *hx, *weights], [input, *states, *parameters], strict=True)
         ):
             assert grad.shape == (operand.shape if needs >> i & 1 else (0,)), (needs, i)
 
@@ -123,7 +123,60 @@ def test_packed_of_a_model_under_fake_tensors() -> None:
         hx = torch.zeros(1, 3, 6)
         data, sizes = torch.zeros(6, 5), mode.from_tensor(torch.tensor([3, 2, 1]))
         output = ops.layer_forward(
-            data, sizes, hx, hx, list(module.parameters()), 2, True, False, False
+            data, sizes, [hx, hx], list(module.parameters()), 2, True, False, False, False
         )
-    assert output[0].shape == (6, 6) and output[1].shape == (1, 3, 6)
+    assert output[0].shape == (6, 6) and output[1][0].shape == (1, 3, 6)
     assert isinstance(PackedSequence(output[0], sizes).data, torch.Tensor)
+
+
+def test_a_gradient_of_one_state_only() -> None:
+    """In its place in the list; the other is of shape [0]."""
+    given = arguments("lstm")
+    *operands, _ = given
+    y, hn, reserve = ops.layer_forward(*given)
+    none = torch.empty(0, dtype=y.dtype)
+    for i, state in enumerate(hn):
+        grad = torch.randn_like(state)
+        alone = [grad if j == i else none for j in range(2)]
+        zeros = [grad if j == i else torch.zeros_like(grad) for j in range(2)]
+        found, expected = (
+            ops.layer_backward(None, grads, *operands[:4], y, reserve, *operands[4:], -1)
+            for grads in (alone, zeros)
+        )
+        for a, b in zip([found[0], *found[1], *found[2]], [expected[0], *expected[1], *expected[2]],
+                        strict=True):  # fmt: skip
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("op", ["layer_forward", "checkpointed_forward", "padded_forward"])
+def test_gradients_of_lists_are_complete(op: str) -> None:
+    """Of states in, by states out, with the ops' own autograd."""
+    x, _, hx, weights, *layer, save = arguments("lstm", P=4, grad=True)
+    function = getattr(torch.ops.fusedrnn, op)
+    second = LENGTHS if op == "padded_forward" else None
+    keep = 2 if op == "checkpointed_forward" else True
+    _, hn, _ = function(x, second, hx, weights, *layer, keep)
+    found = torch.autograd.grad(sum(state.square().sum() for state in hn), [x, *hx, *weights])
+    module = fusedrnn.LSTM(3, 16, proj_size=4, dtype=torch.float64)
+    for own, weight in zip(module.parameters(), weights, strict=True):
+        own.data = weight.detach()
+    _, hn = module(x, tuple(hx), lengths=second)
+    leaves = [x, *hx, *module.parameters()]
+    expected = torch.autograd.grad(sum(state.square().sum() for state in hn), leaves)
+    torch.testing.assert_close(found, expected)
+
+
+def test_wrong_lists_are_refused() -> None:
+    x, sizes, hx, weights, *layer, save = arguments("lstm")
+    for states in (hx[:1], [*hx, hx[0]]):
+        with pytest.raises(RuntimeError, match=r"hx: expected 2 state\(s\) \(h c\) .* lstm, got"):
+            ops.layer_forward(x, sizes, states, weights, *layer, save)
+    for given in (weights[:3], [*weights, weights[0]]):
+        with pytest.raises(RuntimeError, match=r"weights: expected 4 tensors .*\(w_ih, w_hh, b_ih"):
+            ops.layer_forward(x, sizes, hx, given, *layer, save)
+    cell, biases, _, both = layer
+    with pytest.raises(RuntimeError, match="projected: the cell gru cannot be projected"):
+        ops.layer_forward(x, sizes, hx, weights, 3, biases, True, both, save)
+    y, hn, reserve = ops.layer_forward(x, sizes, hx, weights, *layer, save)
+    with pytest.raises(RuntimeError, match=r"grad_hn: expected 2 state\(s\)"):
+        ops.layer_backward(y, hn[:1], x, sizes, hx, weights, y, reserve, *layer, -1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import CELLS, STATES, cases_of
 from torch import nn
 
 import fusedrnn
 from fusedrnn.testing.parity import Case, check, strided
 
-CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 # What every cell goes through, one departure from the plain case at a time and some together.
@@ -42,15 +42,11 @@ PROJECTED = [
     Case(P=40, H=64, T=20, B=8, hx=False, batch_first=True),
     Case(P=2, T=1, B=1, unbatched=True),
 ]
-
-
-def for_cell(cell: str) -> list[Case]:
-    shapes = SHAPES + (PROJECTED if cell == "lstm" else [])
-    return [Case(**{**vars(shape), "cell": cell}) for shape in shapes]
+CASES = cases_of(CELLS, SHAPES + PROJECTED)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("case", [c for cell in CELLS for c in for_cell(cell)], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_numbers(case: Case, dtype: torch.dtype, device: torch.device) -> None:
     check(case, dtype, device)
 
@@ -88,7 +84,7 @@ def test_strided_weights(cell: str, device: torch.device) -> None:
     ids=str,
 )
 def test_same_bits_with_any_number_of_threads(shape: Case, cell: str, dtype: torch.dtype) -> None:
-    case = Case(**{**vars(shape), "cell": cell, "P": shape.P if cell == "lstm" else 0})
+    case = shape.of(cell)
     inputs = case.inputs()
     expected = None
     for threads in (1, 1, 2, 3, 5):
@@ -99,7 +95,7 @@ def test_same_bits_with_any_number_of_threads(shape: Case, cell: str, dtype: tor
             assert torch.equal(found[name], value), (threads, name)
 
 
-@pytest.mark.parametrize("case", [c for cell in CELLS for c in for_cell(cell)], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_inference_is_training_s_forward(case: Case, device: torch.device) -> None:
     module, inputs = case.module(dtype=torch.float32).to(device), case.inputs()
     trained = case.run(module, inputs)
@@ -109,18 +105,19 @@ def test_inference_is_training_s_forward(case: Case, device: torch.device) -> No
 
 @pytest.mark.float64
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("used", ["output", "hn", "cn"])
+@pytest.mark.parametrize("used", ["output", *(f"{state}n" for state in STATES)])
 def test_loss_of_one_result(cell: str, used: str, device: torch.device) -> None:
-    if used == "cn" and cell != "lstm":
-        pytest.skip("only an LSTM has a cell state")
     case = Case(cell=cell, bidirectional=True, layers=2)
+    names = ["output", *(f"{state}n" for state in case.facts.states)]
+    if used not in names:
+        pytest.skip(f"{cell} has no {used}")
     grads = []
     for package in (fusedrnn, nn):
         module = case.module(package).to(device)
         x = case.inputs()["input"].to(device).requires_grad_()
         output, final = module(x)
-        hn, cn = final if cell == "lstm" else (final, None)
-        {"output": output, "hn": hn, "cn": cn}[used].square().sum().backward()
+        results = dict(zip(names, [output, *case.states_of(final)], strict=True))
+        results[used].square().sum().backward()
         grads.append([x.grad, *(p.grad for p in module.parameters())])
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -138,8 +135,8 @@ def test_only_gradients_that_are_asked_for(cell: str, device: torch.device) -> N
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in asked)
         x, *states = leaves.values()
-        output, final = module(x, tuple(states) if cell == "lstm" else states[0])
-        results = [output, *(final if cell == "lstm" else [final])]
+        output, final = module(x, case.hx_of(states))
+        results = [output, *case.states_of(final)]
         generator = torch.Generator().manual_seed(case.seed + 3)
         weights = [torch.randn(r.shape, generator=generator).to(r) for r in results]
         torch.autograd.backward(results, weights)
@@ -151,14 +148,16 @@ def test_only_gradients_that_are_asked_for(cell: str, device: torch.device) -> N
                 assert grad is None, name
 
 
-@pytest.mark.parametrize("where", ["input", "h0", "c0", "weight_ih_l0", "weight_hh_l0"])
+@pytest.mark.parametrize(
+    "where", ["input", *(f"{state}0" for state in STATES), "weight_ih_l0", "weight_hh_l0"]
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_nan_and_inf_go_where_torch_s_go(
     cell: str, value: float, where: str, device: torch.device
 ) -> None:
-    if where == "c0" and cell != "lstm":
-        pytest.skip("only an LSTM has a cell state")
+    if where[1:] == "0" and where not in Case(cell=cell).inputs():
+        pytest.skip(f"{cell} has no {where}")
     for given in (True, False) if where[1:] != "0" else (True,):
         case = Case(cell=cell, T=6, B=5, H=17, hx=given)
         inputs = case.inputs()
@@ -190,8 +189,8 @@ def test_a_sequence_in_two_calls(cell: str, dtype: torch.dtype, device: torch.de
         second = module(x[4:], state)[0]
     assert torch.equal(whole[:4], first)
     rest, ulp = whole[4:], torch.finfo(dtype).eps
-    if cell == "lstm" and dtype in (torch.bfloat16, torch.float16):
-        # c is rounded where the sequence is cut.
+    if len(case.facts.states) > 1 and dtype in (torch.bfloat16, torch.float16):
+        # All states but h are rounded where the sequence is cut.
         assert (rest - second).abs().max() <= 8 * ulp * rest.abs().max()
     else:
         assert torch.equal(rest, second)

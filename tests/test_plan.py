@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import CELLS, KINDS, WALKED
 from processes import in_a_process
 
 import fusedrnn
@@ -27,16 +28,16 @@ def test_plan_is_printable_and_pure() -> None:
     assert fusedrnn.plan("gru", time=1, batch=1, input_size=9, hidden_size=9).weights_in_place
 
 
-def test_plan_of_weights_that_are_packed_ahead() -> None:
+def test_plan_of_panels_that_are_made_ahead() -> None:
     sizes = dict(time=1, batch=1, input_size=256, hidden_size=256, threads=2)
-    called, kept = fusedrnn.plan("lstm", **sizes), fusedrnn.plan("lstm", **sizes, packed=True)
+    called, kept = fusedrnn.plan("lstm", **sizes), fusedrnn.plan("lstm", **sizes, panels=True)
     assert called.weights_in_place and not called.fuse_input
     assert kept.fuse_input and not kept.weights_in_place
 
 
 def test_a_chunk_does_not_depend_on_threads() -> None:
     """What decides how sums are cut must not, or numbers would depend on the machine's size."""
-    for cell in ("lstm", "gru", "rnn_tanh"):
+    for cell in CELLS:
         for batch in (1, 8, 64, 500):
             plans = {
                 (p.forward_steps, p.backward_steps, p.weights_in_place, p.fuse_input)
@@ -83,7 +84,7 @@ def test_cuda_plan_needs_no_gpu() -> None:
     assert odd.units_per_thread == 1
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("cell", [name for name in KINDS if name in WALKED])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_team_has_all_units_and_sequences_and_fits_the_device(
     cell: str, dtype: torch.dtype
@@ -212,21 +213,15 @@ def test_results_under_any_override() -> None:
     """Overrides share work otherwise; every sum is the same to rounding."""
     code = """
         import torch
+        from fusedrnn.cells import CELLS
+        from fusedrnn.testing.parity import Case, check
         torch.set_num_threads(2)
-        torch.manual_seed(0)
-        sizes = [("LSTM", {}), ("GRU", {"bidirectional": True}), ("LSTM", {"proj_size": 9})]
-        for (name, options), batch in ((s, b) for s in sizes for b in (1, 5, 33)):
-            module = getattr(fusedrnn, name)(7, 21, dtype=torch.float64, **options)
-            other = getattr(torch.nn, name)(7, 21, dtype=torch.float64, **options)
-            other.load_state_dict(module.state_dict())
-            found = []
-            for m in (module, other):
-                x = torch.linspace(-1, 1, 11 * batch * 7, dtype=torch.float64).requires_grad_()
-                y = m(x.view(11, batch, 7))[0]
-                y.square().sum().backward()
-                found.append([y, x.grad, *(p.grad for p in m.parameters())])
-            for ours, theirs in zip(*found):
-                torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+        for B in (1, 5, 33):
+            sizes = dict(T=11, B=B, I=7, H=21)
+            for shape in (Case(**sizes), Case(**sizes, bidirectional=True), Case(**sizes, P=9)):
+                for cell in CELLS:
+                    if shape.suits(cell.name):
+                        check(shape.of(cell.name), torch.float64)
         print("same")
     """
     for override in (

@@ -16,16 +16,22 @@ import torch.nn.functional as F
 from test_capability import LEVELS, check_at
 from torch import Tensor
 from torch.library import opcheck
+from torch.overrides import TorchFunctionMode
 
 import fusedrnn
 from benchmarks.accuracy import int8_errors
+from benchmarks.peers.torch_int8 import CLASSES
 from benchmarks.workloads import rows_named
-from fusedrnn import reference
+from fusedrnn import cells, reference
 from fusedrnn._engine import ops
-from fusedrnn.reference import GATES, GRU, LSTM, RNN_RELU, RNN_TANH
+from fusedrnn._engine.layer import Layer as OneLayer
+from fusedrnn._engine.layer import Operands
+from fusedrnn.cells import Cell, cell_named
+from fusedrnn.testing.parity import Case
 
-CELLS = reference.CELLS[:4]  # those that have int8 kernels
-State = tuple[Tensor, Tensor | None]
+CELLS = [cell.name for cell in cells.CELLS if cell.has_int8]
+GRU, LSTM, RNN_RELU = (cell_named(name).number for name in ("gru", "lstm", "rnn_relu"))
+States = tuple[Tensor, ...]
 CONTIGUOUS = torch.contiguous_format
 TOLERANCE = 4e-6  # of values around 1: float32 through sums of two products and a cell
 
@@ -47,41 +53,33 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product if bias is None else product + bias.double()
 
 
-def step(x: Tensor, state: State, weights: list[Tensor], cell: int, bias: bool) -> State:
+class Int8Products(TorchFunctionMode):
+    """The reference's products of what both sides are quantised to."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            rows, *weights = args
+            return linear(rows.float(), *weights)
+        return func(*args, **(kwargs or {}))
+
+
+def step(x: Tensor, states: States, layer: OneLayer, weights: list[Tensor]) -> States:
     """One step in float64, with the sums of int8 products."""
-    w_ih, w_hh = weights[:2]
-    b_ih, b_hh = weights[2:4] if bias else (None, None)
-    h, c = state
-    gates_x, gates_h = linear(x, w_ih, b_ih), linear(h, w_hh, b_hh)
-    if cell == GRU:  # the carry takes h as it is
-        xr, xz, xn = gates_x.chunk(3, -1)
-        hr, hz, hn = gates_h.chunk(3, -1)
-        z, n = torch.sigmoid(xz + hz), torch.tanh(xn + torch.sigmoid(xr + hr) * hn)
-        return n + z * (h.double() - n), None
-    nothing = (
-        torch.zeros(gates_h.shape[-1], 0, dtype=torch.float64),
-        torch.zeros(len(h), 0).double(),
-    )
-    if cell == LSTM:
-        assert c is not None
-        new, c_new = reference.lstm_cell(
-            gates_x + gates_h, nothing[1], c.double(), nothing[0], None
+    with Int8Products():
+        _, final = reference.layer(
+            layer, Operands(x[None], None, [state[None] for state in states], weights)
         )
-        return (linear(new.float(), weights[-1]) if len(weights) % 2 else new), c_new
-    activation = torch.tanh if cell == RNN_TANH else torch.relu
-    return reference.rnn_cell(gates_x + gates_h, nothing[1], nothing[0], None, activation), None
+    return tuple(state[0] for state in final)
 
 
-def forward(
-    x: Tensor, h: Tensor | None, c: Tensor | None, packed: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer, (output, hn, cn); zeros for states that are not given. The op's work on copies."""
-    cell, H, P = (int(n) for n in packed[:64].view(torch.int64)[[5, 3, 4]])
-    h = torch.zeros(1, x.size(-2), P or H) if h is None else h.clone(memory_format=CONTIGUOUS)
-    if cell == LSTM:
-        c = torch.zeros(1, x.size(-2), H) if c is None else c.clone(memory_format=CONTIGUOUS)
-    output = ops.quantized_forward(x, packed, h, c)
-    return output, h, torch.empty(1, x.size(-2), 0) if c is None else c
+def forward(x: Tensor, hx: States, quantized: Tensor) -> list[Tensor]:
+    """One layer, [output, *hn]; zeros if no states are given. The op's work is on copies."""
+    number, H, P = (int(n) for n in quantized[:64].view(torch.int64)[[5, 3, 4]])
+    widths = [H if i else P or H for i in range(len(cells.CELLS[number].states))]
+    hx = hx or tuple(torch.zeros(1, x.size(-2), width) for width in widths)
+    hn = [state.clone(memory_format=CONTIGUOUS) for state in hx]
+    output = ops.quantized_forward(x, quantized, hn)
+    return [output, *hn]
 
 
 # ---- cases ---------------------------------------------------------------------------------------
@@ -106,35 +104,33 @@ class Layer:
         return "-".join([self.cell, *shown])
 
     @property
-    def number(self) -> int:
-        return CELLS.index(self.cell)
+    def facts(self) -> Cell:
+        return cell_named(self.cell)
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
 
     def weights(self) -> list[Tensor]:
-        rows, width, generator = GATES[self.number] * self.H, self.P or self.H, self.generator()
-        shapes = [(rows, self.I), (rows, width)] + ([(rows,), (rows,)] if self.bias else [])
-        shapes += [(self.P, self.H)] if self.P else []
-        return [torch.randn(shape, generator=generator) / self.H**0.5 for shape in shapes]
+        generator = self.generator()
+        shapes = self.facts.shapes(self.I, self.H, self.P, biases=self.bias)
+        return [torch.randn(s, generator=generator) / self.H**0.5 for s in shapes.values()]
 
-    def inputs(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def inputs(self) -> tuple[Tensor, States]:
         generator = self.generator()
         x = torch.randn(self.T, self.B, self.I, generator=generator)
-        if not self.hx:
-            return x, None, None
-        h = torch.randn(1, self.B, self.P or self.H, generator=generator)
-        return x, h, torch.randn(1, self.B, self.H, generator=generator) if self.lstm else None
+        widths = [self.H if i else self.P or self.H for i in range(len(self.facts.states))]
+        states = (torch.randn(1, self.B, width, generator=generator) for width in widths)
+        return x, tuple(states) if self.hx else ()
 
     @property
-    def lstm(self) -> bool:
-        return self.number == LSTM
+    def of_reference(self) -> OneLayer:
+        return OneLayer(self.facts, self.bias, self.P > 0, False)
 
-    def packed(self) -> Tensor:
-        return ops.quantize_weights(self.weights(), self.number, self.bias)
+    def quantized(self) -> Tensor:
+        return ops.quantize_weights(self.weights(), self.facts.number, self.bias, self.P > 0)
 
-    def run(self) -> tuple[Tensor, Tensor, Tensor]:
-        return forward(*self.inputs(), self.packed())
+    def run(self) -> list[Tensor]:
+        return forward(*self.inputs(), self.quantized())
 
 
 LAYERS = [
@@ -152,33 +148,33 @@ LAYERS = [
 
 
 def check(layer: Layer) -> None:
-    x, h, c = layer.inputs()
-    weights, packed = layer.weights(), layer.packed()
-    output, hn, cn = forward(x, h, c, packed)
+    x, hx = layer.inputs()
+    weights, quantized = layer.weights(), layer.quantized()
+    output, *hn = forward(x, hx, quantized)
     assert output.shape == (layer.T, layer.B, layer.P or layer.H)
-    assert hn.shape == (1, *output.shape[1:])
-    assert cn.shape == (1, layer.B, layer.H if layer.lstm else 0)
-    h = torch.zeros_like(hn) if h is None else h
-    c = torch.zeros_like(cn) if c is None else c
+    assert len(hn) == len(layer.facts.states)
+    for i, state in enumerate(hn):
+        assert state.shape == (1, layer.B, layer.H if i else layer.P or layer.H)
+    states = hx or tuple(torch.zeros_like(state) for state in hn)
     for t in range(layer.T):
-        cells = c if layer.lstm else None
-        y, h_new, c_new = forward(x[t : t + 1], h, cells, packed)
+        y, *new = forward(x[t : t + 1], states, quantized)
         assert torch.equal(y, output[t : t + 1]), (t, "not what one call of all steps gives")
-        assert torch.equal(y, h_new)
-        exact_h, exact_c = step(x[t], (h[0], c[0]), weights, layer.number, layer.bias)
-        error = (h_new[0] - exact_h).abs() / exact_h.abs().amax().clamp(min=1)
+        assert torch.equal(y, new[0])
+        before = tuple(state[0] for state in states)
+        exact = step(x[t], before, layer.of_reference, weights)
+        errors = [
+            (found[0] - value).abs() / value.abs().amax().clamp(min=1)
+            for found, value in zip(new, exact, strict=True)
+        ]
         if layer.P:
             # A hidden value at a boundary may round to the other int8, which moves its row.
-            quantum = weights[-1].abs().amax() / 127
+            error, quantum = errors.pop(0), weights[-1].abs().amax() / 127
             assert error.max() <= 4 * quantum, (t, error.max())
             assert (error.amax(-1) > TOLERANCE).sum() <= 1 + layer.B // 10, (t, error)
-        else:
+        for error in errors:
             assert error.max() <= TOLERANCE, (t, error.max())
-        if exact_c is not None:
-            error = (c_new[0] - exact_c).abs() / exact_c.abs().amax().clamp(min=1)
-            assert error.max() <= TOLERANCE, (t, error.max())
-        h, c = h_new, c_new
-    assert torch.equal(h, hn) and torch.equal(c, cn)
+        states = tuple(new)
+    assert all(torch.equal(a, b) for a, b in zip(states, hn, strict=True))
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -198,8 +194,8 @@ def check_exact() -> None:
                 w[5] = 127
                 x[0, 0] = 127
             x[..., 0], w[:, 0] = 127, 127
-            packed = ops.quantize_weights([w, torch.zeros(37, 37)], RNN_RELU, False)
-            output = forward(x, None, None, packed)[0]
+            quantized = ops.quantize_weights([w, torch.zeros(37, 37)], RNN_RELU, False, False)
+            output = forward(x, (), quantized)[0]
             assert torch.equal(output.double(), (x.double() @ w.double().T).relu()), (rows, K, most)
 
 
@@ -246,7 +242,7 @@ def test_any_number_of_threads_gives_the_same_bits(layer: Layer) -> None:
 # ---- accuracy ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", list(CLASSES))
 @pytest.mark.parametrize("row", ["A", "H", "K"])
 def test_accuracy_is_that_of_torch(cell: str, row: str) -> None:
     if not torch.backends.quantized.supported_engines:
@@ -270,14 +266,14 @@ def test_rows_of_zeros() -> None:
     x = layer.inputs()[0]
     x[1] = 0
     x[:, 2] = 0
-    packed = ops.quantize_weights(weights, LSTM, True)
-    state: State = (torch.zeros(layer.B, layer.H), torch.zeros(layer.B, layer.H))
-    output, _, cn = forward(x, None, None, packed)
+    quantized = ops.quantize_weights(weights, LSTM, True, False)
+    states: States = (torch.zeros(layer.B, layer.H), torch.zeros(layer.B, layer.H))
+    output, _, cn = forward(x, (), quantized)
     for t in range(3):
-        state = step(x[t], state, weights, LSTM, True)
-        state = state[0].float(), state[1].float() if state[1] is not None else None
-        torch.testing.assert_close(output[t], state[0], rtol=0, atol=2 * TOLERANCE)
-    torch.testing.assert_close(cn[0], state[1], rtol=0, atol=2 * TOLERANCE)
+        states = step(x[t], states, layer.of_reference, weights)
+        states = tuple(state.float() for state in states)
+        torch.testing.assert_close(output[t], states[0], rtol=0, atol=2 * TOLERANCE)
+    torch.testing.assert_close(cn[0], states[1], rtol=0, atol=2 * TOLERANCE)
 
 
 @pytest.mark.parametrize("size", [1e-42, 1e-30, 1e30, 3e38])
@@ -285,8 +281,8 @@ def test_magnitudes(size: float) -> None:
     """Tiny and huge rows are quantised like any other, or as nothing."""
     x = torch.tensor([[[size, -size / 2, size / 127, 0.0]]])
     weights = [torch.tensor([[1.0, 0.0, 1.0, 5.0]]), torch.zeros(1, 1)]
-    packed = ops.quantize_weights(weights, RNN_RELU, False)
-    output, _, _ = forward(x, None, None, packed)
+    quantized = ops.quantize_weights(weights, RNN_RELU, False, False)
+    output, _ = forward(x, (), quantized)
     q, scale = quantize(x[0])
     w, w_scale = quantize(weights[0])
     assert scale > 0 and q.abs().max() <= 127
@@ -296,11 +292,11 @@ def test_magnitudes(size: float) -> None:
 def test_one_huge_weight_leaves_other_rows_as_they_are() -> None:
     layer = Layer(H=16)
     weights = layer.weights()
-    x, h, c = layer.inputs()
-    before = forward(x[:1], h, c, layer.packed())[0]
+    x, hx = layer.inputs()
+    before = forward(x[:1], hx, layer.quantized())[0]
     weights[0][3, 2] = 1e6
-    packed = ops.quantize_weights(weights, LSTM, True)
-    after = forward(x[:1], h, c, packed)[0]
+    quantized = ops.quantize_weights(weights, LSTM, True, False)
+    after = forward(x[:1], hx, quantized)[0]
     others = torch.arange(16) != 3
     assert torch.equal(before[..., others], after[..., others])
     assert after.isfinite().all()
@@ -311,18 +307,18 @@ def test_one_huge_weight_leaves_other_rows_as_they_are() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_stays_in_its_row(cell: str, value: float) -> None:
     layer = Layer(cell, T=5, B=9, I=21, H=33)
-    x, h, c = layer.inputs()
-    expected = forward(x, h, c, layer.packed())
+    x, hx = layer.inputs()
+    expected = forward(x, hx, layer.quantized())
     x[2, 4, 20] = value
-    output, hn, cn = forward(x, h, c, layer.packed())
+    found = forward(x, hx, layer.quantized())
+    output, *hn = found
     others = torch.arange(9) != 4
-    assert output[2:, 4].isnan().all() and hn[0, 4].isnan().all() and cn[0, 4].isnan().all()
+    assert output[2:, 4].isnan().all() and all(state[0, 4].isnan().all() for state in hn)
     assert torch.equal(output[:2], expected[0][:2])
-    for found, wanted in zip((output, hn, cn), expected, strict=True):
-        assert torch.equal(found[:, others], wanted[:, others])
-    assert h is not None
-    x[2, 4, 20], h[0, 7, 32] = 0, value
-    output = forward(x, h, c, layer.packed())[0]
+    for value_found, wanted in zip(found, expected, strict=True):
+        assert torch.equal(value_found[:, others], wanted[:, others])
+    x[2, 4, 20], hx[0][0, 7, 32] = 0, value
+    output = forward(x, hx, layer.quantized())[0]
     assert (
         output[:, 7].isnan().all() and output[:, others & (torch.arange(9) != 7)].isfinite().all()
     )
@@ -336,8 +332,7 @@ def test_no_sequences() -> None:
 
 def test_inputs_that_are_not_contiguous() -> None:
     layer = Layer(B=6)
-    x, h, c = layer.inputs()
-    assert h is not None and c is not None
+    x, hx = layer.inputs()
     expected = layer.run()
     for strided in (
         x.transpose(0, 1).contiguous().transpose(0, 1),
@@ -345,18 +340,18 @@ def test_inputs_that_are_not_contiguous() -> None:
         torch.cat([x, x], -1)[..., :7],
     ):
         assert not strided.is_contiguous()
-        states = (s.transpose(1, 2).contiguous().transpose(1, 2) for s in (h, c))
-        found = forward(strided, *states, layer.packed())
+        states = tuple(s.transpose(1, 2).contiguous().transpose(1, 2) for s in hx)
+        found = forward(strided, states, layer.quantized())
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_packed_is_one_value() -> None:
+def test_quantized_is_one_value() -> None:
     """The same bytes for the same weights, whatever their strides; a copy serves as well."""
     layer = Layer("gru")
-    packed = layer.packed()
+    quantized = layer.quantized()
     weights = [torch.stack([w, w], -1)[..., 0] for w in layer.weights()]
-    assert torch.equal(packed, ops.quantize_weights(weights, GRU, True))
-    found = forward(*layer.inputs(), packed.clone())
+    assert torch.equal(quantized, ops.quantize_weights(weights, GRU, True, False))
+    found = forward(*layer.inputs(), quantized.clone())
     assert torch.equal(found[0], layer.run()[0])
 
 
@@ -368,7 +363,7 @@ def test_weights_that_are_not_finite(name: str, value: float) -> None:
     with pytest.raises(
         RuntimeError, match=f"{name}: expected finite weights, got .* at position 1"
     ):
-        ops.quantize_weights(weights, LSTM, True)
+        ops.quantize_weights(weights, LSTM, True, True)
 
 
 def changed(values: list[Tensor], at: int, value: Tensor) -> list[Tensor]:
@@ -377,48 +372,54 @@ def changed(values: list[Tensor], at: int, value: Tensor) -> list[Tensor]:
 
 def test_errors_of_weights() -> None:
     weights = Layer().weights()
-    for given, cell, bias, message in [
-        (weights, 5, True, "cell: expected 0 to 4"),
-        (weights[:3], LSTM, True, "weights: expected 4 tensors"),
-        (weights, LSTM, False, "weights: expected 2 tensors"),
-        ([*weights, torch.ones(19, 19)], GRU, True, "only an LSTM can be projected"),
-        (weights, GRU, True, "w_ih: expected shape"),
-        (changed(weights, 0, weights[0].double()), LSTM, True, "w_ih: expected float32"),
-        (changed(weights, 1, weights[1][:, 1:]), LSTM, True, "w_hh: expected shape"),
-        (changed(weights, 2, weights[2][1:]), LSTM, True, "b_ih: expected shape"),
-        (changed(weights, 3, weights[3][None]), LSTM, True, "b_hh: expected shape"),
-        (changed(weights, 0, torch.ones(76, 0)), LSTM, True, "input_size: expected 1 to 65536"),
-        (changed(weights, 0, torch.ones(76, 65537)), LSTM, True, "input_size: expected 1 to 65536"),
-        (changed(weights, 0, torch.ones(0, 3)), LSTM, True, "hidden_size: expected 1 to 65536"),
-        ([*weights, torch.ones(3, 19)], LSTM, True, "w_hr: expected shape"),
+    for given, cell, bias, projected, message in [
+        (weights, len(cells.CELLS), True, False, f"cell: expected 0 to {len(cells.CELLS) - 1},"),
+        (weights[:3], LSTM, True, False, "weights: expected 4 tensors"),
+        (weights, LSTM, False, False, "weights: expected 2 tensors"),
+        (weights, LSTM, True, True, "weights: expected 5 tensors .*w_hr"),
+        ([*weights, torch.ones(19, 19)], GRU, True, True, "the cell gru cannot be projected"),
+        (weights, GRU, True, False, "w_ih: expected shape"),
+        (changed(weights, 0, weights[0].double()), LSTM, True, False, "w_ih: expected float32"),
+        (changed(weights, 1, weights[1][:, 1:]), LSTM, True, False, "w_hh: expected shape"),
+        (changed(weights, 2, weights[2][1:]), LSTM, True, False, "b_ih: expected shape"),
+        (changed(weights, 3, weights[3][None]), LSTM, True, False, "b_hh: expected shape"),
+        (changed(weights, 0, torch.ones(76, 0)), LSTM, True, False,
+         "input_size: expected 1 to 65536"),
+        (changed(weights, 0, torch.ones(76, 65537)), LSTM, True, False,
+         "input_size: expected 1 to 65536"),
+        (changed(weights, 0, torch.ones(0, 3)), LSTM, True, False,
+         "hidden_size: expected 1 to 65536"),
+        ([*weights, torch.ones(3, 19)], LSTM, True, True, "w_hr: expected shape"),
     ]:  # fmt: skip
         with pytest.raises(RuntimeError, match=message):
-            ops.quantize_weights(given, cell, bias)
+            ops.quantize_weights(given, cell, bias, projected)
 
 
 def test_errors_of_a_call() -> None:
     layer = Layer()
-    x, h, c = layer.inputs()
-    packed = layer.packed()
+    x, hx = layer.inputs()
+    quantized = layer.quantized()
+    h, c = hx
     for given, message in [
-        ((x.double(), packed, h, c), "input: expected float32"),
-        ((x[None], packed, h, c), "input: expected 1 to 3 dimensions"),
-        ((x[..., 1:], packed, h, c), r"input: expected 7 features, got shape \[4, 5, 6\]"),
-        ((x[:0], packed, h, c), "at least one step"),
-        ((x, packed, h, None), "c: expected an LSTM's cell state"),
-        ((x, packed, h[:, 1:], c), "h: expected shape"),
-        ((x, packed, h.transpose(1, 2).contiguous().transpose(1, 2), c), "h: expected contiguous"),
-        ((x, packed, h, c.double()), "c: expected input's dtype"),
-        ((x, Layer("gru").packed(), h, c), "c: expected none"),
-        ((x, packed.float(), h, c), "packed: expected contiguous"),
-        ((x, packed[1:], h, c), "packed: expected contiguous"),
-        ((x, packed[:-64], h, c), "packed: expected what fusedrnn::quantize_weights returned"),
-        ((x, packed[:8], h, c), "packed: expected what fusedrnn::quantize_weights returned"),
-        ((x, packed[:0], h, c), "packed: expected what fusedrnn::quantize_weights returned"),
-        ((x, torch.zeros_like(packed), h, c), "packed: expected what"),
-        ((x, torch.cat([packed, packed]), h, c), "packed: expected layers that fit each other"),
-        ((x[:1, :1].expand(2**46, 2**8, 7), packed, h[:, :1].repeat(1, 2**8, 1),
-          c[:, :1].repeat(1, 2**8, 1)), "input: too large"),
+        ((x.double(), quantized, hx), "input: expected float32"),
+        ((x[None], quantized, hx), "input: expected 1 to 3 dimensions"),
+        ((x[..., 1:], quantized, hx), r"input: expected 7 features, got shape \[4, 5, 6\]"),
+        ((x[:0], quantized, hx), "at least one step"),
+        ((x, quantized, [h]), r"hx: expected 2 state\(s\) \(h c\) for the cell lstm, got 1"),
+        ((x, quantized, [h[:, 1:], c]), r"hx\[0\]: expected shape"),
+        ((x, quantized, [h.transpose(1, 2).contiguous().transpose(1, 2), c]),
+         r"hx\[0\]: expected contiguous"),
+        ((x, quantized, [h, c.double()]), r"hx\[1\]: expected input's dtype"),
+        ((x, Layer("gru").quantized(), hx), r"hx: expected 1 state\(s\) \(h\) .* gru, got 2"),
+        ((x, quantized.float(), hx), "quantized: expected contiguous"),
+        ((x, quantized[1:], hx), "quantized: expected contiguous"),
+        ((x, quantized[:-64], hx), "quantized: expected what fusedrnn::quantize_weights returned"),
+        ((x, quantized[:8], hx), "quantized: expected what fusedrnn::quantize_weights returned"),
+        ((x, quantized[:0], hx), "quantized: expected what fusedrnn::quantize_weights returned"),
+        ((x, torch.zeros_like(quantized), hx), "quantized: expected what"),
+        ((x, torch.cat([quantized, quantized]), hx), "quantized: expected layers that fit each"),
+        ((x[:1, :1].expand(2**46, 2**8, 7), quantized,
+          [state[:, :1].repeat(1, 2**8, 1) for state in hx]), "input: too large"),
     ]:  # fmt: skip
         with pytest.raises(RuntimeError, match=message):
             ops.quantized_forward(*given)
@@ -427,38 +428,39 @@ def test_errors_of_a_call() -> None:
 def test_a_header_that_was_changed_is_refused() -> None:
     """Or says sizes that the bytes have room for, which are not those of this call."""
     layer = Layer()
-    x, h, c = layer.inputs()
-    packed = layer.packed()
+    x, hx = layer.inputs()
+    quantized = layer.quantized()
     for at in range(64):
         for flip in (1, 0x80, 0xFF):
-            other = packed.clone()
+            other = quantized.clone()
             other[at] ^= flip
-            with pytest.raises(RuntimeError, match="(packed|input|h|c): "):
-                ops.quantized_forward(x, other, h, c)
+            with pytest.raises(RuntimeError, match=r"(quantized|input|hx(\[[01]\])?): "):
+                ops.quantized_forward(x, other, hx)
 
 
 def test_no_history() -> None:
     """For inference alone: parameters may be given as they are, and nothing is kept of them."""
     layer = Layer()
-    x, h, c = layer.inputs()
+    x, hx = layer.inputs()
     weights = [weight.requires_grad_() for weight in layer.weights()]
-    packed = ops.quantize_weights(weights, LSTM, True)
-    output = ops.quantized_forward(x.requires_grad_(), packed, h, c)
-    assert not packed.requires_grad and not output.requires_grad
+    quantized = ops.quantize_weights(weights, LSTM, True, False)
+    output = ops.quantized_forward(x.requires_grad_(), quantized, hx)
+    assert not quantized.requires_grad and not output.requires_grad
     assert torch.equal(output, layer.run()[0])
 
 
 def test_other_devices_are_refused() -> None:
     layer = Layer()
-    x, h, c = layer.inputs()
-    packed = layer.packed()
-    for given in ((x.to_sparse(), packed, h, c), (x, packed.to_sparse(), h, c)):
+    x, hx = layer.inputs()
+    quantized = layer.quantized()
+    h, c = hx
+    for given in ((x.to_sparse(), quantized, hx), (x, quantized.to_sparse(), hx)):
         with pytest.raises(NotImplementedError, match="no kernels for these tensors"):
             ops.quantized_forward(*given)
     for name, given in {
-        "packed": (x, packed.to("meta"), h, c),
-        "h": (x, packed, h.to("meta"), c),
-        "c": (x, packed, h, c.to("meta")),
+        "weights": (x, quantized.to("meta"), hx),
+        r"hx\[0\]": (x, quantized, [h.to("meta"), c]),
+        r"hx\[1\]": (x, quantized, [h, c.to("meta")]),
     }.items():  # a tensor of the meta device makes torch ask for shapes alone
         with pytest.raises(RuntimeError, match=f"{name}: expected the device of the input, cpu"):
             ops.quantized_forward(*given)
@@ -466,28 +468,29 @@ def test_other_devices_are_refused() -> None:
 
 @pytest.mark.parametrize("layer", [Layer(), Layer("gru"), Layer(P=5)], ids=str)
 def test_opcheck(layer: Layer) -> None:
-    results = opcheck(ops.quantize_weights, (layer.weights(), layer.number, layer.bias))
+    results = opcheck(
+        ops.quantize_weights, (layer.weights(), layer.facts.number, layer.bias, layer.P > 0)
+    )
     assert set(results.values()) == {"SUCCESS"}
-    x, h, c = layer.inputs()
-    results = opcheck(ops.quantized_forward, (x, layer.packed(), h, c))
+    x, hx = layer.inputs()
+    results = opcheck(ops.quantized_forward, (x, layer.quantized(), hx))
     assert set(results.values()) == {"SUCCESS"}
 
 
 # ---- the stream ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
-def test_a_stream_of_layers(name: str) -> None:
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_stream_of_layers(cell: str) -> None:
     """Layers on each other, by steps and by chunks, are single layers one after the other."""
     torch.manual_seed(0)
-    module = getattr(torch.nn, name)(7, 19, num_layers=3)
+    module = Case(cell=cell, I=7, H=19, layers=3).module(dtype=torch.float32)
     stream = fusedrnn.Streaming(module, 5, weights="int8")
     x = torch.randn(6, 5, 7)
     expected = x
     for layer in module.all_weights:
-        cell = CELLS.index(name.lower() if name != "RNN" else "rnn_tanh")
-        packed = ops.quantize_weights(layer, cell, True)
-        expected = forward(expected, None, None, packed)[0]
+        quantized = ops.quantize_weights(layer, cell_named(cell).number, True, False)
+        expected = forward(expected, (), quantized)[0]
     assert torch.equal(stream(x), expected)
     stream.reset()
     assert torch.equal(torch.stack([stream(x[t]) for t in range(6)]), expected)

@@ -10,6 +10,7 @@ import re
 import subprocess
 
 import pytest
+from conftest import CELLS
 from sanitize import run
 
 by_each_sanitizer = pytest.mark.parametrize("sanitizer", list(run.SANITIZERS))
@@ -28,9 +29,10 @@ def assert_clean(done: subprocess.CompletedProcess[str]) -> None:
 
 @by_each_sanitizer
 def test_every_cell_with_every_split(sanitizer: str) -> None:
-    done = driven(sanitizer, run.FEW, "--problems", 60)
+    problems = len(CELLS) * 3 * 2 * 2  # splits; packed or not; projected inside the walk or not
+    done = driven(sanitizer, run.FEW, "--problems", problems)
     assert_clean(done)
-    assert done.stdout == "60 problems\n"
+    assert done.stdout == f"{problems} problems\n"
 
 
 @by_each_sanitizer

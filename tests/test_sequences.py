@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import MODULE_FACTS, MODULES, TORCH_CELLS, TORCH_MODULES
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.func import grad, jacrev, jvp
@@ -14,7 +15,6 @@ from fusedrnn import functional
 from fusedrnn._engine.sequences import Layout
 from fusedrnn.testing.parity import Case
 
-NAMES = ["LSTM", "GRU", "RNN"]
 T, B = 6, 4
 LENGTHS = torch.tensor([3, 6, 1, 6])
 
@@ -39,7 +39,7 @@ def test_layout() -> None:
     assert torch.equal(layout.pad(packed.data), pad_packed_sequence(packed)[0])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODULES)
 def test_what_lies_behind_the_end_is_not_read(name: str, device: torch.device) -> None:
     module = network(name, num_layers=2, bidirectional=True).to(device)
     padded = x().to(device)
@@ -68,19 +68,14 @@ def test_an_empty_batch() -> None:
     assert output.shape == (T, 0, 7) and h.shape == c.shape == (2, 0, 7)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
-def test_functional(name: str) -> None:
-    module = Case(cell=name, I=5, H=7).module()
-    run = getattr(functional, name)
-    output, *states = run(x := torch.randn(T, B, 5).double(), None, [*module.parameters()],
-                          lengths=LENGTHS)  # fmt: skip
-    expected, final = module(x, lengths=LENGTHS)
-    torch.testing.assert_close(
-        [output, *states], [expected, *(final if name == "lstm" else [final])]
-    )
+@pytest.mark.parametrize("cell", TORCH_CELLS)
+def test_functional(cell: str) -> None:
+    module, run = Case(cell=cell, I=5, H=7).module(), getattr(functional, cell)
+    found = run(x := torch.randn(T, B, 5).double(), None, [*module.parameters()], lengths=LENGTHS)
+    torch.testing.assert_close(found, module(x, lengths=LENGTHS))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODULES)
 def test_higher_derivatives_and_transforms(name: str) -> None:
     module, padded = network(name), x()
 
@@ -102,9 +97,9 @@ def test_higher_derivatives_and_transforms(name: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"proj_size": 3}], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TORCH_MODULES)
 def test_autocast_is_that_of_packed_input(name: str, options: dict[str, int]) -> None:
-    if options and name != "LSTM":
+    if options and not MODULE_FACTS[name].projects:
         return
     theirs = getattr(nn, name)(5, 7, **options)
     ours = fusedrnn.replace(getattr(nn, name)(5, 7, **options)).model
@@ -154,7 +149,7 @@ def test_lengths_under_another_default_device() -> None:
         torch.testing.assert_close(module(padded, lengths=LENGTHS), expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODULES)
 def test_shapes_alone(name: str) -> None:
     options = dict(num_layers=2, bidirectional=True, checkpoint=2)
     meta = getattr(fusedrnn, name)(5, 7, device="meta", **options)

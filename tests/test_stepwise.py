@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import CELLS, GATED, KINDS, cases_of
 from cuda_emulation import backend as emulated
 from processes import under_address_sanitizer
 from torch import nn
@@ -23,16 +24,15 @@ from fusedrnn.testing.parity import Case, check
 
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=emulated.missing())
 
-CELLS = ["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
 STEPWISE = "team=stepwise"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [
     Case(T=3, B=5, I=3, H=7, bidirectional=True),
     Case(T=4, B=6, I=3, H=16, bidirectional=True, packed="sorted"),
     Case(T=3, B=3, I=2, H=8, bias=False, hx=False),
+    Case(T=3, B=4, I=3, H=9, P=4, bidirectional=True, packed="sorted"),
 ]
-CASES = [Case(**{**vars(shape), "cell": cell}) for cell in CELLS for shape in SHAPES]
-CASES += [Case(T=3, B=4, I=3, H=9, P=4, bidirectional=True, packed="sorted")]
+CASES = cases_of(CELLS, SHAPES)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
@@ -64,11 +64,7 @@ def test_no_access_out_of_bounds() -> None:
 
 
 # Units enough that a thread has 16 bytes of them.
-WIDE = [
-    Case(cell=cell, T=2, B=520, I=3, H=128, packed=packed)
-    for cell in CELLS
-    for packed in ("", "sorted")
-]
+WIDE = cases_of(CELLS, [Case(T=2, B=520, I=3, H=128, packed=p) for p in ("", "sorted")])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
@@ -84,7 +80,7 @@ def test_sixteen_bytes_a_thread(case: Case, dtype: torch.dtype) -> None:
         check(case, dtype)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("cell", GATED)
 def test_states_at_odd_addresses(cell: str) -> None:
     """A wide access may not begin between two of its own size."""
     case = Case(cell=cell, T=2, B=520, I=3, H=128)
@@ -97,7 +93,7 @@ def test_states_at_odd_addresses(cell: str) -> None:
     results = []
     with emulated.installed(plan=STEPWISE), torch.no_grad():
         for given in (states, odd):
-            results.append(module(x, tuple(given) if cell == "lstm" else given[0])[0])
+            results.append(module(x, case.hx_of(given))[0])
     assert odd[0].data_ptr() % 16 and torch.equal(*results)
 
 
@@ -124,7 +120,7 @@ def test_however_a_call_is_cut(override: str) -> None:
     assert done.stdout == "checked\n", done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
+@pytest.mark.parametrize("cell", KINDS)
 def test_inputs_of_any_strides(cell: str) -> None:
     """Rows at uneven distances, at none, and dimensions of one with strides that mean nothing."""
     module = Case(cell=cell, I=4, H=8).module()
@@ -164,14 +160,13 @@ def test_tf32_is_asked_of_the_products() -> None:
     found = []
     with emulated.installed(plan=STEPWISE):
         for allowed in (False, True):
-            y, hn, cn, reserve = torch.ops.fusedrnn.layer_forward(
-                x, None, None, None, [w_ih, w_hh], 2, False, False, True, allowed
-            )
+            given = (x, None, [], [w_ih, w_hh])
+            layer = (2, False, False, False)
+            y, _, reserve = torch.ops.fusedrnn.layer_forward(*given, *layer, True, allowed)
             grads = torch.ops.fusedrnn.layer_backward(
-                torch.ones_like(y), None, None, x, None, None, None, [w_ih, w_hh], y, reserve, 2,
-                False, False, -1, allowed,
-            )  # fmt: skip
-            found.append([y, grads[0], *grads[3]])
+                torch.ones_like(y), [], *given, y, reserve, *layer, -1, allowed
+            )
+            found.append([y, grads[0], *grads[2]])
     for exact, rounded in zip(*found, strict=True):
         difference = (exact - rounded).abs().max() / exact.abs().max()
         assert 1e-5 < difference < 1e-2
@@ -180,9 +175,9 @@ def test_tf32_is_asked_of_the_products() -> None:
 def test_every_byte_of_the_reserve_is_written() -> None:
     """Also beyond the last unit: the reserve is a tensor, the same for the same call."""
     weights = [torch.ones(24, 4), torch.ones(24, 6)]
-    call = (torch.ones(2, 3, 4), None, None, None, weights, 2, False, False, True)
+    call = (torch.ones(2, 3, 4), None, [], weights, 2, False, False, False, True)
     with emulated.installed(plan=STEPWISE):
-        reserve = torch.ops.fusedrnn.layer_forward(*call)[3]
+        reserve = torch.ops.fusedrnn.layer_forward(*call)[2]
     assert reserve.shape == (1, 6, 5, 16)
     assert reserve[..., :6].isfinite().all() and (reserve[..., 6:] == 0).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import doctest
 import pickle
 import threading
@@ -10,19 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import CELLS, MODULES, cases_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_capability import LEVELS, check_at
 from torch import Tensor, nn
 from torch.library import opcheck
 from torch.nn.utils import prune
+from torch.utils._pytree import tree_map
 
 import fusedrnn
 from fusedrnn._engine import ops
 from fusedrnn.testing.parity import Case, check
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"]
 
 
 class Streamed(nn.Module):
@@ -52,10 +54,9 @@ class Streamed(nn.Module):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("B", [1, 3, 17])
-@pytest.mark.parametrize("cell", [*CELLS, "projected"])
-def test_step_by_step(cell: str, B: int, dtype: torch.dtype) -> None:
-    P = 5 if cell == "projected" else 0
-    case = Case(cell="lstm" if P else cell, T=6, B=B, I=9, H=37, P=P, layers=2)
+@pytest.mark.parametrize("case", cases_of(CELLS, [Case(), Case(P=5)]), ids=str)
+def test_step_by_step(case: Case, B: int, dtype: torch.dtype) -> None:
+    case = dataclasses.replace(case, T=6, B=B, I=9, H=37, layers=2)
     check(case, dtype, inference=lambda module: Streamed(module, []))
 
 
@@ -80,8 +81,8 @@ def test_step_by_step(cell: str, B: int, dtype: torch.dtype) -> None:
     st.sampled_from(DTYPES),
 )
 def test_pieces(case: Case, P: int, lengths: list[int], dtype: torch.dtype) -> None:
-    if case.cell == "lstm" and P < case.H:
-        case = Case(**vars(case) | {"P": P})
+    if P < case.H:
+        case = dataclasses.replace(case, P=P).of(case.cell)
     check(case, dtype, inference=lambda module: Streamed(module, lengths))
 
 
@@ -89,7 +90,7 @@ def test_pieces(case: Case, P: int, lengths: list[int], dtype: torch.dtype) -> N
 def test_layers_that_are_not_packed(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on devices other than the CPU."""
     monkeypatch.setitem(fusedrnn.streaming.KINDS, "same", fusedrnn.streaming._PlainLayers)
-    case = Case(cell=cell, T=9, B=3, I=4, H=6, P=2 * (cell == "lstm"), layers=2)
+    case = Case(T=9, B=3, I=4, H=6, P=2, layers=2).of(cell)
     check(case, torch.float32, inference=lambda module: Streamed(module, [3, 0, 0, 4]))
     one = Case(cell=cell, T=1, B=1, I=4, H=6)
     check(one, torch.float32, inference=lambda module: Streamed(module, []))
@@ -99,7 +100,7 @@ def test_layers_that_are_not_packed(cell: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", MODULES)
 def test_bits_do_not_depend_on_threads(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     module = getattr(fusedrnn, name)(70, 300, dtype=dtype)
@@ -162,7 +163,7 @@ def test_state_is_a_copy_and_can_be_set() -> None:
     assert torch.equal(stream(x), second)
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+@pytest.mark.parametrize("name", MODULES)
 def test_reset(name: str) -> None:
     _, stream = pair(name)
     x = torch.randn(4, 3, 6)
@@ -173,8 +174,7 @@ def test_reset(name: str) -> None:
     stream.reset(torch.tensor([True, False, True]))
     y = stream(x)
     assert torch.equal(y[:, 0::2], fresh[:, 0::2]) and torch.equal(y[:, 1], going_on[:, 1])
-    stream.state = tuple(s.fill_(float("nan")) for s in stream.state) if name == "LSTM" else (
-        stream.state.fill_(float("nan")))  # fmt: skip
+    stream.state = tree_map(lambda state: state.fill_(float("nan")), stream.state)
     stream.reset(torch.tensor([True] * 3))
     assert torch.equal(stream(x), fresh)
 
@@ -340,7 +340,7 @@ def test_under_inference_mode_and_autocast() -> None:
             stream.state = tuple(s.double() for s in stream.state)
 
 
-@pytest.mark.parametrize("kind", ["_PackedLayers", "_PlainLayers"])
+@pytest.mark.parametrize("kind", ["_PanelLayers", "_PlainLayers"])
 def test_nothing_is_recorded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fusedrnn.streaming.KINDS, "same", getattr(fusedrnn.streaming, kind))
     module, _ = pair(num_layers=2)
@@ -431,106 +431,107 @@ def weights(cell: int = 2, I: int = 5, H: int = 20, P: int = 0, bias: bool = Tru
     return [torch.randn(s, generator=generator).to(dtype) / 4 for s in shapes * directions]
 
 
+def layer_of(cell: int = 2, bias: bool = True, projected: bool = False, directions: int = 1):
+    return cell, bias, projected, directions == 2
+
+
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", range(4))
-def test_packed_beside_the_weights(cell: int, directions: int) -> None:
-    """The walk on panels packed ahead is the walk on its own."""
-    given = weights(cell, directions=directions)
-    packed = ops.pack_weights(given, cell, True, directions == 2)
-    assert packed.dtype == torch.uint8 and packed.dim() == 1
+def test_panels_beside_the_weights(cell: int, directions: int) -> None:
+    """The walk on panels made ahead is the walk on its own."""
+    given, layer = weights(cell, directions=directions), layer_of(cell, directions=directions)
+    panels = ops.make_panels(given, *layer)
+    assert panels.dtype == torch.uint8 and panels.dim() == 1
     for T, B in ((4, 7), (1, 9)):
         x = torch.randn(T, B, 5)
-        plain = ops.layer_forward(x, None, None, None, given, cell, True, directions == 2, True)
-        ahead = ops.layer_forward(
-            x, None, None, None, given, cell, True, directions == 2, True, False, packed
-        )
-        for a, b in zip(plain, ahead, strict=True):
-            torch.testing.assert_close(a, b)
+        plain = ops.layer_forward(x, None, [], given, *layer, True)
+        ahead = ops.layer_forward(x, None, [], given, *layer, True, False, panels)
+        torch.testing.assert_close(plain, ahead)
 
 
-def test_wrong_packed_weights_are_refused() -> None:
+def test_wrong_panels_are_refused() -> None:
     given, x = weights(), torch.randn(2, 3, 5)
-    packed = ops.pack_weights(given, 2, True, False)
+    panels = ops.make_panels(given, *layer_of())
 
-    def layer(packed: Tensor) -> None:
-        ops.layer_forward(x, None, None, None, given, 2, True, False, False, False, packed)
+    def layer(panels: Tensor) -> None:
+        ops.layer_forward(x, None, [], given, *layer_of(), False, False, panels)
 
-    def stack(packed: Tensor) -> None:
-        ops.packed_forward(x, packed, torch.zeros(1, 3, 20), torch.zeros(1, 3, 20))
+    def stack(panels: Tensor) -> None:
+        ops.panels_forward(x, panels, [torch.zeros(1, 3, 20), torch.zeros(1, 3, 20)])
 
-    layer(packed), stack(packed)
+    layer(panels), stack(panels)
     others = {
-        "cell": ops.pack_weights(weights(3), 3, True, False),
-        "input size": ops.pack_weights(weights(I=6), 2, True, False),
-        "hidden size": ops.pack_weights(weights(H=21), 2, True, False),
-        "projected": ops.pack_weights(weights(P=3), 2, True, False),
-        "dtype": ops.pack_weights(weights(dtype=torch.float64), 2, True, False),
-        "directions": ops.pack_weights(weights(directions=2), 2, True, True),
-        "no biases": ops.pack_weights(weights(bias=False), 2, False, False),
-        "cut": packed[:-64].clone(),
-        "header only": packed[:64].clone(),
-        "less than a header": packed[:32].clone(),
-        "empty": packed[:0].clone(),
-        "two": torch.cat([packed, packed]),
-        "not aligned": torch.cat([packed[:1], packed])[1:],
-        "strided": torch.stack([packed, packed], 1)[:, 0],
-        "bytes": packed.to(torch.int8),
-        "noise": torch.randint(0, 256, packed.shape, dtype=torch.uint8),
-        "zeros": torch.zeros_like(packed),
-        "meta": packed.to("meta"),
+        "cell": ops.make_panels(weights(3), *layer_of(3)),
+        "input size": ops.make_panels(weights(I=6), *layer_of()),
+        "hidden size": ops.make_panels(weights(H=21), *layer_of()),
+        "projected": ops.make_panels(weights(P=3), *layer_of(projected=True)),
+        "dtype": ops.make_panels(weights(dtype=torch.float64), *layer_of()),
+        "directions": ops.make_panels(weights(directions=2), *layer_of(directions=2)),
+        "no biases": ops.make_panels(weights(bias=False), *layer_of(bias=False)),
+        "cut": panels[:-64].clone(),
+        "header only": panels[:64].clone(),
+        "less than a header": panels[:32].clone(),
+        "empty": panels[:0].clone(),
+        "two": torch.cat([panels, panels]),
+        "not aligned": torch.cat([panels[:1], panels])[1:],
+        "strided": torch.stack([panels, panels], 1)[:, 0],
+        "bytes": panels.to(torch.int8),
+        "noise": torch.randint(0, 256, panels.shape, dtype=torch.uint8),
+        "zeros": torch.zeros_like(panels),
+        "meta": panels.to("meta"),
     }
     for name, other in others.items():
         if name != "meta":  # then it would be the fake kernel, as with any operand there
-            with pytest.raises(RuntimeError, match="packed"):
+            with pytest.raises(RuntimeError, match="panels"):
                 layer(other)
         if name != "no biases":  # the header knows
-            with pytest.raises((RuntimeError, NotImplementedError), match="packed|input|h:|c:"):
+            with pytest.raises((RuntimeError, NotImplementedError), match=r"panels|input|hx"):
                 stack(other)
-    header = packed.clone()
+    header = panels.clone()
     for cell in (0, 3):  # a GRU that says it is projected
-        other = ops.pack_weights(weights(cell, H=64), cell, True, False)
+        other = ops.make_panels(weights(cell, H=64), *layer_of(cell))
         other[32] = 1
-        with pytest.raises(RuntimeError, match="packed: expected what"):
-            ops.packed_forward(x, other, torch.zeros(1, 3, 1), None)
+        with pytest.raises(RuntimeError, match="panels: expected what"):
+            ops.panels_forward(x, other, [torch.zeros(1, 3, 1)])
     for at in range(8, 64):  # any byte of the header but the mark
         for value in (0, 1, 255):
             broken = header.clone()
             broken[at] = value
             if not torch.equal(broken, header):
-                with pytest.raises(RuntimeError, match="packed"):
+                with pytest.raises(RuntimeError, match="panels"):
                     layer(broken)
                 if at == 52 and value == 0:
-                    continue  # no biases: zeros are packed in their place, so nothing tells
-                with pytest.raises(RuntimeError, match="packed|input|h:|c:"):
+                    continue  # no biases: zeros are in their place, so nothing tells
+                with pytest.raises(RuntimeError, match=r"panels|input|hx"):
                     stack(broken)
 
 
 def test_wrong_states_are_refused() -> None:
-    packed = ops.pack_weights(weights(), 2, True, False)
+    panels = ops.make_panels(weights(), *layer_of())
     x, h, c = torch.randn(3, 5), torch.ones(1, 3, 20), torch.ones(1, 3, 20)
-    for other_h, other_c in (
-        (h[:, :2], c), (h, None), (h.double(), c), (h.transpose(0, 1), c), (h, c[..., :4]),
+    for states in (
+        (h[:, :2], c), (h,), (h, c, c), (h.double(), c), (h.transpose(0, 1), c), (h, c[..., :4]),
         (torch.ones(1, 20, 3).transpose(1, 2), c), (h.to("meta"), c),
     ):  # fmt: skip
-        with pytest.raises((RuntimeError, NotImplementedError), match="h:|c:|h |c "):
-            ops.packed_forward(x, packed, other_h, other_c)
-    with pytest.raises(RuntimeError, match="c: expected none"):
-        gru = ops.pack_weights(weights(3), 3, True, False)
-        ops.packed_forward(x, gru, h, c)
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"hx(\[[01]\])?: "):
+            ops.panels_forward(x, panels, states)
+    with pytest.raises(RuntimeError, match=r"hx: expected 1 state\(s\)"):
+        gru = ops.make_panels(weights(3), *layer_of(3))
+        ops.panels_forward(x, gru, [h, c])
     assert torch.equal(h, torch.ones_like(h)) and torch.equal(c, torch.ones_like(c))
 
 
 def test_opcheck() -> None:
     x, h, c = torch.randn(3, 5), torch.zeros(1, 3, 20), torch.zeros(1, 3, 20)
-    packed = ops.pack_weights(weights(), 2, True, False)
+    panels = ops.make_panels(weights(), *layer_of())
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     for op, arguments in (
-        (ops.packed_forward, (x, packed, h, c)),
+        (ops.panels_forward, (x, panels, [h, c])),
         (ops.layer_forward,
-         (x[None], None, h, c, weights(), 2, True, False, False, False, packed)),
+         (x[None], None, [h, c], weights(), *layer_of(), False, False, panels)),
     ):  # fmt: skip
         assert set(opcheck(op, arguments, test_utils=tests).values()) == {"SUCCESS"}
-    found = opcheck(ops.pack_weights, (weights(), 2, True, False), test_utils=tests[:1])
+    found = opcheck(ops.make_panels, (weights(), *layer_of()), test_utils=tests[:1])
     assert set(found.values()) == {"SUCCESS"}
 
 

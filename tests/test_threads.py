@@ -77,20 +77,21 @@ def test_after_fork_what_is_not_contiguous() -> None:
         H = 128
         x, w = spread(20, 16, 200), [spread(4 * H, 200), spread(4 * H, H)]
         h, c = spread(1, 300, H), spread(1, 300, H)
-        y, hn, cn, reserve = ops.layer_forward(x, None, None, None, w, 2, False, False, True)
+        lstm = (2, False, False, False)
+        y, hn, reserve = ops.layer_forward(x, None, [], w, *lstm, True)
         dy, many = spread(20, 16, H), spread(1, 300, 200)
 
         def results():
-            yield from ops.layer_forward(x, None, None, None, w, 2, False, False, True)
-            yield from ops.layer_forward(many, None, h, c, w, 2, False, False, False)
-            dx, _, _, dw = ops.layer_backward(dy, None, None, x, None, None, None, w, y, reserve,
-                                              2, False, False, -1)
+            for call in ((x, None, [], w, *lstm, True), (many, None, [h, c], w, *lstm, False)):
+                y_, hn_, reserve_ = ops.layer_forward(*call)
+                yield from (y_, *hn_, reserve_)
+            dx, _, dw = ops.layer_backward(dy, [], x, None, [], w, y, reserve, *lstm, -1)
             yield from (dx, *dw)
-            yield ops.pack_weights(w, 2, False, False)
-            yield ops.quantize_weights(w, 2, False)
-            none = ops.layer_forward(x[:, :0], None, None, None, w, 2, False, False, True)
-            yield from ops.layer_backward(none[0], None, None, x[:, :0], None, None, None, w,
-                                          none[0], none[3], 2, False, False, -1)[3]
+            yield ops.make_panels(w, *lstm)
+            yield ops.quantize_weights(w, 2, False, False)
+            none, _, kept = ops.layer_forward(x[:, :0], None, [], w, *lstm, True)
+            yield from ops.layer_backward(none, [], x[:, :0], None, [], w, none, kept, *lstm,
+                                          -1)[2]
 
         wanted = [t.numpy().tobytes() for t in results()]
         child = os.fork()

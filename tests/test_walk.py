@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import WALKED, cases_of
 from cuda_emulation import backend as emulated
 from processes import under_address_sanitizer
 from torch import Tensor
@@ -19,7 +20,6 @@ from fusedrnn.testing.parity import Case, check, largest
 
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=emulated.missing())
 
-CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru"]  # those that teams walk, by their numbers
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TEAMS = ["team=block", "team=cluster", "team=cluster,rows=16", "team=cluster,forward_steps=2"]
 SHAPES = [
@@ -29,7 +29,7 @@ SHAPES = [
     Case(T=1, B=1, I=1, H=1),
     Case(T=1, B=2, I=1, H=17, hx=False),
 ]
-CASES = [Case(**{**vars(shape), "cell": cell}) for cell in CELLS for shape in SHAPES]
+CASES = cases_of(WALKED, SHAPES)
 
 # Sizes that take the ways that small ones do not, and the plan that is asked for. Weights of four
 # bytes fill a block sooner.
@@ -79,7 +79,7 @@ def test_no_races_and_no_unwritten_memory(case: Case, dtype: torch.dtype, team: 
 
 @pytest.mark.parametrize("packed", ["", "sorted"], ids=["padded", "packed"])
 @pytest.mark.parametrize("team", ["team=block", "team=cluster"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WALKED)
 def test_a_walk_is_one_launch(cell: str, team: str, packed: str) -> None:
     launches = []
     for steps in (2, 9):
@@ -124,7 +124,7 @@ def numbers(case: Case, dtype: torch.dtype, plan: str, seed: int = 1) -> dict[st
         return case.run(case.module(dtype=dtype), case.inputs())
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WALKED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 def test_the_same_bits_in_any_order(cell: str, dtype: torch.dtype) -> None:
     """Whatever order blocks and warps run in, and however many sequences a team has."""
@@ -137,7 +137,7 @@ def test_the_same_bits_in_any_order(cell: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("team", ["team=block", "team=cluster"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WALKED)
 def test_what_is_not_a_number_stays_in_its_sequence(cell: str, team: str) -> None:
     case = Case(cell=cell, T=3, B=9, I=3, H=20)
     module, x = case.module(dtype=torch.float32), case.inputs()["input"].float()
@@ -155,7 +155,7 @@ def test_what_is_not_a_number_stays_in_its_sequence(cell: str, team: str) -> Non
 
 
 @pytest.mark.parametrize("team", ["team=block", "team=cluster"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WALKED)
 def test_tf32_is_as_good_as_its_operands(cell: str, team: str) -> None:
     """Against fp64: what rounding to ten bits costs, and no more than step by step."""
     case = Case(cell=cell, T=6, B=9, I=12, H=72)
@@ -165,19 +165,17 @@ def test_tf32_is_as_good_as_its_operands(cell: str, team: str) -> None:
     for plan in (team, "team=stepwise"):
         module = case.module(dtype=torch.float32)
         x, *states = (value.float() for value in inputs.values())
-        hx, cx = states if cell == "lstm" else (states[0], None)
-        weights = [w.detach() for w in module.parameters()]
-        call = (None, hx, cx, weights, CELLS.index(cell), True, False)
+        given = (x, None, states, [w.detach() for w in module.parameters()])
+        layer = (case.facts.number, True, False, False)
         with emulated.installed(seed=1, plan=plan):
-            y, hn, cn, reserve = torch.ops.fusedrnn.layer_forward(x, *call, True, True)
+            y, hn, reserve = torch.ops.fusedrnn.layer_forward(*given, *layer, True, True)
             generator = torch.Generator().manual_seed(case.seed + 3)
-            grads = [torch.randn(t.shape, generator=generator) for t in (y, hn, cn) if t.numel()]
-            dy, dhn, *dcn = grads
-            found = torch.ops.fusedrnn.layer_backward(
-                dy, dhn, dcn[0] if dcn else None, x, *call[:4], y, reserve, *call[4:], -1, True
+            dy, *dhn = [torch.randn(t.shape, generator=generator) for t in (y, *hn)]
+            of_input, of_hx, of_weights = torch.ops.fusedrnn.layer_backward(
+                dy, dhn, *given, y, reserve, *layer, -1, True
             )
-        results = {"output": y, "grad of input": found[0], "grad of h0": found[1]}
-        results["grad of weight_hh_l0"] = found[3][1]
+        results = {"output": y, "grad of input": of_input, "grad of h0": of_hx[0]}
+        results["grad of weight_hh_l0"] = of_weights[1]
         errors[plan] = {
             name: float(largest(value - exact[name]) / largest(exact[name]))
             for name, value in results.items()

@@ -215,7 +215,7 @@ REVEALED = [
     "torch._tensor.Tensor",
     "torch._tensor.Tensor",
     "torch._tensor.Tensor",
-    "fusedrnn.convert.Replacement",
+    "fusedrnn.convert.replace.Replacement",
     "dict[str, Any]",
     "str",
 ]

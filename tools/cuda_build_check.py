@@ -1,7 +1,8 @@
 """Checks a build with CUDA on a machine that need not have a GPU. `make cuda-build-check` calls it.
 
-Whether the library loads, what it shows and wants, whether what it looks up in torch's process is
-there, and whether a machine without a driver is told so. Numbers need a GPU: tools/gpu_check.sh.
+It checks that the library loads, what it exports and needs, that what it looks up in torch's
+process is there, and that a machine without a driver is told so. Checking numbers needs a GPU:
+tools/gpu_check.sh.
 """
 
 from __future__ import annotations

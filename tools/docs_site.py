@@ -6,8 +6,8 @@
                                       the site, with their pictures
     CONTRIBUTING.md                   is a page of the site, too
 
-mkdocs calls these functions (`hooks` in mkdocs.yml). Links are written as they hold in the
-repository, where its other readers follow them, and lead to those pages in the site.
+mkdocs calls these functions (`hooks` in mkdocs.yml). Links are written as they work in the
+repository, where other readers follow them; in the site they lead to those pages.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Prints what extras of pyproject.toml ask for, one requirement a line: `extras.py demo lint`.
+"""Prints what extras of pyproject.toml ask for, one requirement per line: `extras.py demo lint`.
 
-pip can install an extra only together with the package, and these are wanted without it: ruff and
+pip can install an extra only together with the package, and these are needed without it: ruff and
 the documentation's tools need no native library.
 """
 

@@ -5,10 +5,10 @@
     sanitize   compute-sanitizer's memcheck and racecheck over tools/gpu_problems.py, both at once
     bench      python -m benchmarks.gpu
 
-A stage that takes longer than its budget is ended with all that it started, and stands in the
-report as unfinished, never as passed. The report is written anew after every stage, so that
-whatever ends this program leaves one behind. OUT also gets each stage's log, the tests' results as
-JUnit XML and the benchmark's own report.
+A stage that takes longer than its budget is ended with everything that it started, and the report
+shows it as unfinished, never as passed. The report is written anew after every stage, so there is
+one whatever ends this program. OUT also gets each stage's log, the tests' results as JUnit XML and
+the benchmark's own report.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ def sanitizer_findings(out: Path) -> dict[str, Any]:
         counts[f"by {tool}"] = summary[-1].split("SUMMARY:")[-1].strip() if summary else "no result"
         failures += [line for line in lines if re.search(r"Invalid|hazard|Error:", line)][:10]
     found: dict[str, Any] = {"counts": counts, "failures": failures}
-    # A sanitizer that saw no process ends well, too.
+    # A sanitizer that saw no process exits with success, too.
     return found | {"status": FAILED} if "no result" in counts.values() else found
 
 

@@ -2,9 +2,9 @@
 
     compute-sanitizer --tool=memcheck python tools/gpu_problems.py
 
-Every cell and dtype, one way and both, packed and padded, with a projection, few units and enough
-for 16-byte accesses; forward and backward; stepwise and by every kind of team. Prints how many ran;
-the numbers are the tests' matter.
+Every cell and dtype, in one direction and both, packed and padded, with a projection, with few
+units and with enough for 16-byte accesses; forward and backward; stepwise and with every kind of
+team. Prints how many ran; the tests check the numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fusedrnn
 from fusedrnn._engine import ops
+from fusedrnn.cells import CELLS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 SIZES = {  # T, B, I, H by the plan that is asked for
@@ -42,8 +43,8 @@ def main() -> None:
     """Runs them all."""
     torch.manual_seed(0)
     count = 0
-    kinds = [("LSTM", {}), ("LSTM", {"proj_size": 8}), ("GRU", {}), ("GRU", {"reset_after": False}),
-             ("RNN", {}), ("RNN", {"nonlinearity": "relu"})]  # fmt: skip
+    kinds = [(cell.module, cell.options) for cell in CELLS]
+    kinds += [(cell.module, cell.options | {"proj_size": 8}) for cell in CELLS if cell.projects]
     problems = [(plan, sizes) for plan, all_sizes in SIZES.items() for sizes in all_sizes]
     for dtype, (plan, (T, B, features, H)) in itertools.product(DTYPES, problems):
         ops.override_plan(plan)

@@ -1,7 +1,7 @@
-"""Run where a wheel was installed: it is what is imported, no compiler is there, numbers are right.
+"""Run where a wheel was installed: the wheel is imported, there is no compiler, numbers are right.
 
-Prints what it found, or ends with an AssertionError. `make wheel-check` runs it beside several
-versions of Python and torch, tests/test_wheel.py beside those that are there.
+Prints what it found, or ends with an AssertionError. `make wheel-check` runs it with several
+versions of Python and torch, and tests/test_wheel.py with those that are there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import fusedrnn
+from fusedrnn.testing.oracles import TORCH_MODULES
 
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "nvcc", "ninja")
 SIZES = dict(input_size=7, hidden_size=19, num_layers=2, bidirectional=True)
@@ -38,7 +39,7 @@ def main() -> None:
     assert not present, f"on PATH: {present}"
     assert importlib.metadata.version("fusedrnn") == fusedrnn.__version__
     x = torch.randn(11, 3, SIZES["input_size"], generator=torch.Generator().manual_seed(0))
-    for name in ("LSTM", "GRU", "RNN"):
+    for name in TORCH_MODULES:
         expected, ours = getattr(nn, name)(**SIZES), getattr(fusedrnn, name)(**SIZES)
         ours.load_state_dict(expected.state_dict())
         pairs = list(zip(gradients(ours, x), gradients(expected, x), strict=True))

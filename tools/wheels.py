@@ -4,14 +4,16 @@
     wheels.py sdist                  dist/: the sources
     wheels.py check 2.10.0 2.13.0    installs the wheels of dist/ beside these versions of torch
 
-The Python that runs it has torch, whose headers serve all; a Python that a wheel is for needs none
-(setup.py: FUSEDRNN_TORCH) and gets an environment .venv-wheel/<version> with the build tools. The
-libraries are compiled once, _C for each. auditwheel reads from the symbols that they want which
-glibc they run on, and names the wheel after it; torch's libraries come from torch.
+The Python that runs this has torch, whose headers serve for all wheels. The Python that a wheel is
+for needs no torch (setup.py: FUSEDRNN_TORCH), and gets an environment .venv-wheel/<version> with
+the build tools. The libraries are compiled once, _C once for each Python. auditwheel reads from the
+symbols that they need which glibc they run on, and names the wheel after it; torch's libraries come
+from torch.
 
 `check` makes an environment for each combination, with PATH leading nowhere else, and removes it
-afterwards: every wheel beside the first of the versions, that of this Python beside all of them,
-and there with part of the tests. It downloads gigabytes where torch is a CUDA build.
+afterwards. It installs every wheel beside the first of the versions, and this Python's wheel beside
+all of them; there it also runs part of the tests. It downloads gigabytes where torch is a CUDA
+build.
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ def sdist() -> None:
     python = release_tools()
     for old in DIST.glob("*.tar.gz"):
         old.unlink()
-    # Nothing of the build requirements but setuptools is needed to pack the sources.
+    # setuptools is the only build requirement that is needed to make an archive of the sources.
     options = ["--sdist", "--no-isolation", "--skip-dependency-check", "--outdir", DIST]
     run(python, "-m", "build", *options, ROOT)
     run(python, "-m", "twine", "check", "--strict", *DIST.glob("*.tar.gz"))

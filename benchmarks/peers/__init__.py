@@ -1,11 +1,11 @@
-"""What is timed: fusedrnn (`ours.py`) and each of its peers, one file each, behind one seam.
+"""What is timed: fusedrnn (`ours.py`) and each of its peers, one file each, with one interface.
 
 A peer builds a `Step` from a case and its data (`peer.py`). All steps of one case get the same
-weights and the same inputs and give back their results under the same names, so that the runner
-can check them against torch.nn's before it times anything.
+weights and the same inputs and return their results under the same names, so that the runner can
+check them against torch.nn's before it times anything.
 
-torch.nn is what every ratio is to. The others run where they are asked for (`--peers`) and
-installed (`pip install '.[peers]'`); a library is imported when its first case is built.
+Every ratio is to torch.nn. The others run if they are asked for (`--peers`) and installed
+(`pip install '.[peers]'`); a library is imported when its first case is built.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sides that keep states instead of gates: fusedrnn's `checkpoint=k`, and what torch offers for it.
 
-With torch a training loop cuts the sequence by hand and gives each chunk to
-`torch.utils.checkpoint`, as `LSTM` and `GRU` here do.
+With torch, a training loop has to cut the sequence by hand and give each chunk to
+`torch.utils.checkpoint`, as `LSTM` and `GRU` do here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """JAX: the cells written with `jax.lax.scan` over torch's weights, compiled as a whole.
 
-The input's products are taken out of the scan, which is what one would write by hand. Training is
-the `vjp` of the same function, compiled with it.
+The input's products are taken out of the scan, as one would write it by hand. Training is the `vjp`
+of the same function, compiled with it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from benchmarks.peers.peer import CallStep, Data, OptionalPeer, Step, ThreadsOnce, beyond, states
-from benchmarks.workloads import PASSES, Case, Row
+from benchmarks.workloads import PASSES, Case
 
 _threads = ThreadsOnce("JAX")
 
@@ -37,7 +37,7 @@ class JaxScan(OptionalPeer):
         initial = [jax.numpy.asarray(state.numpy()) for state in states(data)]
 
         def forward(weights: Any, inputs: Any) -> Any:
-            return _layers(case.row, case.cell, weights, inputs, initial)
+            return _layers(case, weights, inputs, initial)
 
         def train(weights: Any, inputs: Any) -> Any:
             output, gradients = jax.vjp(lambda *given: forward(*given)[0], weights, inputs)
@@ -50,24 +50,24 @@ class JaxScan(OptionalPeer):
         )
 
 
-def _layers(row: Row, cell: str, weights: Any, inputs: Any, initial: list[Any]) -> Any:
+def _layers(case: Case, weights: Any, inputs: Any, initial: list[Any]) -> Any:
     """All layers and directions: output, (hn,) or (hn, cn)."""
     import jax.numpy as jnp
 
-    last = []
+    row, last = case.row, []
     for layer in range(row.layers):
         outputs = []
         for direction, suffix in enumerate(("", "_reverse")[: row.directions]):
             at = layer * row.directions + direction
             zeros = [jnp.zeros((row.B, width)) for width in (row.proj_size or row.H, row.H)]
             start = tuple(state[at] for state in initial)
-            start = start or tuple(zeros[: 2 if cell == "lstm" else 1])
+            start = start or tuple(zeros[: len(case.facts.states)])
             named = {
                 name.removesuffix(f"_l{layer}{suffix}"): weight
                 for name, weight in weights.items()
                 if name.endswith(f"_l{layer}{suffix}")
             }
-            output, state = _walk(cell, named, inputs, start, reverse=bool(direction))
+            output, state = _walk(case.cell, named, inputs, start, reverse=bool(direction))
             outputs.append(output)
             last.append(state)
         inputs = jnp.concatenate(outputs, axis=-1)

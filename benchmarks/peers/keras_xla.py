@@ -1,6 +1,6 @@
 """Keras on TensorFlow: its LSTM, GRU and SimpleRNN layers, compiled by XLA as a whole.
 
-Keras has the batch first, and is given its data so. Its weights are torch's transposed:
+Keras has the batch first, and is given its data that way. Its weights are torch's, transposed:
 
     LSTM  torch i f g o    Keras i f c o, one bias: the sum of torch's
     GRU   torch r z n      Keras z r h, two biases in `bias` [2, 3H] (`reset_after`)

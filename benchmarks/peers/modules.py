@@ -16,11 +16,9 @@ from torch.nn.utils.rnn import PackedSequence
 from benchmarks.peers.peer import Data, Peer, Step, module_arguments, tensor_dtype
 from benchmarks.workloads import REPLAY, Case
 
-CLASS_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
-
 
 class ModulePeer(Peer):
-    """The LSTM, GRU and RNN of the Python module `namespace`, versioned as `package`.
+    """The recurrent layers of the Python module `namespace`, versioned as `package`.
 
     `options` go to their constructors, beside what the row says.
     """
@@ -43,7 +41,7 @@ class ModulePeer(Peer):
     def missing(self, case: Case) -> str | None:
         module = self._class_of(case)
         if case.row.resets and "reset" not in inspect.signature(module.forward).parameters:
-            return f"{self.name}'s {CLASS_NAMES[case.cell]} takes no `reset` yet"
+            return f"{self.name}'s {case.facts.module} takes no `reset` yet"
         return None
 
     def build(self, case: Case, data: Data) -> Step:
@@ -53,7 +51,7 @@ class ModulePeer(Peer):
         return side(module, data)
 
     def _class_of(self, case: Case) -> type[torch.nn.Module]:
-        cls = getattr(importlib.import_module(self._namespace), CLASS_NAMES[case.cell])
+        cls = getattr(importlib.import_module(self._namespace), case.facts.module)
         assert issubclass(cls, torch.nn.Module)
         return cls
 

@@ -27,7 +27,7 @@ def model(case: Case, data: Data) -> Any:
     """The `onnx.ModelProto` of a case; its inputs are the names of `feeds`."""
     from onnx import TensorProto, helper, numpy_helper
 
-    row, names = case.row, ("hn", "cn") if case.cell == "lstm" else ("hn",)
+    row, names = case.row, [f"{state}n" for state in case.facts.states]
     given = tensors(data)
     steps = given["input"].shape[0]
     nodes, constants = [], []

@@ -1,8 +1,8 @@
 """onnxruntime on the case's ONNX model: in float32, and quantised dynamically to int8.
 
-Packed rows run padded, with the lengths beside them. `quantize_dynamic` at its defaults makes int8
-of the LSTM alone (DynamicQuantizeLSTM, one scale per weight); it leaves a GRU and an RNN as they
-are.
+Packed rows run padded, with the lengths beside them. With its defaults, `quantize_dynamic`
+quantises only the LSTM to int8 (DynamicQuantizeLSTM, one scale per weight); it leaves a GRU and an
+RNN as they are.
 """
 
 from __future__ import annotations

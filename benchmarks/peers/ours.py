@@ -1,7 +1,7 @@
 """fusedrnn itself, seen as every peer is: its modules, and `fusedrnn.Streaming`.
 
-A stream keeps its weights as the kernels read them, in float32 or rounded to int8, and its state
-from call to call; each timed call goes on from the state that the one before has left.
+A stream keeps its weights as the kernels read them, as panels in float32 or quantised to int8, and
+its state from call to call; each timed call goes on from the state that the one before left.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peers.modules import CLASS_NAMES, ModulePeer
+from benchmarks.peers.modules import ModulePeer
 from benchmarks.peers.peer import Data, Peer, Step, beyond, module_arguments
 from benchmarks.workloads import Case
 
@@ -51,7 +51,7 @@ class StreamingPeer(Peer):
 
     def build(self, case: Case, data: Data) -> Step:
         fusedrnn = importlib.import_module("fusedrnn")
-        module = getattr(fusedrnn, CLASS_NAMES[case.cell])(**module_arguments(case.row))
+        module = getattr(fusedrnn, case.facts.module)(**module_arguments(case.row))
         module.load_state_dict(data.weights)
         stream = fusedrnn.Streaming(module, batch_size=case.row.B, weights=self._weights)
         return _Stream(stream, data)

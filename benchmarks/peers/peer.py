@@ -1,4 +1,4 @@
-"""The seam between the runner and whatever it times, and the data that every side is given."""
+"""The interface between the runner and whatever it times, and the data that every side is given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from benchmarks.workloads import CELLS, Case, Row
 
-WEIGHTS_OF = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
 SEED = 20240229
 
 
@@ -154,7 +153,7 @@ def stacked(row: Row, data: Data, name: str) -> list[list[Tensor]]:
 
 
 def with_gates(weight: Tensor, order: Sequence[int]) -> Tensor:
-    """A weight whose gates (torch's, along the first dimension) come in another order."""
+    """A weight with its gates (torch's, along the first dimension) in another order."""
     gates = weight.chunk(len(order))
     return torch.cat([gates[gate] for gate in order])
 
@@ -207,7 +206,7 @@ def make_data(case: Case) -> Data:
     dtype = tensor_dtype(case)
     with torch.random.fork_rng(), torch.device(row.device):
         torch.manual_seed(SEED)
-        weights = WEIGHTS_OF[case.cell](**module_arguments(row)).state_dict()
+        weights = getattr(torch.nn, case.facts.module)(**module_arguments(row)).state_dict()
         padded = torch.randn(row.T, row.B, row.I)
         width = row.proj_size or row.H
         state = torch.randn(2, row.layers * row.directions, row.B, row.H).tanh()
@@ -222,7 +221,7 @@ def make_data(case: Case) -> Data:
         inputs = data.pop("data")
         grad_output = grad_output.flatten(0, 1)[: len(inputs)]
     h, c = state[0, ..., :width].to(dtype), state[1].to(dtype)
-    given = (h, c) if case.cell == "lstm" else h
+    given = (h, c) if len(case.facts.states) > 1 else h
     return Data(
         weights={name: weight.to(dtype) for name, weight in weights.items()},
         input=inputs.to(dtype),

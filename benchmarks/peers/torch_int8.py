@@ -11,7 +11,8 @@ from benchmarks.peers.peer import Data, Peer, Step, beyond, module_arguments
 from benchmarks.peers.torch_nn import TORCH_NN
 from benchmarks.workloads import Case
 
-CLASSES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}  # it has no whole RNN
+CLASSES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
+"""The cells for which torch has an int8 layer; it has none for a whole RNN."""
 
 
 class TorchInt8(Peer):

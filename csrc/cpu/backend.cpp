@@ -1,4 +1,4 @@
-// Plans a call, gets the scratch of its kernel, runs it.
+// Plans a call, takes scratch memory for its kernel and runs it.
 #include "backend.h"
 
 #include "capability.h"
@@ -10,12 +10,13 @@
 namespace fusedrnn::cpu {
 namespace {
 
-// A kernel with scratch, for which it is asked first.
+// A kernel that needs scratch memory; called without, it only returns how many bytes that is.
 template <class P>
 using Kernel = int64_t (*)(const P&, const Plan&, ParallelFor, void* scratch);
 
 template <class P>
 const char* run(const Kernel<P> (&by_dtype)[kDtypes], const P& problem, const Context& context) {
+  if (problem.modifiers.any()) return "modifiers: the CPU's kernels take none yet";
   const Plan plan = plan_for_processors(context.threads,
                                         [&](int threads) { return plan_layer(problem, threads); });
   const Kernel<P> kernel = by_dtype[static_cast<int>(problem.dtype)];
@@ -36,12 +37,12 @@ const char* backward(const BackwardProblem& problem, const Context& context) {
   return run(kernels().backward, problem, context);
 }
 
-int64_t pack(const Problem& problem, void* panels) {
-  return kernels().pack[static_cast<int>(problem.dtype)](problem, panels);
+int64_t make_panels(const Problem& problem, void* panels) {
+  return kernels().make_panels[static_cast<int>(problem.dtype)](problem, panels);
 }
 
 // Portable vectors differ between kinds of processors.
-int packed_layout() {
+int panels_layout() {
 #if defined(FUSEDRNN_X86)
   return static_cast<int>(cpu_capability());
 #else
@@ -52,7 +53,7 @@ int packed_layout() {
 }  // namespace
 
 const Backend& backend() {
-  static constexpr Backend backend = {forward, backward, false, pack, packed_layout};
+  static constexpr Backend backend = {forward, backward, false, make_panels, panels_layout};
   return backend;
 }
 

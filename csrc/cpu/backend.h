@@ -8,12 +8,13 @@ namespace fusedrnn::cpu {
 
 const Backend& backend();
 
-// The same of int8 weights (layer/quantized.h).
+// The same for int8 weights (layer/quantized.h).
 
-// Writes everything but the header. The weights are finite float32; biases may be null.
-void write_quantized(const Shape& shape, const Weights& weights, char* packed);
+// Writes the quantized buffer except for its header. The weights are finite float32; biases may be
+// null.
+void write_quantized(const Shape& shape, const Weights& weights, char* buffer);
 
-// Null, or what went wrong, as a Backend's functions.
+// Returns null, or what went wrong, as a Backend's functions do.
 const char* forward_quantized(const QuantizedProblem& problem, const Context& context);
 
 }  // namespace fusedrnn::cpu

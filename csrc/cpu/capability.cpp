@@ -1,4 +1,4 @@
-// Asks the processor and the build once, lets the environment lower the answer.
+// Asks the processor and the build once; the environment may lower the answer.
 #include "capability.h"
 
 #include <cstdlib>
@@ -8,7 +8,7 @@
 namespace fusedrnn::cpu {
 namespace {
 
-// From the best to the least.
+// From best to worst.
 constexpr Capability kAll[] = {Capability::avx512_bf16, Capability::avx512_vnni,
                                Capability::avx512,      Capability::avx2_vnni,
                                Capability::avx2,        Capability::portable};

@@ -6,23 +6,23 @@
 
 namespace fusedrnn::cpu {
 
-// ..._vnni: with products of four int8 at once. avx512_bf16: and with products of pairs of bf16,
-// which no processor has without the former.
+// ..._vnni also multiplies four int8 values at once. avx512_bf16 also multiplies pairs of bf16;
+// every processor that does has VNNI, too.
 enum class Capability : int { portable, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16 };
 
 // The best that this processor supports and this build has kernels for, or the one of these that
-// the environment variable FUSEDRNN_CPU_CAPABILITY names. Read once. No kernel may be called where
-// there is none: whoever does looks at `cpu_capability_error` first.
+// the environment variable FUSEDRNN_CPU_CAPABILITY names. It is read once. If there is none, no
+// kernel may be called: look at `cpu_capability_error` first.
 Capability cpu_capability();
 
-// Why there is none: FUSEDRNN_CPU_CAPABILITY asks for what is not to be had, or this build was made
-// for another processor. Empty if there is one.
+// Why there is none: FUSEDRNN_CPU_CAPABILITY asks for one that is not available, or this build was
+// made for another processor. Empty if there is one.
 const std::string& cpu_capability_error();
 
-// All that could be chosen, the best first, whatever the environment says.
+// All that could be chosen, best first, whatever the environment says.
 std::vector<Capability> cpu_capabilities();
 
-// All that the processor supports, and all that the build has kernels for, the best first.
+// All that the processor supports, and all that the build has kernels for, best first.
 std::vector<Capability> processor_capabilities();
 std::vector<Capability> compiled_capabilities();
 

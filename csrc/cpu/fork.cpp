@@ -1,4 +1,4 @@
-// A handler that every child runs.
+// Registers a handler that runs in every child.
 #include "fork.h"
 
 #include <pthread.h>

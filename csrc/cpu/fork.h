@@ -1,5 +1,5 @@
-// Whether torch's threads are there. After a fork the OpenMP pool of the parent does not exist in
-// the child, and waiting for it would never end: the child works alone.
+// Tells whether torch's threads exist. After a fork, the child does not have the OpenMP pool of its
+// parent, and waiting for it would never end, so the child uses only the calling thread.
 #pragma once
 
 namespace fusedrnn::cpu {

@@ -1,9 +1,8 @@
-// The register tile of a forward step: products of some rows with a group of units, and from the
-// accumulators straight through the cell to c, h, y and the reserve.
+// The register tile of a forward step. It computes the products of some rows with a group of units,
+// and takes them from the accumulators straight through the cell to c, h, y and the reserve.
 #pragma once
 
-#include "cells/cell.h"
-#include "dispatch.h"
+#include "cells/list.h"
 #include "tile.h"
 
 namespace fusedrnn::cpu {
@@ -12,71 +11,73 @@ namespace FUSEDRNN_ISA {
 // One tile of the walk: rows x the units of one group.
 template <class E, class F>
 struct GateTile {
-  const E* rows[8];  // h_prev, all of it: the operand of the product
+  const E* rows[8];  // the product's operand, all of it: h_prev, or what the stage before left
   int64_t K;         // 0: the product is already in the gates
   const E* w;
   const char* ahead;   // see Ahead
-  const E* inputs[8];  // input projected here: its rows and panel
+  const E* inputs[8];  // if the input is projected here: its rows, depth and panel
   int64_t I;
   const E* w_ih;
-  const F* gates;        // what the product is added to, from this group's first unit on
-  const F* hidden_bias;  // GRU: starts n'
-  int64_t hidden_bias_row;
-  const E* h_prev;  // this group's units
-  F* c;
-  E* h;
+  const F* gates;         // what products are added to, from this group's first unit on
+  const F* hidden_bias;   // what a product without an input is added to
+  const E* h_prev;        // this group's units
+  F* states;              // those after h
+  F* handed;              // from stage to stage
+  const F* unit_weights;  // [unit weights][Hp]
+  E* result;
   E* y;     // null: not wanted here
   F* save;  // null: not wanted
-  int64_t gates_row, gates_slot, h_prev_row, c_row, h_row, y_row, save_row, save_slot;
+  int64_t hidden_bias_row, gates_row, gates_slot, h_prev_row, state_row, state_slot, handed_slot;
+  int64_t result_row, y_row, save_row, save_slot, Hp;
   int64_t units;  // valid ones in the last vector
 };
 
-// Vectors of units in a group. Two fill a part's tile well enough, with a third of the code of
-// four.
-template <class C>
-constexpr int kGateVectors = C::products > 1 ? 1
-                             : is_part<C>    ? 2
-                                             : kGroup;
+// Vectors of units in a group. When a cell has several stages, two vectors fill the tile of a stage
+// with one product well enough, with a third of the code that four would take.
+template <class S>
+constexpr int kGateVectors = S::products > 1                    ? 1
+                             : stages_of<typename S::Whole> > 1 ? 2
+                                                                : kGroup;
 
-// Accumulators that a row of a tile has for each vector of units: one for each gate. Where the
-// input is projected in the tile, the GRU's candidate has two, one in and one beside the reset's
-// reach.
-template <class C>
+// Accumulators in a row of a tile for each vector of units: one for each product. If the input is
+// projected in the tile, a late input has its own.
+template <class S>
 constexpr int accumulators(bool project) {
-  return C::products + (project && C::has_late_input);
+  return S::products + (project && S::has_late_input);
 }
 
-// The input is projected here (kProject), or has been into `gates`.
-template <class C, bool kProject, int R, int NV, class E, class F>
+// The input is projected here (kProject), or `gates` holds its projection already.
+template <class S, bool kProject, int R, int NV, class E, class F>
 __attribute__((noinline)) void gate_tile(const GateTile<E, F>& t) {
-  constexpr int kRows = R ? R : 1, L = kLanes<F>, kWidth = accumulators<C>(kProject) * NV;
-  constexpr bool kLate = kWidth > C::products * NV;  // the input's own accumulator comes last
+  using C = typename S::Whole;
+  constexpr int kRows = R ? R : 1, L = kLanes<F>, kWidth = accumulators<S>(kProject) * NV;
+  constexpr bool kLate = kWidth > S::products * NV;  // the input's own accumulator comes last
   Vec<F> acc[kRows][kWidth];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-    for (int g = 0; g < C::products; ++g)
+    for (int g = 0; g < S::products; ++g)
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) {
-        constexpr auto input = C::input_of_product;
+        constexpr auto input = S::input_of_product;
         acc[r][g * NV + v] =
             input(g) < 0 ? load(t.hidden_bias + r * t.hidden_bias_row + v * L)
                          : load(t.gates + r * t.gates_row + input(g) * t.gates_slot + v * L);
       }
   const auto late_input = [&](int r, int v) __attribute__((always_inline)) {
-    return load(t.gates + r * t.gates_row + (C::inputs - 1) * t.gates_slot + v * L);
+    return load(t.gates + r * t.gates_row + (S::inputs - 1) * t.gates_slot + v * L);
   };
   if constexpr (kProject) {
     if constexpr (kLate)
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) acc[r][C::products * NV + v] = late_input(r, v);
+        for (int v = 0; v < NV; ++v) acc[r][S::products * NV + v] = late_input(r, v);
     constexpr int kFirst = kLate ? NV : 0;
-    multiply_segments<R, C::inputs * NV, E, F, kFirst>(acc, t.inputs, {1, t.I, 0}, t.w_ih);
+    multiply_segments<R, S::inputs * NV, E, F, kFirst>(acc, t.inputs, {1, t.I, 0}, t.w_ih);
   }
-  multiply_segments<R, C::products * NV, E, F>(acc, t.rows, {1, t.K, 0}, t.w, t.ahead);
-  // Through memory if there are several vectors, so that the cell is a loop over them.
+  multiply_segments<R, S::products * NV, E, F>(acc, t.rows, {1, t.K, 0}, t.w, t.ahead);
+  // If there are several vectors, sums go through memory, so that the cell is a loop over vectors.
   F sums[NV > 1 ? kRows * kWidth * L : 1];
   if constexpr (NV > 1) {
 #pragma GCC unroll 8
@@ -90,63 +91,82 @@ __attribute__((noinline)) void gate_tile(const GateTile<E, F>& t) {
     else
       return acc[r][n];
   };
-  using P = Pack<F, kRows>;
+  using P = Rows<F, kRows>;
 #pragma GCC unroll 1
   for (int v = 0; v < NV; ++v) {
-    P product[C::products], save[C::saved ? C::saved : 1], c = {}, h, h_prev = {}, late = {};
+    Forward<S, P> unit;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int g = 0; g < C::products; ++g) product[g].at[r] = sum(r, g * NV + v);
-      if constexpr (C::has_late_input)
-        late.at[r] = kLate ? sum(r, kWidth - NV + v) : late_input(r, v);
-      if constexpr (C::has_carry) h_prev.at[r] = load(t.h_prev + r * t.h_prev_row + v * L);
-      if constexpr (C::has_c) c.at[r] = load(t.c + r * t.c_row + v * L);
+      for (int g = 0; g < S::products; ++g) unit.product[g].at[r] = sum(r, g * NV + v);
+      if constexpr (S::has_late_input)
+        unit.late.at[r] = kLate ? sum(r, kWidth - NV + v) : late_input(r, v);
+      if constexpr (S::has_carry) unit.h_prev.at[r] = load(t.h_prev + r * t.h_prev_row + v * L);
+#pragma GCC unroll 8
+      for (int i = 0; i < C::states - 1; ++i)
+        unit.state[i].at[r] = load(t.states + i * t.state_slot + r * t.state_row + v * L);
+#pragma GCC unroll 8
+      for (int i = 0; i < S::takes; ++i)
+        unit.handed[i].at[r] = load(t.handed + i * t.handed_slot + r * t.Hp + v * L);
+#pragma GCC unroll 8
+      for (int i = 0; i < C::unit_weights; ++i)
+        unit.unit_weight[i].at[r] = load(t.unit_weights + i * t.Hp + v * L);
     }
-    C::template forward<PackMath<F, kRows>>(product, late, h_prev, c, h, save);
+    S::template forward<RowsMath<F, kRows>>(unit);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      if constexpr (C::has_c) store(t.c + r * t.c_row + v * L, c.at[r]);
-      store(t.h + r * t.h_row + v * L, h.at[r]);
-      if (t.y) store_n(t.y + r * t.y_row + v * L, h.at[r], v == NV - 1 ? t.units : L);
-      if (C::saved && t.save)
 #pragma GCC unroll 8
-        for (int g = 0; g < C::saved; ++g)
-          store(t.save + r * t.save_row + g * t.save_slot + v * L, save[g].at[r]);
+      for (int i = 0; i < C::states - 1; ++i)
+        store(t.states + i * t.state_slot + r * t.state_row + v * L, unit.state[i].at[r]);
+#pragma GCC unroll 8
+      for (int i = 0; i < S::gives; ++i)
+        store(t.handed + i * t.handed_slot + r * t.Hp + v * L, unit.handed[i].at[r]);
+      store(t.result + r * t.result_row + v * L, unit.result.at[r]);
+      if (t.y) store_n(t.y + r * t.y_row + v * L, unit.result.at[r], v == NV - 1 ? t.units : L);
+      if (S::saved && t.save)
+#pragma GCC unroll 8
+        for (int g = 0; g < S::saved; ++g)
+          store(t.save + r * t.save_row + g * t.save_slot + v * L, unit.save[g].at[r]);
     }
   }
 }
 
-// The tiles of a cell's parts, for any number of rows (0: the lone row) and vectors. As `linear`
-// they are compiled once: what half precision multiplies as float32 is single precision's.
+// The tiles of one stage, for any number of rows (0: a single row) and vectors. Like `linear` they
+// are compiled once: where half precision is multiplied as float32, it uses the tiles of float32.
+template <class E, class F>
+using RunGateTile = void (*)(bool project, int64_t rows, int64_t vectors, const GateTile<E, F>&);
+
+template <class S, bool kProject, class E, class F>
+void run_gate_tile(int64_t rows, int64_t vectors, const GateTile<E, F>& tile) {
+  with_vectors(vectors, [&](auto v) {
+    if constexpr (v <= kGateVectors<S>)
+      with_rows<tile_rows(accumulators<S>(kProject) * v)>(
+          rows, [&](auto r) { gate_tile<S, kProject, r, v, E, F>(tile); });
+  });
+}
+
+// The tiles of all stages of a cell.
 template <class E, class F>
 struct GateTiles {
-  using Run = void (*)(bool project, int64_t rows, int64_t vectors, const GateTile<E, F>&);
-  Run first, last;
+  RunGateTile<E, F> stage[kMaxStages];
 
   static GateTiles of(Cell cell);
-
- private:
-  template <class Part>
-  static void run(bool project, int64_t rows, int64_t vectors, const GateTile<E, F>& tile) {
-    project ? run<Part, true>(rows, vectors, tile) : run<Part, false>(rows, vectors, tile);
-  }
-  template <class Part, bool kProject>
-  static void run(int64_t rows, int64_t vectors, const GateTile<E, F>& tile) {
-    with_vectors(vectors, [&](auto v) {
-      if constexpr (v <= kGateVectors<Part>)
-        with_rows<tile_rows(accumulators<Part>(kProject) * v)>(
-            rows, [&](auto r) { gate_tile<Part, kProject, r, v, E, F>(tile); });
-    });
-  }
 };
 
+// Defined outside the class: an inline function would be compiled wherever it is used.
 template <class E, class F>
-GateTiles<E, F> GateTiles<E, F>::of(
-    Cell cell) {  // out of the class: what is inline would be compiled anyway
+GateTiles<E, F> GateTiles<E, F>::of(Cell cell) {
   return with_cell(cell, [](auto c) {
-    using C = decltype(c);
-    return GateTiles{run<typename C::First>, run<typename C::Last>};
+    GateTiles tiles{};
+    for_each_stage<decltype(c)>([&](auto s) {
+      using S = decltype(s);
+      tiles.stage[S::index] = [](bool project, int64_t rows, int64_t vectors,
+                                 const GateTile<E, F>& tile) {
+        project ? run_gate_tile<S, true>(rows, vectors, tile)
+                : run_gate_tile<S, false>(rows, vectors, tile);
+      };
+    });
+    return tiles;
   });
 }
 

@@ -1,9 +1,8 @@
-// The register tile of a backward step: dh of some rows and a group of units, and from the
-// accumulators straight through the cell to dgates and dc.
+// The register tile of a backward step. It computes dh for some rows and a group of units, and
+// takes it from the accumulators straight through the cell to dgates and dc.
 #pragma once
 
-#include "cells/cell.h"
-#include "dispatch.h"
+#include "cells/list.h"
 #include "tile.h"
 
 namespace fusedrnn::cpu {
@@ -12,28 +11,29 @@ namespace FUSEDRNN_ISA {
 // One tile of the walk: rows x the units of one group.
 template <class E, class F>
 struct GradTile {
-  const E* rows[8];   // operand of the product
+  const E* rows[8];   // the product's operand
   Segments segments;  // count 0: no product
   const E* w;
   const char* ahead;  // see Ahead
   const F* dy;        // null: zero
-  const F* carry_in;  // null: zero
-  F* carry_out;       // GRU
+  const F* carry_in;  // added to the product; null: zero
+  F* carry;           // where the cell leaves its carry; all but the last stage read it first
   const F* saved;
-  const E* h;  // GRU: h_prev; RNN: h
-  F* dc;       // LSTM; a part of a cell: what passes by the products
+  const E* h;             // h_prev or this step's h, whichever the cell needs
+  F* dstates;             // of the states after h
+  const F* unit_weights;  // [unit weights][Hp]
   E* grad;
-  E* hidden;  // what the cell makes of h: projected o tanh(c), a part's operand; null: not wanted
-  int64_t dy_row, carry_row, saved_row, h_row, dc_row, grad_row, hidden_row, Hp;
+  E* result;  // the stage's result in forward, restored; null: not wanted
+  int64_t dy_row, carry_row, saved_row, h_row, dstate_row, dstate_slot, grad_row, result_row, Hp;
   int64_t units;  // valid ones in the last vector
 };
 
-// What forward kept comes from far away, in pieces that the hardware does not foresee: it is on its
-// way while the product is computed.
-template <class C, int kRows, int NV, class E, class F>
+// What forward kept is far away, in pieces that the hardware does not foresee. It is fetched while
+// the product is computed.
+template <class S, int kRows, int NV, class E, class F>
 FUSEDRNN_INLINE void prefetch(const GradTile<E, F>& t) {
   for (int r = 0; r < kRows; ++r) {
-    for (int g = 0; g < C::saved; ++g)
+    for (int g = 0; g < S::saved; ++g)
       for (int v = 0; v < NV; ++v)
         __builtin_prefetch(t.saved + r * t.saved_row + g * t.Hp + v * kLanes<F>);
     if (t.dy)
@@ -41,13 +41,15 @@ FUSEDRNN_INLINE void prefetch(const GradTile<E, F>& t) {
   }
 }
 
-template <class C, int R, int NV, class E, class F>
+template <class S, int R, int NV, class E, class F>
 __attribute__((noinline)) void grad_tile(const GradTile<E, F>& t) {
+  using C = typename S::Whole;
   constexpr int kRows = R ? R : 1, L = kLanes<F>;
-  prefetch<C, kRows, NV>(t);
+  prefetch<S, kRows, NV>(t);
   Vec<F> acc[kRows][NV] = {};
   multiply_segments<R, NV, E, F>(acc, t.rows, t.segments, t.w, t.ahead);
-  // Through memory, so that the cell is a loop: its code would be most of the library.
+  // Sums go through memory, so that the cell is a loop. Unrolled, its code would be most of the
+  // library.
   F sums[kRows * NV * L];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
@@ -57,51 +59,60 @@ __attribute__((noinline)) void grad_tile(const GradTile<E, F>& t) {
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 1
     for (int v = 0; v < NV; ++v) {
-      Vec<F> dh = load(sums + (r * NV + v) * L);
-      if (t.dy) dh += load_n(t.dy + r * t.dy_row + v * L, v == NV - 1 ? t.units : L);
-      if (t.carry_in) dh += load(t.carry_in + r * t.carry_row + v * L);
-      Vec<F> saved[C::saved ? C::saved : 1], grad[C::grads], h = {}, dc = {}, carry = {};
+      Vec<F> d = load(sums + (r * NV + v) * L);
+      if (t.dy) d += load_n(t.dy + r * t.dy_row + v * L, v == NV - 1 ? t.units : L);
+      if (t.carry_in) d += load(t.carry_in + r * t.carry_row + v * L);
+      Backward<S, Vec<F>> unit;
+      unit.dresult = d;
 #pragma GCC unroll 8
-      for (int g = 0; g < C::saved; ++g)
-        saved[g] = load(t.saved + r * t.saved_row + g * t.Hp + v * L);
-      if constexpr (!C::has_c || is_part<C>) h = load(t.h + r * t.h_row + v * L);
-      if constexpr (C::has_c) dc = load(t.dc + r * t.dc_row + v * L);
-      C::template backward<Math<F>>(saved, h, dh, dc, grad, carry);
-      if constexpr (C::has_c) store(t.dc + r * t.dc_row + v * L, dc);
-      if constexpr (C::has_carry && !is_part<C>)
-        store(t.carry_out + r * t.carry_row + v * L, carry);
-      if constexpr (C::has_c)
-        if (t.hidden) store(t.hidden + r * t.hidden_row + v * L, h);
+      for (int g = 0; g < S::saved; ++g)
+        unit.save[g] = load(t.saved + r * t.saved_row + g * t.Hp + v * L);
+      if constexpr (S::backward_needs != Needs::nothing) unit.h = load(t.h + r * t.h_row + v * L);
+      if constexpr (S::has_carry && !is_last<S>)
+        unit.carry = load(t.carry + r * t.carry_row + v * L);
 #pragma GCC unroll 8
-      for (int g = 0; g < C::grads; ++g) store(t.grad + r * t.grad_row + g * t.Hp + v * L, grad[g]);
+      for (int i = 0; i < C::states - 1; ++i)
+        unit.dstate[i] = load(t.dstates + i * t.dstate_slot + r * t.dstate_row + v * L);
+#pragma GCC unroll 8
+      for (int i = 0; i < C::unit_weights; ++i)
+        unit.unit_weight[i] = load(t.unit_weights + i * t.Hp + v * L);
+      S::template backward<Math<F>>(unit);
+#pragma GCC unroll 8
+      for (int i = 0; i < C::states - 1; ++i)
+        store(t.dstates + i * t.dstate_slot + r * t.dstate_row + v * L, unit.dstate[i]);
+      if constexpr (S::has_carry) store(t.carry + r * t.carry_row + v * L, unit.carry);
+      if constexpr (S::restores)
+        if (t.result) store(t.result + r * t.result_row + v * L, unit.result);
+#pragma GCC unroll 8
+      for (int g = 0; g < S::grads; ++g)
+        store(t.grad + r * t.grad_row + g * t.Hp + v * L, unit.grad[g]);
     }
   }
 }
 
-// The tiles of a cell's parts, as GateTiles has them of forward.
+// The tiles of all stages of a cell, as GateTiles for forward.
 template <class E, class F>
 struct GradTiles {
-  using Run = void (*)(int64_t rows, int64_t vectors, const GradTile<E, F>&);
-  Run first, last;
+  void (*stage[kMaxStages])(int64_t rows, int64_t vectors, const GradTile<E, F>&);
 
   static GradTiles of(Cell cell);
-
- private:
-  template <class Part>
-  static void run(int64_t rows, int64_t vectors, const GradTile<E, F>& tile) {
-    with_vectors(vectors, [&](auto v) {
-      if constexpr (v <= kGroup)
-        with_rows<tile_rows(v)>(rows, [&](auto r) { grad_tile<Part, r, v, E, F>(tile); });
-    });
-  }
 };
 
+// Defined outside the class: an inline function would be compiled wherever it is used.
 template <class E, class F>
-GradTiles<E, F> GradTiles<E, F>::of(
-    Cell cell) {  // out of the class: what is inline would be compiled anyway
+GradTiles<E, F> GradTiles<E, F>::of(Cell cell) {
   return with_cell(cell, [](auto c) {
-    using C = decltype(c);
-    return GradTiles{run<typename C::First>, run<typename C::Last>};
+    GradTiles tiles{};
+    for_each_stage<decltype(c)>([&](auto s) {
+      using S = decltype(s);
+      tiles.stage[S::index] = [](int64_t rows, int64_t vectors, const GradTile<E, F>& tile) {
+        with_vectors(vectors, [&](auto v) {
+          if constexpr (v <= kGroup)
+            with_rows<tile_rows(v)>(rows, [&](auto r) { grad_tile<S, r, v, E, F>(tile); });
+        });
+      };
+    });
+    return tiles;
   });
 }
 

@@ -1,4 +1,4 @@
-// Products with weights as they lie, unpacked: for calls of so few rows that packing would not pay.
+// Products with the weights in place: for calls of so few rows that making panels would not pay.
 #pragma once
 
 #include "vec.h"
@@ -6,7 +6,7 @@
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
-// out[j] += W[j][:] . x for j in [0, count): weights where they are, one row of x.
+// out[j] += W[j][:] . x for j in [0, count), for one row of x.
 template <class S, class E, class F>
 inline void add_dots(const S* W, int64_t ld, int64_t count, const E* x, int64_t K, F* out) {
   constexpr int kTogether = 8, L = kLanes<F>;
@@ -33,8 +33,8 @@ inline void add_dots(const S* W, int64_t ld, int64_t count, const E* x, int64_t 
   while (j < count) dots(std::integral_constant<int, 1>());
 }
 
-// out[c] = sum_k g[k] * W[k][first + c] for `columns` columns, weights where they are: k runs over
-// the units of all grad slots. Two chains each hide the latency.
+// out[c] = sum_k g[k] * W[k][first + c] for `columns` columns. k runs over the units of all grad
+// slots. Each output has two chains of sums, to hide the latency.
 template <class S, class E, class F, class GateOf>
 inline void row_times_weights(const E* g, int64_t slots, int64_t slot_stride, GateOf gate_of,
                               const S* W, int64_t H, int64_t N, int64_t first, int64_t columns,

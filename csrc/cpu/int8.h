@@ -1,10 +1,10 @@
 // Exact products of int8, and the quantising of rows of activations.
 //
-// An activation is kept as the unsigned byte q + 128, which VNNI's vpdpbusd multiplies by four
-// signed weights at once; what is too much, 128 times the sum of the weights, is where the sum
-// starts (`starts`, see ../quantized.h). Without VNNI bytes are widened to int16, of which pmaddwd
-// adds two products in 32 bits. Nothing saturates and nothing wraps, so every instruction set has
-// the same sums.
+// An activation is kept as the unsigned byte q + 128: VNNI's vpdpbusd multiplies four unsigned
+// bytes by four signed weights at once. The excess, 128 times the sum of the weights, is subtracted
+// up front: it is where each sum starts (`starts`, see layer/quantized.h). Without VNNI, bytes are
+// widened to int16, and pmaddwd adds two products in 32 bits. Nothing saturates and nothing wraps,
+// so every instruction set has the same sums.
 #pragma once
 
 #include "layer/quantized.h"
@@ -109,15 +109,16 @@ FUSEDRNN_INLINE Sums round_to_sums(Vec<float> x) {
 #endif
 }
 
-// Bytes between quantised rows of n values: what quantize_row writes, and no power of two.
+// The stride of quantised rows of n values, in bytes: room for what quantize_row writes, and not a
+// power of two.
 constexpr int64_t quantized_row(int64_t n) { return round_up(n, 64) + 64; }
 
-// Quantises n values (../quantized.h has the formula) and returns their scale. A row that holds a
-// NaN or an infinity has the scale NaN, which makes all that is computed of it NaN.
+// Quantises n values (layer/quantized.h has the formula) and returns their scale. A row that holds
+// a NaN or an infinity has the scale NaN, so that everything computed from it is NaN.
 FUSEDRNN_INLINE float quantize_row(const float* from, int64_t n, uint8_t* to) {
   constexpr int64_t L = kLanes<float>;
   typedef VectorType<uint8_t, L>::unaligned Bytes;
-  // As integers, magnitudes have the order of their values, infinity and NaN above all.
+  // Compared as integers, magnitudes have the order of their values, with infinity and NaN on top.
   Sums most = 0x0d800000 - Sums{};  // 2^-100
   for (int64_t i = 0; i < n; i += L) {
     const Sums magnitude = bit_cast<Sums>(load_n(from + i, n - i)) & 0x7fffffff;

@@ -1,55 +1,85 @@
-// Which instruction set's kernels a capability runs. setup.py compiles those of the capabilities
-// that a build is for (FUSEDRNN_HAS_<name>), and has the same table.
+// Which instruction sets' kernels each capability runs. setup.py has the same table: it compiles
+// the kernels for the capabilities that a build is for (FUSEDRNN_HAS_<name>).
 #include "kernels.h"
+
+#include <initializer_list>
 
 #include "capability.h"
 
-FUSEDRNN_DECLARE_KERNELS(avx512_bf16)  // bf16 alone
-FUSEDRNN_DECLARE_KERNELS(avx512_vnni)  // int8 weights alone
-FUSEDRNN_DECLARE_KERNELS(avx512)
-FUSEDRNN_DECLARE_KERNELS(avx2_vnni)  // int8 weights alone
-FUSEDRNN_DECLARE_KERNELS(avx2)
-FUSEDRNN_DECLARE_KERNELS(portable)
-
 namespace fusedrnn::cpu {
 
-#define FUSEDRNN_BY_DTYPE(pass, isa, bf16_isa) \
-  {isa::pass<Dtype::f64>, isa::pass<Dtype::f32>, bf16_isa::pass<Dtype::bf16>, isa::pass<Dtype::f16>}
-#define FUSEDRNN_CASE(capability, isa, bf16_isa, int8_isa) \
-  case Capability::capability: {                           \
-    static constexpr Kernels found = {                     \
-        FUSEDRNN_BY_DTYPE(forward, isa, bf16_isa),         \
-        FUSEDRNN_BY_DTYPE(backward, isa, bf16_isa),        \
-        FUSEDRNN_BY_DTYPE(pack, isa, bf16_isa),            \
-        int8_isa::forward_quantized,                       \
-        int8_isa::quantize_weights,                        \
-    };                                                     \
-    return found;                                          \
-  }
+namespace avx512_bf16 {
+const Kernels& table();  // bf16 only
+}
+namespace avx512_vnni {
+const Kernels& table();  // int8 weights only
+}
+namespace avx512 {
+const Kernels& table();
+}
+namespace avx2_vnni {
+const Kernels& table();  // int8 weights only
+}
+namespace avx2 {
+const Kernels& table();
+}
+namespace portable {
+const Kernels& table();
+}
 
-const Kernels& kernels() {
+namespace {
+
+template <class Kernel>
+void take(Kernel& kernel, Kernel from) {
+  if (!kernel) kernel = from;
+}
+
+// Takes each kernel from the first table that has it.
+Kernels merged(std::initializer_list<const Kernels*> tables) {
+  Kernels found = {};
+  for (const Kernels* const table : tables) {
+    for (int i = 0; i < kDtypes; ++i) {
+      take(found.forward[i], table->forward[i]);
+      take(found.backward[i], table->backward[i]);
+      take(found.make_panels[i], table->make_panels[i]);
+    }
+    take(found.forward_quantized, table->forward_quantized);
+    take(found.quantize_weights, table->quantize_weights);
+  }
+  return found;
+}
+
+Kernels chosen() {
   switch (cpu_capability()) {
 #if FUSEDRNN_HAS_avx512_bf16
-    FUSEDRNN_CASE(avx512_bf16, avx512, avx512_bf16, avx512_vnni)
+    case Capability::avx512_bf16:
+      return merged({&avx512_bf16::table(), &avx512_vnni::table(), &avx512::table()});
 #endif
 #if FUSEDRNN_HAS_avx512_vnni
-    FUSEDRNN_CASE(avx512_vnni, avx512, avx512, avx512_vnni)
+    case Capability::avx512_vnni: return merged({&avx512_vnni::table(), &avx512::table()});
 #endif
 #if FUSEDRNN_HAS_avx512
-    FUSEDRNN_CASE(avx512, avx512, avx512, avx512)
+    case Capability::avx512: return avx512::table();
 #endif
 #if FUSEDRNN_HAS_avx2_vnni
-    FUSEDRNN_CASE(avx2_vnni, avx2, avx2, avx2_vnni)
+    case Capability::avx2_vnni: return merged({&avx2_vnni::table(), &avx2::table()});
 #endif
 #if FUSEDRNN_HAS_avx2
-    FUSEDRNN_CASE(avx2, avx2, avx2, avx2)
+    case Capability::avx2: return avx2::table();
 #endif
 #if FUSEDRNN_HAS_portable
-    FUSEDRNN_CASE(portable, portable, portable, portable)
+    case Capability::portable: return portable::table();
 #endif
     default: break;  // not in this build, so never chosen
   }
   __builtin_unreachable();
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels found = chosen();
+  return found;
 }
 
 }  // namespace fusedrnn::cpu

@@ -1,7 +1,8 @@
-// Idle buffers stand in a list, newest first. A request takes the smallest that is large enough and
-// not too large: by a third for a tensor, four times for scratch. Scratch that finds none large
-// enough takes the place of the largest idle buffer, so that a forward's scratch does not lie idle
-// beside its backward's. What is given back beyond the bound frees the oldest.
+// Idle buffers are kept in a list, oldest first. A request takes the smallest one that is large
+// enough and not too large: for a tensor at most a third larger, for scratch at most four times as
+// large. If none is large enough for scratch, the largest idle buffer is freed, unless it is less
+// than a quarter of the request: a forward's scratch then does not lie idle beside its backward's.
+// When buffers given back exceed the bound, the oldest are freed.
 #include "memory.h"
 
 #include <algorithm>
@@ -42,8 +43,8 @@ struct Pool {
   }
 };
 
-// Never destroyed: tensors may outlive the end of main. A fork waits until the lock is free, or the
-// child would find it held by a thread that it does not have.
+// Never destroyed: tensors may outlive the end of main. A fork waits until the lock is free.
+// Otherwise the child could find it held by a thread that the child does not have.
 Pool& pool() {
   static Pool* const instance = [] {
     Pool* const p = new Pool;
@@ -103,7 +104,7 @@ void pool_give(void* buffer) {
   if (!buffer) return;
   void* const block = static_cast<char*>(buffer) - kHeader;
   Pool& p = pool();
-  if (capacity(block) > p.bound) return std::free(block);  // to keep it, all else would have to go
+  if (capacity(block) > p.bound) return std::free(block);  // it would push out all the others
   std::lock_guard<std::mutex> lock(p.mutex);
   p.idle.push_back(block);
   p.held += capacity(block);

@@ -3,7 +3,7 @@
 //   A  dgates          blocks of kBlock gate rows    [block][row][kBlock]
 //   B  x, h_prev, ...  panels of columns             [group][row][nv][lanes]
 //
-// Both are read row after row, so that a tile of W is a register tile over rows as k.
+// Both are read row by row. A register tile holds a piece of W, and its depth k runs over the rows.
 #pragma once
 
 #include "walk.h"
@@ -11,16 +11,16 @@
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
-// Gate rows of a block of A^T B: eight by three vectors fill the registers, no remainder for the
-// usual hidden sizes.
+// Gate rows in a block. Eight of them by three vectors fill the registers, and the usual hidden
+// sizes leave no remainder.
 constexpr int kBlock = kAccumulators / 3;
 
-// Rows of a block: copied, or two interleaved.
+// Stores a row of a block, or two rows interleaved.
 template <class F>
 FUSEDRNN_INLINE void store_block(F* to, const F* row, const F*) {
   __builtin_memcpy(to, row, kBlock * sizeof(F));
 }
-// Adds each value of a row, or of two interleaved, to sums.
+// Adds each value of a row, or of two interleaved rows, to sums.
 template <class F>
 FUSEDRNN_INLINE void add_block(F (&sums)[kBlock], const F* row) {
   for (int r = 0; r < kBlock; ++r) sums[r] += row[r];
@@ -65,18 +65,18 @@ __attribute__((noinline)) void outer_tile(const E* a, const E* b, int64_t K, F* 
 }
 
 // The B side of A^T B: rows gathered into panels [group][k][nv][lanes]. Rows come kTogether at a
-// time (a missing second one is null), K counts them rounded up to that.
+// time (a missing second row is null). K is the number of rows, rounded up to that.
 template <class E, class F>
-struct Panels {
+struct OuterPanels {
   static constexpr int64_t L = kLanes<F>, kWidest = 3;
   int64_t columns = 0;
   Groups groups;
   E* data = nullptr;
 
-  void lay_out(Layout& layout, int64_t columns_, int64_t K) {
+  void allocate(Arena& arena, int64_t columns_, int64_t K) {
     columns = columns_;
     groups = Groups(div_up(columns, L), div_up(columns, L * kWidest));
-    data = layout.take<E>(groups.vectors * L * K);
+    data = arena.take<E>(groups.vectors * L * K);
   }
   void put(const E* row, const E* second, int64_t k, int64_t K) {
     for (int64_t group = 0; group < groups.count; ++group) {

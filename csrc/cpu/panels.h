@@ -1,13 +1,14 @@
-// The weights of one direction as forward reads them, packed by the call that uses them or ahead,
-// by fusedrnn::pack_weights.
+// The weights of one direction as forward reads them. The panels are made by the call that uses
+// them or ahead, by fusedrnn::make_panels.
 //
 //   w_ih   [group of units][k][input slot][nv][lanes]      b         [input slot][Hp]
-//   w_hh   [group of units][k][product slot][nv][lanes]    hidden_b  [Hp]   GRU: starts n'
-//   w_hr   [group of outputs][k][nv][lanes]                projected LSTM
+//   w_hh   [group of units][k][product slot][nv][lanes]    hidden_b  [Hp]
+//   w_hr   [group of outputs][k][nv][lanes]                w_unit    [unit weight][Hp]
 //
-// b is b_ih + b_hh, but for the GRU's candidate, whose b_hh the reset gate scales. A cell of two
-// parts has all of this for one, then for the other. What is packed ahead is in the groups of the
-// default plan, so that it serves any number of threads.
+// b is b_ih + b_hh, except for a late input: its b_hh is added to the product instead, as hidden_b
+// (the GRU's candidate, where the reset gate scales it). A cell of several stages has all of this
+// for each stage, one after the other. Panels made ahead have the groups of the default plan, so
+// that they serve any number of threads.
 #pragma once
 
 #include "gate_tile.h"
@@ -17,14 +18,14 @@
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
-template <class S, class F, class C>
+template <class S, class F, class Stage>
 void add_biases(const Shape& s, const Weights& w, F* bias, F* hidden_bias) {
   const int64_t Hp = s.Hp();
-  fill(bias, C::inputs * Hp);
+  fill(bias, Stage::inputs * Hp);
   fill(hidden_bias, Hp);
   if (!w.b_ih) return;
-  for (int g = 0; g < C::inputs; ++g) {
-    const bool apart = C::has_late_input && g == C::inputs - 1;
+  for (int g = 0; g < Stage::inputs; ++g) {
+    const bool apart = Stage::has_late_input && g == Stage::inputs - 1;
     for (int64_t u = 0; u < s.H; ++u) {
       const F b_ih = to_compute(static_cast<const S*>(w.b_ih)[g * s.H + u]);
       const F b_hh = to_compute(static_cast<const S*>(w.b_hh)[g * s.H + u]);
@@ -34,60 +35,77 @@ void add_biases(const Shape& s, const Weights& w, F* bias, F* hidden_bias) {
   }
 }
 
-// The panels of one part of a cell; most cells have only one part.
-template <class S, class F, class C>
-class WeightPanels {
+// Copies rows of values per unit, from [rows][H] to [rows][Hp].
+template <class S, class F>
+void pad_units(const Shape& s, const void* values, int64_t rows, F* to) {
+  for (int64_t row = 0; row < rows; ++row, to += s.Hp()) {
+    convert(to, static_cast<const S*>(values) + row * s.H, s.H);
+    fill(to + s.H, s.Hp() - s.H);
+  }
+}
+
+// The groups of units in one stage's panels, and the groups of projected values.
+template <class Stage>
+Groups unit_groups(const Shape& s, int64_t lanes, const Plan& plan) {
+  return make_groups(s.H, lanes, kGateVectors<Stage>, plan);
+}
+inline Groups output_groups(const Shape& s, int64_t lanes, const Plan& plan) {
+  return make_groups(s.P, lanes, kGroup, plan);
+}
+
+// The panels of one stage.
+template <class S, class F>
+class StagePanels {
   using E = typename OperandOf<S>::type;
   static constexpr int64_t L = kLanes<F>;
 
  public:
-  static Groups units_of(const Shape& s, const Plan& plan) {
-    return make_groups(s.H, L, kGateVectors<C>, plan);
-  }
-  static Groups outputs_of(const Shape& s, const Plan& plan) {
-    return make_groups(s.P, L, kGroup, plan);
-  }
-  // Values of k in a panel.
+  // The depth of a panel: K, rounded up to whole pairs.
   static int64_t depth(int64_t K) { return round_up(K, kTogether<E>); }
 
   E *w_ih = nullptr, *w_hh = nullptr, *w_hr = nullptr;
-  F *bias = nullptr, *hidden_bias = nullptr;
+  F *bias = nullptr, *hidden_bias = nullptr, *w_unit = nullptr;
 
-  WeightPanels() = default;
-  WeightPanels(const Shape& s, const Plan& plan, Layout& layout) {
+  template <class Stage>
+  void allocate(const Shape& s, const Plan& plan, Arena& arena) {
     if (!plan.in_place) {
-      const int64_t units = units_of(s, plan).vectors * L;
-      w_ih = layout.take<E>(units * C::inputs * depth(s.I));
-      w_hh = layout.take<E>(units * C::products * depth(s.R()));
-      if (s.P) w_hr = layout.take<E>(outputs_of(s, plan).vectors * L * depth(s.H));
+      const int64_t units = unit_groups<Stage>(s, L, plan).vectors * L;
+      w_ih = arena.take<E>(units * Stage::inputs * depth(s.I));
+      w_hh = arena.take<E>(units * Stage::products * depth(s.R()));
+      if (s.P) w_hr = arena.take<E>(output_groups(s, L, plan).vectors * L * depth(s.H));
     }
-    bias = layout.take<F>(C::inputs * s.Hp());
-    hidden_bias = layout.take<F>(s.Hp());
+    bias = arena.take<F>(Stage::inputs * s.Hp());
+    hidden_bias = arena.take<F>(s.Hp());
+    if (Stage::Whole::unit_weights) w_unit = arena.take<F>(Stage::Whole::unit_weights * s.Hp());
   }
 
-  // The share of one thread.
-  void pack(const Shape& s, const Plan& plan, const Weights& whole, const Team& team) const {
-    const Weights w = own(s, whole);
+  // Makes the share of one thread.
+  template <class Stage>
+  void make(const Shape& s, const Plan& plan, const Weights& whole, const Team& team) const {
+    const Weights w = own<Stage>(s, whole);
     if (!plan.in_place) {
-      const Groups units = units_of(s, plan), outputs = outputs_of(s, plan);
+      const Groups units = unit_groups<Stage>(s, L, plan), outputs = output_groups(s, L, plan);
       const Range mine = share(units.count, team.rank, team.size);
       const auto same = [](int g) { return g; };
-      pack_gate_panels(weight(w.w_ih), s.H, s.I, C::inputs, same, units, mine, w_ih);
-      pack_gate_panels(weight(w.w_hh), s.H, s.R(), C::products, gate_of_product<C>, units, mine,
-                       w_hh);
+      make_gate_panels(weight(w.w_ih), s.H, s.I, Stage::inputs, same, units, mine, w_ih);
+      make_gate_panels(weight(w.w_hh), s.H, s.R(), Stage::products, gate_of_product<Stage>, units,
+                       mine, w_hh);
       if (s.P)
-        pack_gate_panels(weight(w.w_hr), s.P, s.H, 1, same, outputs,
+        make_gate_panels(weight(w.w_hr), s.P, s.H, 1, same, outputs,
                          share(outputs.count, team.rank, team.size), w_hr);
     }
-    if (team.rank == 0) add_biases<S, F, C>(s, w, bias, hidden_bias);
+    if (team.rank != 0) return;
+    add_biases<S, F, Stage>(s, w, bias, hidden_bias);
+    if (w_unit) pad_units<S>(s, w.w_unit, Stage::Whole::unit_weights, w_unit);
   }
 
  private:
   static const S* weight(const void* w) { return static_cast<const S*>(w); }
-  // The whole cell's weights from the part's first gate on.
+  // The whole cell's weights from the stage's first gate on.
+  template <class Stage>
   static Weights own(const Shape& s, Weights w) {
     const auto skip = [&](const void*& values, int64_t columns) {
-      if (values) values = weight(values) + C::first_gate * s.H * columns;
+      if (values) values = weight(values) + Stage::first_gate * s.H * columns;
     };
     skip(w.w_ih, s.I), skip(w.w_hh, s.R());
     skip(w.b_ih, 1), skip(w.b_hh, 1);
@@ -95,47 +113,42 @@ class WeightPanels {
   }
 };
 
-// The panels of all parts of a cell, for one direction.
+// The panels of all stages of a cell, for one direction.
 template <class S, class F, class C>
 struct CellPanels {
-  using First = WeightPanels<S, F, typename C::First>;
-  using Last = WeightPanels<S, F, typename C::Last>;
-  First first;
-  Last last;  // of a cell that is one part, nothing
+  StagePanels<S, F> stage[stages_of<C>];
 
   CellPanels() = default;
-  CellPanels(const Shape& s, const Plan& plan, Layout& layout) : first(s, plan, layout) {
-    if constexpr (has_parts<C>) last = Last(s, plan, layout);
+  CellPanels(const Shape& s, const Plan& plan, Arena& arena) {
+    for_each_stage<C>([&](auto own) {
+      using Stage = decltype(own);
+      stage[Stage::index].template allocate<Stage>(s, plan, arena);
+    });
   }
-  void pack(const Shape& s, const Plan& plan, const Weights& w, const Team& team) const {
-    first.pack(s, plan, w, team);
-    if constexpr (has_parts<C>) last.pack(s, plan, w, team);
-  }
-  template <class Part>
-  const WeightPanels<S, F, Part>& of() const {
-    if constexpr (std::is_same_v<Part, typename C::First>)
-      return first;
-    else
-      return last;
+  void make(const Shape& s, const Plan& plan, const Weights& w, const Team& team) const {
+    for_each_stage<C>([&](auto own) {
+      using Stage = decltype(own);
+      stage[Stage::index].template make<Stage>(s, plan, w, team);
+    });
   }
 };
 
 template <class S, class F, class C>
-int64_t pack_of_cell(const Problem& p, void* panels) {
+int64_t panels_of_cell(const Problem& p, void* panels) {
   const Plan plan;
-  Layout layout(panels);
+  Arena arena(panels);
   for (int d = 0; d < p.directions; ++d) {
-    const CellPanels<S, F, C> mine(p, plan, layout);
-    if (panels) mine.pack(p, plan, p.weights[d], Team());
+    const CellPanels<S, F, C> mine(p, plan, arena);
+    if (panels) mine.make(p, plan, p.weights[d], Team());
   }
-  return layout.bytes();
+  return arena.bytes();
 }
 
-// Packs all directions ahead.
+// Makes the panels of all directions ahead.
 template <Dtype dtype>
-int64_t pack(const Problem& p, void* panels) {
+int64_t make_panels(const Problem& p, void* panels) {
   return with_cell(p.cell, [&](auto cell) {
-    return pack_of_cell<StorageOf<dtype>, ComputeOf<dtype>, decltype(cell)>(p, panels);
+    return panels_of_cell<StorageOf<dtype>, ComputeOf<dtype>, decltype(cell)>(p, panels);
   });
 }
 

@@ -1,6 +1,6 @@
-// Loops that do one thing alone: multiply-adds on as many independent accumulators as hide their
-// latency, loads, meetings at a barrier. Each thread runs bursts of the loop until the time is
-// over.
+// Loops that do only one thing each: multiply-adds, on enough independent accumulators to hide
+// their latency; loads; meetings at a barrier. Each thread runs bursts of the loop until the time
+// is up.
 #include "peak.h"
 
 #include <algorithm>
@@ -25,8 +25,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kChains = 16, kRounds = 4096;
-constexpr std::int64_t kReadAtLeast = 1 << 20;  // bytes of a burst: the clock costs some, too
-constexpr int kMeetings = 100;                  // of a batch: fewer than a time slice has room for
+constexpr std::int64_t kReadAtLeast = 1 << 20;  // bytes per burst: reading the clock takes time
+constexpr int kMeetings = 100;                  // per batch: few enough to fit in a time slice
 
 double since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -60,7 +60,7 @@ double rate_of(int threads, double seconds, Prepare prepare) {
 }
 
 // The bodies are macros since GCC inlines nothing across functions compiled for different targets.
-// Both return a value that depends on all of the work, so that none of it can be left out.
+// Both return a value that depends on all of the work, so that none of it is optimised away.
 // One burst of acc = next(acc, a, b); `start` is a vector that differs with c.
 #define FUSEDRNN_BURST(name, target, Vector, start, a_value, b_value, next)     \
   target float name(float seed) {                                               \

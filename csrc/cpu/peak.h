@@ -1,5 +1,6 @@
-// The processor's own limits, that benchmarks compare with: measured, since data sheets know
-// neither the clock that a loaded core keeps nor what a virtual machine leaves of a cache.
+// The processor's own limits, which benchmarks compare with. They are measured, since data sheets
+// give neither the clock that a core keeps under load nor how much of a cache a virtual machine
+// has.
 #pragma once
 
 #include <cstdint>
@@ -9,17 +10,17 @@ namespace fusedrnn::cpu {
 // Operations per second (two per multiply-add) that `threads` threads reach together with
 // independent multiply-adds in registers, measured for `seconds`.
 double fma_peak(int threads, double seconds);  // fp32
-// The same of dot products of pairs of bf16 and of fours of int8, on AVX-512; 0 where
-// the chip has none there.
+// The same for dot products of two bf16 or four int8 values, with AVX-512; 0 where the chip has no
+// such instruction.
 double bf16_peak(int threads, double seconds);
 double int8_peak(int threads, double seconds);
 
-// Bytes per second that `threads` threads read together, each its own `bytes` again and again.
+// Bytes per second that `threads` threads read together, each reading its own `bytes` repeatedly.
 double read_bandwidth(std::int64_t bytes, int threads, double seconds);
 
-// Seconds that `threads` threads take for one meeting at the barrier of team.h, as the least of
-// many batches of meetings within `seconds`: one thread's lost time slice is not the barrier's. 0
-// for one thread.
+// Seconds that `threads` threads take for one meeting at the barrier of team.h; 0 for one thread.
+// It is the least of many batches of meetings within `seconds`: if a thread loses its time slice,
+// that is not the barrier's cost.
 double barrier_seconds(int threads, double seconds);
 
 }  // namespace fusedrnn::cpu

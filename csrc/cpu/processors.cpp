@@ -1,5 +1,5 @@
 // Reads the affinity of the calling thread each time, but the quota of the control groups only
-// once: it rarely changes, and takes several files to read.
+// once: the quota rarely changes, and several files have to be read for it.
 #include "processors.h"
 
 #include <sched.h>
@@ -13,9 +13,9 @@
 namespace fusedrnn::cpu {
 namespace {
 
-// The quota in a control group's own folder: a file with "max 100000" or "150000 100000"
-// (version 2, quota and period in one), or two files of a number each (version 1, where -1 is
-// none).
+// The quota in a control group's own folder. In version 2 one file has quota and period, "max
+// 100000" or "150000 100000". In version 1 there are two files with one number each, and a quota of
+// -1 means none.
 double quota_in(const std::string& folder) {
   double quota = 0, period = 0;
   if (std::ifstream both(folder + "/cpu.max"); both) {
@@ -28,14 +28,14 @@ double quota_in(const std::string& folder) {
 }
 
 int from_affinity() {
-  // A thread that is bound sees only its own place. Whoever bound threads chose their number, too.
+  // A bound thread sees only its own place. Whoever bound the threads also chose their number.
   static const bool bound = [] {
     for (const char* name : {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"})
       if (std::getenv(name)) return true;
     return false;
   }();
   cpu_set_t set;
-  constexpr int kMany = 1 << 20;  // more processors than a set has room for, or threads are bound
+  constexpr int kMany = 1 << 20;  // if there are too many for the set, or threads are bound
   return bound || sched_getaffinity(0, sizeof(set), &set) != 0 ? kMany : CPU_COUNT(&set);
 }
 
@@ -70,7 +70,7 @@ double quota_of(const std::string& membership, const std::string& root) {
     const std::string controllers = ',' + line.substr(first + 1, second - first - 1) + ',';
     const bool unified = controllers == ",,";
     if (!unified && controllers.find(",cpu,") == std::string::npos) continue;
-    // Up to the root: a container sees its own group there, whatever its path is called outside.
+    // Up to the root: there a container sees its own group, whatever its path is called outside.
     for (std::string path = line.substr(second + 1);;) {
       while (!path.empty() && path.back() == '/') path.pop_back();
       const double quota = quota_in(root + (unified ? "" : "/cpu") + path);

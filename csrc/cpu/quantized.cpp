@@ -1,4 +1,4 @@
-// Plans a call with int8 weights, gets the scratch of its kernel, runs it.
+// Plans a call with int8 weights, takes scratch memory for its kernel and runs it.
 #include "layer/quantized.h"
 
 #include <algorithm>
@@ -11,21 +11,22 @@
 namespace fusedrnn::cpu {
 namespace {
 
-// Under this much work (multiply-adds) a second thread costs more than it brings. A batch is split
-// while each thread's second cache level holds the weights, or each has rows enough to hide their
-// reading. A chunk's gates stay in that cache, and there are enough of them to use a panel often.
+// Below this much work (multiply-adds), a second thread costs more than it gains. The batch is
+// split while the weights fit each thread's L2 cache, or each thread has enough rows to hide
+// reading them. The gates of a chunk stay in that cache, and the chunk has enough rows to use each
+// panel often.
 constexpr int64_t kSerialWork = 1'000'000, kWeightsInCache = 700 * 1024;
 constexpr int64_t kRowsPerThread = 4, kRowsHideWeights = 48;
 constexpr int64_t kChunkBytes = 256 * 1024, kChunkRows = 64, kMostChunkRows = 768;
 
 Plan choose(const Shape& s, int threads) {
   Plan plan;
-  const int64_t gates = gates_of(s.cell) * s.Hp();
+  const int64_t gates = s.facts().gates * s.Hp();
   const int64_t rows =
       std::clamp(kChunkBytes / (gates * int64_t{sizeof(float)}), kChunkRows, kMostChunkRows);
   const int64_t chunks = div_up(s.T, std::max<int64_t>(rows / s.B, 1));
-  plan.forward_steps = div_up(s.T, chunks);  // as even as can be
-  const int64_t weights = gates_of(s.cell) * s.H * (s.I + s.R()) + s.H * s.P;
+  plan.forward_steps = div_up(s.T, chunks);  // as even as possible
+  const int64_t weights = s.facts().gates * s.H * (s.I + s.R()) + s.H * s.P;
   if (threads <= 1 || weights * s.rows < kSerialWork) return plan;
   const int64_t rows_each = s.B / threads, blocks = s.Hp() / kHiddenPadding;
   const bool batch =
@@ -46,8 +47,8 @@ Plan plan_quantized(const Shape& s, int threads) {
 
 }  // namespace
 
-void write_quantized(const Shape& shape, const Weights& weights, char* packed) {
-  kernels().quantize_weights(shape, weights, packed);
+void write_quantized(const Shape& shape, const Weights& weights, char* buffer) {
+  kernels().quantize_weights(shape, weights, buffer);
 }
 
 const char* forward_quantized(const QuantizedProblem& problem, const Context& context) {

@@ -1,15 +1,16 @@
-// Forward of one layer with int8 weights: a walk over the steps by a team of threads, as forward.h.
+// Forward of one layer with int8 weights: a walk over the steps by a team of threads, as in
+// forward_walk.h.
 //
 //   chunk     quantise x;  gates of the chunk's rows = bias + x W_ih^T, as one product
 //     step    gates + h W_hh^T in registers, from there straight through the cell to h, float32
 //             quantise h
 //
-// Only what is multiplied is ever int8. A thread computes just the gates that it will itself
-// consume. h is the output, read from where the step before wrote it. Where units are split, every
-// thread quantises all of h for itself: that is much less work than the product, and it leaves one
-// barrier a step.
+// Only the operands of products are int8. A thread computes only the gates that it will use itself.
+// h is read from the output, where the step before wrote it. When units are split, every thread
+// quantises all of h for itself: that is much less work than the product, and leaves one barrier
+// per step.
 //
-//   x, gates  [row of the chunk]           rows of a thread together: begin * steps + (s - s0) * n
+//   x, gates  [row of the chunk]           a thread's rows together: begin * steps + (s - s0) * n
 //   h         [thread, if units are split][B]
 #pragma once
 
@@ -19,14 +20,14 @@
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
-// A matrix of `units` rows for each slot, K columns; gate_of(slot) is torch's gate.
+// Quantises a matrix of `units` rows for each slot and K columns; gate_of(slot) is torch's gate.
 template <class GateOf>
 void quantize_matrix(const void* weights, int64_t units, int64_t K, GateOf gate_of,
-                     const QuantizedPlace& place, char* packed) {
+                     const QuantizedPlace& place, char* buffer) {
   const float* const W = static_cast<const float*>(weights);
-  int8_t* const panels = reinterpret_cast<int8_t*>(packed + place.panels);
-  int32_t* const starts = reinterpret_cast<int32_t*>(packed + place.starts);
-  float* const scales = reinterpret_cast<float*>(packed + place.scales);
+  int8_t* const panels = reinterpret_cast<int8_t*>(buffer + place.panels);
+  int32_t* const starts = reinterpret_cast<int32_t*>(buffer + place.starts);
+  float* const scales = reinterpret_cast<float*>(buffer + place.scales);
   const int64_t block_bytes = place.quads * place.slots * kHiddenPadding * kQuad;
   for (int64_t unit = 0; unit < place.blocks * kHiddenPadding; ++unit)
     for (int slot = 0; slot < place.slots; ++slot) {
@@ -51,14 +52,14 @@ void quantize_matrix(const void* weights, int64_t units, int64_t K, GateOf gate_
 }
 
 template <class C>
-void quantize(const Shape& s, const Weights& w, char* packed) {
+void quantize(const Shape& s, const Weights& w, char* buffer) {
   const QuantizedLayout places(s);
   const auto same = [](int slot) { return slot; };
-  quantize_matrix(w.w_ih, s.H, s.I, same, places.w_ih, packed);
-  quantize_matrix(w.w_hh, s.H, s.R(), gate_of_product<C>, places.w_hh, packed);
-  if (s.P) quantize_matrix(w.w_hr, s.P, s.H, same, places.w_hr, packed);
-  add_biases<float, float, C>(s, w, reinterpret_cast<float*>(packed + places.bias),
-                              reinterpret_cast<float*>(packed + places.hidden_bias));
+  quantize_matrix(w.w_ih, s.H, s.I, same, places.w_ih, buffer);
+  quantize_matrix(w.w_hh, s.H, s.R(), gate_of_product<C>, places.w_hh, buffer);
+  if (s.P) quantize_matrix(w.w_hr, s.P, s.H, same, places.w_hr, buffer);
+  add_biases<float, float, C>(s, w, reinterpret_cast<float*>(buffer + places.bias),
+                              reinterpret_cast<float*>(buffer + places.hidden_bias));
 }
 
 template <class C>
@@ -68,7 +69,7 @@ class QuantizedWalk {
   static constexpr int kVectors = S == 1 ? kGroup : 1;  // of units in a tile
 
  public:
-  QuantizedWalk(const QuantizedProblem& p, const Plan& plan, Layout& layout)
+  QuantizedWalk(const QuantizedProblem& p, const Plan& plan, Arena& arena)
       : p_(p),
         plan_(plan),
         Hp_(p.Hp()),
@@ -78,22 +79,22 @@ class QuantizedWalk {
         groups_(make_groups(p.H, L, kVectors, plan)),
         outputs_(make_groups(p.P, L, kGroup, plan)) {
     const QuantizedLayout places(p);
-    w_ih_ = QuantizedMatrix(p.packed, places.w_ih);
-    w_hh_ = QuantizedMatrix(p.packed, places.w_hh);
-    w_hr_ = QuantizedMatrix(p.packed, places.w_hr);
-    bias_ = reinterpret_cast<const float*>(p.packed + places.bias);
-    hidden_bias_ = reinterpret_cast<const float*>(p.packed + places.hidden_bias);
+    w_ih_ = QuantizedMatrix(p.buffer, places.w_ih);
+    w_hh_ = QuantizedMatrix(p.buffer, places.w_hh);
+    w_hr_ = QuantizedMatrix(p.buffer, places.w_hr);
+    bias_ = reinterpret_cast<const float*>(p.buffer + places.bias);
+    hidden_bias_ = reinterpret_cast<const float*>(p.buffer + places.hidden_bias);
     const int64_t rows = plan.forward_steps * p.B;
     const int64_t copies = plan.split == Split::units ? plan.threads : 1;
-    x_ = layout.take<uint8_t>(rows * x_row_);
-    x_scales_ = layout.take<float>(rows);
-    gates_ = layout.take<float>(rows * S * Hp_);
-    h_ = layout.take<uint8_t>(copies * p.B * h_row_);
-    h_scales_ = layout.take<float>(copies * p.B);
+    x_ = arena.take<uint8_t>(rows * x_row_);
+    x_scales_ = arena.take<float>(rows);
+    gates_ = arena.take<float>(rows * S * Hp_);
+    h_ = arena.take<uint8_t>(copies * p.B * h_row_);
+    h_scales_ = arena.take<float>(copies * p.B);
     if (!p.P) return;
-    hidden_ = layout.take<float>(p.B * Hp_);
-    hidden_q_ = layout.take<uint8_t>(copies * p.B * hidden_row_);
-    hidden_scales_ = layout.take<float>(copies * p.B);
+    hidden_ = arena.take<float>(p.B * Hp_);
+    hidden_q_ = arena.take<uint8_t>(copies * p.B * hidden_row_);
+    hidden_scales_ = arena.take<float>(copies * p.B);
   }
 
   void run(const Team& team) const {
@@ -102,7 +103,7 @@ class QuantizedWalk {
         split || plan_.split == Split::none ? Range{0, p_.B} : share(p_.B, team.rank, team.size);
     const Range groups = group_share(groups_, plan_, team);
     const int64_t copy = split ? team.rank * p_.B : 0;  // this thread's copies of h begin there
-    quantize(p_.h, p_.R(), p_.R(), rows, copy, h_, h_row_, h_scales_);
+    quantize(p_.states[0], p_.R(), p_.R(), rows, copy, h_, h_row_, h_scales_);
     for (int64_t s0 = 0; s0 < p_.T; s0 += plan_.forward_steps) {
       const int64_t s1 = least(s0 + plan_.forward_steps, p_.T);
       quantize_input(s0, s1, rows, team);
@@ -125,7 +126,7 @@ class QuantizedWalk {
  private:
   float* output(int64_t t) const { return p_.output + t * p_.B * p_.R(); }
 
-  // The n values of each row.
+  // Quantises the n values of each row.
   void quantize(const float* from, int64_t stride, int64_t n, Range rows, int64_t copy, uint8_t* to,
                 int64_t to_stride, float* scales) const {
     for (int64_t b = rows.begin; b < rows.end; ++b) {
@@ -133,7 +134,7 @@ class QuantizedWalk {
     }
   }
 
-  // By the team together where units are split, since every thread needs all of it.
+  // When units are split, every thread needs all of the input, so the team quantises it together.
   void quantize_input(int64_t s0, int64_t s1, Range rows, const Team& team) const {
     const bool split = plan_.split == Split::units;
     const int64_t first = rows.begin * plan_.forward_steps, count = (s1 - s0) * rows.size();
@@ -170,14 +171,15 @@ class QuantizedWalk {
     }
   }
 
-  // Units forwards and backwards in turn: the weights last read, still in cache, come first.
+  // Steps take the units forwards and backwards in turn: the weights read last, which are still in
+  // cache, come first in the next step.
   void step(int64_t t, int64_t first, Range rows, int64_t copy, Range groups) const {
     QuantizedGates tile;
     tile.matrix = w_hh_;
     tile.hidden_bias = hidden_bias_;
     tile.gates_row = S * Hp_, tile.gates_slot = Hp_;
-    tile.h_prev_row = p_.R(), tile.c_row = p_.H, tile.h_row = p_.P ? Hp_ : p_.H;
-    const float* const h_prev = t ? output(t - 1) : p_.h;
+    tile.h_prev_row = p_.R(), tile.state_row = p_.H, tile.h_row = p_.P ? Hp_ : p_.H;
+    const float* const h_prev = t ? output(t - 1) : p_.states[0];
     float* const h = p_.P ? hidden_ : output(t);
     for (int64_t i = 0; i < groups.size(); ++i) {
       const int64_t group = t % 2 ? groups.end - 1 - i : groups.begin + i;
@@ -191,7 +193,7 @@ class QuantizedWalk {
           tile.rows = {h_ + (copy + b) * h_row_, h_row_, h_scales_ + copy + b};
           tile.gates = gates_ + (first + b - rows.begin) * S * Hp_;
           tile.h_prev = h_prev + b * tile.h_prev_row;
-          tile.c = p_.c + b * tile.c_row;
+          for (int i = 1; i < C::states; ++i) tile.states[i] = p_.states[i] + b * p_.H;
           tile.h = h + b * tile.h_row;
           with_rows<most>(tiles.size(j), [&](auto n) {
             if constexpr (n > 0) quantized_gates<C, n, v>(tile);
@@ -201,7 +203,7 @@ class QuantizedWalk {
     }
   }
 
-  // Projected: h = W_hr (o tanh(c)).
+  // With a projection: h = W_hr times what the cell left.
   void project_output(int64_t t, Range rows, int64_t copy, const Team& team) const {
     const Range groups = group_share(outputs_, plan_, team);
     QuantizedLinear tile;
@@ -233,16 +235,16 @@ class QuantizedWalk {
     return {least(all.begin(groups.begin) * L, n), least(all.begin(groups.end) * L, n)};
   }
 
-  // Here every thread has read h before the call: the team met after it had quantised the input.
+  // By now every thread has read the h of before the call: the team met after quantising the input.
   void finish(Range rows, Range groups, const Team& team) const {
     const Range mine = p_.P ? values_of(outputs_, group_share(outputs_, plan_, team), p_.P)
                             : values_of(groups_, groups, p_.H);
     for (int64_t b = rows.begin; b < rows.end; ++b)
-      convert(p_.h + b * p_.R() + mine.begin, output(p_.T - 1) + b * p_.R() + mine.begin,
+      convert(p_.states[0] + b * p_.R() + mine.begin, output(p_.T - 1) + b * p_.R() + mine.begin,
               mine.size());
   }
 
-  // Calls function<v>() for v vectors, at most kMost of them.
+  // Calls call(v) with v, the number of vectors, as a constant; it is at most kMost.
   template <int kMost, class Call>
   FUSEDRNN_INLINE static void with_vectors_of(int64_t v, Call call) {
     if constexpr (kMost == 1)
@@ -263,15 +265,16 @@ class QuantizedWalk {
   float *x_scales_, *h_scales_, *hidden_scales_ = nullptr, *gates_, *hidden_ = nullptr;
 };
 
-// Scratch bytes that forward needs (scratch null), or forward itself.
+// Runs forward and returns how many bytes of scratch that takes; if scratch is null, only the
+// latter.
 template <class C>
 int64_t quantized(const QuantizedProblem& p, const Plan& plan, ParallelFor parallel_for,
                   void* scratch) {
-  Layout layout(scratch);
+  Arena arena(scratch);
   struct Context {
     QuantizedWalk<C> walk;
     Barrier barrier;
-  } context{QuantizedWalk<C>(p, plan, layout), {}};
+  } context{QuantizedWalk<C>(p, plan, arena), {}};
   if (scratch)
     run_team(
         parallel_for, plan.threads, time_alone(p),
@@ -280,7 +283,7 @@ int64_t quantized(const QuantizedProblem& p, const Plan& plan, ParallelFor paral
           c.walk.run(Team{rank, size, &c.barrier});
         },
         &context);
-  return layout.bytes();
+  return arena.bytes();
 }
 
 }  // namespace FUSEDRNN_ISA

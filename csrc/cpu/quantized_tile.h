@@ -1,5 +1,5 @@
-// The register tiles of layers with int8 weights: exact sums of products, scaled, and of a step
-// straight on through the cell.
+// The register tiles of layers with int8 weights: exact sums of products, which are then scaled
+// and, in a step, go straight through the cell.
 #pragma once
 
 #include "cells/cell.h"
@@ -9,7 +9,7 @@
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
-// A matrix in the buffer, by units.
+// A matrix in the quantized buffer.
 struct QuantizedMatrix {
   const int8_t* panels = nullptr;
   const int32_t* starts = nullptr;
@@ -17,10 +17,10 @@ struct QuantizedMatrix {
   int64_t slots = 0, quads = 0;
 
   QuantizedMatrix() = default;
-  QuantizedMatrix(const char* packed, const QuantizedPlace& place)
-      : panels(reinterpret_cast<const int8_t*>(packed + place.panels)),
-        starts(reinterpret_cast<const int32_t*>(packed + place.starts)),
-        scales(reinterpret_cast<const float*>(packed + place.scales)),
+  QuantizedMatrix(const char* buffer, const QuantizedPlace& place)
+      : panels(reinterpret_cast<const int8_t*>(buffer + place.panels)),
+        starts(reinterpret_cast<const int32_t*>(buffer + place.starts)),
+        scales(reinterpret_cast<const float*>(buffer + place.scales)),
         slots(place.slots),
         quads(place.quads) {}
 
@@ -33,7 +33,7 @@ struct QuantizedMatrix {
   }
 };
 
-// Rows of quantised activations, from a tile's first on.
+// Rows of quantised activations, from a tile's first row on.
 struct QuantizedRows {
   const uint8_t* values;
   int64_t stride;
@@ -44,7 +44,7 @@ struct QuantizedRows {
 template <int R, int S, int NV>
 FUSEDRNN_INLINE void multiply_quantized(Sums (&out)[R][S * NV], const QuantizedRows& rows,
                                         const QuantizedMatrix& m, int64_t unit) {
-  constexpr int N = S * NV, kStep = S * kHiddenPadding * kQuad;
+  constexpr int N = S * NV, kQuadBytes = S * kHiddenPadding * kQuad;
   constexpr int64_t L = kLanes<float>;
   // One row's chains of sums are too few to hide the latency of an instruction.
   constexpr int kChains = R == 1 ? (kAccumulators == 24 ? 4 : 2) : 1;
@@ -59,10 +59,10 @@ FUSEDRNN_INLINE void multiply_quantized(Sums (&out)[R][S * NV], const QuantizedR
       for (int r = 0; r < R; ++r)
         chain[0][r][s * NV + v] = load_sums(m.starts + m.at(s, unit + v * L));
   }
-  const auto step = [&](int64_t q, int j) __attribute__((always_inline)) {
+  const auto add_quads = [&](int64_t q, int j) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      const QuadsOfUnits units(w[n % NV] + q * kStep + n / NV * kHiddenPadding * kQuad);
+      const QuadsOfUnits units(w[n % NV] + q * kQuadBytes + n / NV * kHiddenPadding * kQuad);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
         chain[j][r][n] = add_products(chain[j][r][n],
@@ -72,8 +72,8 @@ FUSEDRNN_INLINE void multiply_quantized(Sums (&out)[R][S * NV], const QuantizedR
   int64_t q = 0;
   for (; q + kChains <= m.quads; q += kChains)
 #pragma GCC unroll 4
-    for (int j = 0; j < kChains; ++j) step(q + j, j);
-  for (; q < m.quads; ++q) step(q, 0);
+    for (int j = 0; j < kChains; ++j) add_quads(q + j, j);
+  for (; q < m.quads; ++q) add_quads(q, 0);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -84,7 +84,7 @@ FUSEDRNN_INLINE void multiply_quantized(Sums (&out)[R][S * NV], const QuantizedR
     }
 }
 
-// What a product of sums amounts to, added to `to`.
+// Scales the sums to the products that they stand for, and adds these to `to`.
 FUSEDRNN_INLINE Vec<float> add_scaled(Vec<float> to, Sums sums, float row, const float* units) {
   return Math<float>::multiply_add(__builtin_convertvector(sums, Vec<float>), row * load(units),
                                    to);
@@ -97,7 +97,7 @@ struct QuantizedLinear {
   const float* bias;  // slots bias_slot apart; null: zeros
   float* out;
   int64_t unit, bias_slot, out_row, out_slot;
-  int64_t units;  // to be written of the last vector
+  int64_t units;  // valid ones in the last vector
 };
 
 template <int R, int S, int NV>
@@ -124,13 +124,13 @@ __attribute__((noinline)) void quantized_linear(const QuantizedLinear& t) {
 struct QuantizedGates {
   QuantizedRows rows;
   QuantizedMatrix matrix;
-  const float* gates;  // the input's part
+  const float* gates;  // the input's projection
   const float* hidden_bias;
   const float* h_prev;
-  float* c;
+  float* states[kMaxStates];  // those after h, from index 1 on
   float* h;
-  int64_t unit, gates_row, gates_slot, h_prev_row, c_row, h_row;
-  int64_t units;  // valid ones of the last vector
+  int64_t unit, gates_row, gates_slot, h_prev_row, state_row, h_row;
+  int64_t units;  // valid ones in the last vector
 };
 
 template <class C, int R, int NV>
@@ -139,35 +139,39 @@ __attribute__((noinline)) void quantized_gates(const QuantizedGates& t) {
   constexpr int S = C::products;
   Sums sums[R][S * NV];
   multiply_quantized<R, S, NV>(sums, t.rows, t.matrix, t.unit);
-  using P = Pack<float, R>;
+  using P = Rows<float, R>;
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
-    const int64_t unit = t.unit + v * L, valid = v == NV - 1 ? t.units : L;
-    P product[S], save[C::saved ? C::saved : 1], c = {}, h, h_prev = {}, late = {};
+    const int64_t at = t.unit + v * L, valid = v == NV - 1 ? t.units : L;
+    Forward<C, P> unit;
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) {
-      const float* const scales = t.matrix.scales + t.matrix.at(s, unit);
+      const float* const scales = t.matrix.scales + t.matrix.at(s, at);
       const int input = C::input_of_product(s);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const Vec<float> start =
-            load(input < 0 ? t.hidden_bias + unit
-                           : t.gates + r * t.gates_row + input * t.gates_slot + unit);
-        product[s].at[r] = add_scaled(start, sums[r][s * NV + v], t.rows.scales[r], scales);
+        const Vec<float> start = load(
+            input < 0 ? t.hidden_bias + at : t.gates + r * t.gates_row + input * t.gates_slot + at);
+        unit.product[s].at[r] = add_scaled(start, sums[r][s * NV + v], t.rows.scales[r], scales);
       }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       if constexpr (C::has_late_input)
-        late.at[r] = load(t.gates + r * t.gates_row + (C::inputs - 1) * t.gates_slot + unit);
-      if constexpr (C::has_carry) h_prev.at[r] = load_n(t.h_prev + r * t.h_prev_row + unit, valid);
-      if constexpr (C::has_c) c.at[r] = load_n(t.c + r * t.c_row + unit, valid);
+        unit.late.at[r] = load(t.gates + r * t.gates_row + (C::inputs - 1) * t.gates_slot + at);
+      if constexpr (C::has_carry)
+        unit.h_prev.at[r] = load_n(t.h_prev + r * t.h_prev_row + at, valid);
+#pragma GCC unroll 8
+      for (int i = 1; i < C::states; ++i)
+        unit.state[i - 1].at[r] = load_n(t.states[i] + r * t.state_row + at, valid);
     }
-    C::template forward<PackMath<float, R>>(product, late, h_prev, c, h, save);
+    C::template forward<RowsMath<float, R>>(unit);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      if constexpr (C::has_c) store_n(t.c + r * t.c_row + unit, c.at[r], valid);
-      store_n(t.h + r * t.h_row + unit, h.at[r], valid);
+#pragma GCC unroll 8
+      for (int i = 1; i < C::states; ++i)
+        store_n(t.states[i] + r * t.state_row + at, unit.state[i - 1].at[r], valid);
+      store_n(t.h + r * t.h_row + at, unit.result.at[r], valid);
     }
   }
 }

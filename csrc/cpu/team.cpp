@@ -1,7 +1,7 @@
 // Forms a team out of a parallel_for that may hand several indices to one thread, and need not run
 // all of its threads at once: torch's own pool ("native" threading) may be busy with another call.
-// So the thread of index 0 waits a while for the others and then closes the team. A thread
-// that comes later finds it closed and has nothing to do.
+// So the thread with index 0 waits a while for the others and then closes the team. A thread that
+// comes later finds it closed and has nothing to do.
 #include "team.h"
 
 #include <linux/futex.h>
@@ -34,12 +34,14 @@ int64_t nanoseconds(clockid_t clock) {
   return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
-// Where other processes have the cores, a team may take longer than one of its threads would by
-// itself, since all wait for the one that does not run. After such a call one thread makes the
-// next. If the team then is no better, one thread makes the next two, then four, up to 64.
+// When other processes use the cores, a team may take longer than a single thread would, since all
+// of its threads wait for the one that is not running. After such a call a single thread makes the
+// next one. If the team is no better after that, a single thread makes the next two calls, then
+// four, up to 64.
 class Crowd {
  public:
-  // Whether one thread should make this call. Never a long one, where a mistake would cost most.
+  // Whether a single thread should make this call. Never so for a long call, where a mistake would
+  // cost most.
   bool is_avoided(double time_alone) {
     if (time_alone > kLong || processors_are_given()) return false;
     int left = left_.load(std::memory_order_relaxed);
@@ -72,7 +74,7 @@ class Formation {
  public:
   Formation(int threads, double time_alone, void (*body)(int, int, void*), void* context)
       : threads_(threads),
-        // Waiting for longer than one thread takes for the work would not pay.
+        // Waiting for longer than one thread takes to do the work would not pay.
         patience_(processors_are_given() ? kLongest : kShortest + time_alone),
         is_timed_(time_alone > kTimed && !processors_are_given()),
         body_(body),
@@ -85,8 +87,8 @@ class Formation {
     if (ticket > kClosed) return;
     size_.wait_while(0);
     const int size = static_cast<int>(size_.load());
-    // In a complete team each thread has the place it had in the last call: its cache has the
-    // weights.
+    // In a complete team each thread gets the rank that it had in the last call, since its cache
+    // holds the weights for that rank.
     const int rank = size == expected_ ? static_cast<int>(begin / each_) : ticket;
     if (!is_timed_) return body_(rank, size, context_);
     const int64_t start = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
@@ -117,14 +119,14 @@ class Formation {
   static constexpr int kClosed = 1 << 24;  // more than there are threads
   // In nanoseconds. The first leaves time to wake a thread up.
   static constexpr double kShortest = 200e3, kLongest = 10e9;
-  static constexpr double kTimed = 500e3;  // below, asking for a thread's time (0.5 us) would show
+  static constexpr double kTimed = 500e3;  // below it, reading a thread's time (0.5 us) would show
 
   const int64_t threads_;
   const double patience_;
   const bool is_timed_;
   void (*const body_)(int, int, void*);
   void* const context_;
-  int64_t each_ = 1;  // indices of a thread
+  int64_t each_ = 1;  // indices per thread
   int expected_ = 1;
   std::atomic<int> followers_{0};
   std::atomic<int64_t> worked_{0};  // the time that its threads ran, in nanoseconds

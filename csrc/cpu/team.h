@@ -1,9 +1,9 @@
 // A team of threads that walk one direction together, and the barrier at which they meet each step.
 //
-// Threads come from torch's own pool through `ParallelFor` (a pool of ours beside it would fight
-// with torch's spinning threads for the cores). The pool may give fewer threads than asked for, one
-// when called inside a parallel region, or late: the team then is smaller, and results are the
-// same, since no number depends on how the work was shared.
+// Threads come from torch's own pool through `ParallelFor` (a second pool would fight with torch's
+// spinning threads for the cores). The pool may give fewer threads than asked for, such as only one
+// inside a parallel region, or give them late. The team is then smaller. Results are the same,
+// since no number depends on how the work was shared.
 #pragma once
 
 #include <atomic>
@@ -13,8 +13,8 @@
 
 namespace fusedrnn::cpu {
 
-// A number that threads wait for to change. They spin, since a step is microseconds, and then
-// sleep, since another process may have the core that the awaited one needs.
+// A number; threads can wait until it changes. They spin first, since a step takes microseconds,
+// and then sleep, since another process may have the core that the awaited thread needs.
 class Word {
  public:
   unsigned load() const { return word_.load(std::memory_order_acquire); }
@@ -61,7 +61,8 @@ struct Team {
   }
 };
 
-// Calls body(rank, size, context) on up to `threads` threads at once, every rank below size.
+// Calls body(rank, size, context) on up to `threads` threads at once, once for each rank below
+// size.
 // `time_alone` is about how many nanoseconds one thread would take.
 void run_team(ParallelFor parallel_for, int threads, double time_alone,
               void (*body)(int rank, int size, void* context), void* context);

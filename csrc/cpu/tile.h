@@ -2,14 +2,16 @@
 //
 //   acc[r][n] += sum_k a[r][k] * w[k][n],   r < R rows,  n < N vectors
 //
-// `w` is a packed panel, [k][N][lanes], read once from start to end; `a` is scalars, broadcast. A
-// tile holds as many accumulators as the instruction set has registers for. Each output is one
-// chain over k, in order, whatever R is: so results do not depend on how rows were cut into tiles
-// or threads. Only a lone row (`multiply_lone`, chosen by the whole batch being one row) sums in
-// four chains, since one chain cannot hide the latency of the multiply-add.
+// `w` is a panel, [k][N][lanes], read once from start to end; `a` are scalars, which are broadcast.
+// A tile holds as many accumulators as the instruction set has registers for. Each output is one
+// chain of sums over k, in order, whatever R is, so results do not depend on how rows were cut into
+// tiles or shared among threads. The one exception is a single row (`multiply_single`), used when
+// the whole batch is one row. It sums in four chains, since one chain cannot hide the latency of
+// the multiply-add.
 //
-// Operands E are the compute type F, or bf16 where the processor multiplies pairs of bf16 and adds
-// both products in fp32; panels are then [k / 2][N][lanes][2], the missing half of an odd k zero.
+// Operands have the type E. It is the compute type F, or bf16 where the processor multiplies pairs
+// of bf16 and adds both products in fp32. Panels are then [k / 2][N][lanes][2]; if the depth is
+// odd, the second half of the last pair is zero.
 #pragma once
 
 #include "layer/problem.h"
@@ -23,8 +25,8 @@ constexpr int tile_rows(int N) { return kAccumulators / N < 8 ? kAccumulators / 
 // Vectors of units that one tile spans, where the cell leaves the choice.
 constexpr int kGroup = kAccumulators == 24 ? 4 : 2;
 
-// The type of product operands for tensors of storage type S, and how many of them one lane of an
-// instruction multiplies.
+// The type of a product's operands for tensors of storage type S, and how many of them one lane of
+// an instruction multiplies.
 template <class S>
 struct OperandOf {
   using type = decltype(to_compute(S()));
@@ -55,7 +57,7 @@ struct Operand<BFloat16> {  // pairs, carried as the bits of a float
     __builtin_memcpy(&pair, a, sizeof(pair));
     return bit_cast<__m512>(_mm512_set1_epi32(pair));
   }
-  FUSEDRNN_INLINE static __m512 broadcast_last(const BFloat16* a) {  // an odd k: one of the pair
+  FUSEDRNN_INLINE static __m512 broadcast_last(const BFloat16* a) {  // odd depth: half a pair
     return bit_cast<__m512>(_mm512_set1_epi32(a->bits));
   }
   FUSEDRNN_INLINE static __m512 load_panel(const BFloat16* w) { return _mm512_loadu_ps(w); }
@@ -67,20 +69,21 @@ struct Operand<BFloat16> {  // pairs, carried as the bits of a float
 
 constexpr int64_t kLine = 64;  // bytes of a cache line
 
-// The panel's N vectors go to accumulators kFirst and on of each row's W. a[r] advances by `a_step`
-// for every kTogether values of k. Each time one line of `ahead` is asked for, if there is one.
+// Each row has W accumulators; the panel's N vectors are added to N of them, from kFirst on. a[r]
+// advances by `a_stride` for every kTogether values of k. Each time one line of `ahead`, if that is
+// given, is prefetched.
 template <int R, int N, class E, class F, int kFirst = 0, int W = N>
-FUSEDRNN_INLINE void multiply(Vec<F> (&acc)[R][W], const E* const (&a)[R], int64_t a_step,
+FUSEDRNN_INLINE void multiply(Vec<F> (&acc)[R][W], const E* const (&a)[R], int64_t a_stride,
                               int64_t K, const E* __restrict w, const char* ahead = nullptr) {
   using O = Operand<E>;
   constexpr int kPair = kTogether<E>, kVector = kLanes<F> * kPair;
-  const auto step = [&](int64_t i, auto broadcast) __attribute__((always_inline)) {
+  const auto at_depth = [&](int64_t i, auto broadcast) __attribute__((always_inline)) {
     Vec<F> b[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) b[n] = O::load_panel(w + n * kVector);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec<F> x = broadcast(a[r] + i * a_step);
+      const Vec<F> x = broadcast(a[r] + i * a_stride);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) acc[r][kFirst + n] = O::multiply_add(x, b[n], acc[r][kFirst + n]);
     }
@@ -90,45 +93,45 @@ FUSEDRNN_INLINE void multiply(Vec<F> (&acc)[R][W], const E* const (&a)[R], int64
   int64_t i = 0;
   for (; ahead && i < whole; ++i) {
     __builtin_prefetch(ahead + i * kLine, 0, 2);
-    step(i, [](const E* x) { return O::broadcast(x); });
+    at_depth(i, [](const E* x) { return O::broadcast(x); });
   }
-  for (; i < whole; ++i) step(i, [](const E* x) { return O::broadcast(x); });
-  if (kPair > 1 && K % kPair) step(whole, [](const E* x) { return O::broadcast_last(x); });
+  for (; i < whole; ++i) at_depth(i, [](const E* x) { return O::broadcast(x); });
+  if (kPair > 1 && K % kPair) at_depth(whole, [](const E* x) { return O::broadcast_last(x); });
 }
 
 template <int N, class E, class F, int kFirst = 0, int W = N>
-FUSEDRNN_INLINE void multiply_lone(Vec<F> (&acc)[1][W], const E* a, int64_t K,
-                                   const E* __restrict w) {
+FUSEDRNN_INLINE void multiply_single(Vec<F> (&acc)[1][W], const E* a, int64_t K,
+                                     const E* __restrict w) {
   using O = Operand<E>;
   constexpr int kChains = 4, kPair = kTogether<E>, kVector = kLanes<F> * kPair;
-  constexpr int kStep = N * kVector;
+  constexpr int kStride = N * kVector;
   Vec<F> chain[kChains][N] = {};
-  const auto step = [&](int j, Vec<F> x) __attribute__((always_inline)) {
+  const auto add_to_chain = [&](int j, Vec<F> x) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n)
       chain[j][n] = O::multiply_add(x, O::load_panel(w + n * kVector), chain[j][n]);
-    w += kStep;
+    w += kStride;
   };
   const int64_t whole = K / kPair;
   int64_t i = 0;
   for (; i + kChains <= whole; i += kChains) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kChains; ++j) step(j, O::broadcast(a + (i + j) * kPair));
+    for (int j = 0; j < kChains; ++j) add_to_chain(j, O::broadcast(a + (i + j) * kPair));
   }
-  for (; i < whole; ++i) step(0, O::broadcast(a + i * kPair));
-  if (kPair > 1 && K % kPair) step(0, O::broadcast_last(a + whole * kPair));
+  for (; i < whole; ++i) add_to_chain(0, O::broadcast(a + i * kPair));
+  if (kPair > 1 && K % kPair) add_to_chain(0, O::broadcast_last(a + whole * kPair));
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n)
     acc[0][kFirst + n] += (chain[0][n] + chain[1][n]) + (chain[2][n] + chain[3][n]);
 }
 
-// A row operand in segments: K = segments * length, segment s at a + s * stride. The slots of a
-// gates row are Hp apart while only H of each count.
+// A row that a product takes in segments: its depth is count * length, and segment s begins at
+// a + s * stride. (The slots of a row of gates are Hp apart, but only H values of each count.)
 struct Segments {
   int64_t count, length, stride;
 };
 
-// acc += product over all segments. R == 0 names the lone row.
+// acc += the product over all segments. R == 0 means a single row.
 template <int R, int N, class E, class F, int kFirst = 0, int W = N>
 FUSEDRNN_INLINE void multiply_segments(Vec<F> (&acc)[R ? R : 1][W], const E* const* rows,
                                        Segments segments, const E* w, const char* ahead = nullptr) {
@@ -138,7 +141,7 @@ FUSEDRNN_INLINE void multiply_segments(Vec<F> (&acc)[R ? R : 1][W], const E* con
   for (int r = 0; r < (R ? R : 1); ++r) a[r] = rows[r];
   for (int64_t s = 0; s < segments.count; ++s) {
     if constexpr (R == 0)
-      multiply_lone<N, E, F, kFirst>(acc, a[0], segments.length, w);
+      multiply_single<N, E, F, kFirst>(acc, a[0], segments.length, w);
     else
       multiply<R, N, E, F, kFirst>(acc, a, kPair, segments.length, w, ahead);
     if (ahead) ahead += segments.length / kPair * kLine;
@@ -148,10 +151,10 @@ FUSEDRNN_INLINE void multiply_segments(Vec<F> (&acc)[R ? R : 1][W], const E* con
   }
 }
 
-// The panel that comes next, brought to the near cache while the tiles of this one are computed:
-// tile i asks for its part of it, a line for every step of k. The hardware's own prefetching covers
-// panels that lie near; weights beyond the second cache level are read at a third less than the
-// speed of the multiply-adds without this.
+// Brings the next panel into a near cache while the tiles of this one are computed. Tile i
+// prefetches its share of the panel, one line for every kTogether values of k. The hardware's own
+// prefetching is enough for weights that are near. Without this, weights beyond the L2 cache are
+// read at a third less than the speed of the multiply-adds.
 struct Ahead {
   static constexpr int64_t kNear = 768 * 1024;  // bytes of weights that stay near by themselves
   const char* panel = nullptr;                  // null: nothing to bring
@@ -168,7 +171,7 @@ struct Ahead {
   }
 };
 
-// Cuts `total` rows into tiles of at most `most`, as even as can be.
+// Cuts `total` rows into tiles of at most `most` rows, as evenly as possible.
 struct Tiles {
   int64_t count, base, longer;
   FUSEDRNN_INLINE Tiles(int64_t total, int64_t most)
@@ -178,7 +181,7 @@ struct Tiles {
   FUSEDRNN_INLINE int64_t size(int64_t i) const { return base + (i < longer); }
 };
 
-// out[r] = start + rows[r] * w for N vectors of columns, `start` a bias or nothing.
+// out[r] = start + rows[r] * w for N vectors of columns; `start` is a bias or zero.
 template <class E, class F>
 struct LinearTile {
   const E* rows[8];
@@ -212,7 +215,7 @@ __attribute__((noinline)) void linear_tile(const LinearTile<E, F>& t) {
   }
 }
 
-// Calls function<R>() for a runtime R in 0..most (0: the lone row).
+// Calls call(R) with R as a constant, for R in 0..kMost (0: a single row).
 template <int kMost, class Call>
 FUSEDRNN_INLINE void with_rows(int64_t R, Call call) {
   static_assert(kMost <= 8, "tiles of at most eight rows");
@@ -234,7 +237,7 @@ FUSEDRNN_INLINE void with_rows(int64_t R, Call call) {
 #undef FUSEDRNN_CASE
 }
 
-// Calls function<N>() for a group of N vectors, N in 1..kGroup (and the gate counts 3 and 4).
+// Calls call(N) with N as a constant, for N vectors: those of a group, or of several gates.
 template <class Call>
 FUSEDRNN_INLINE void with_vectors(int64_t N, Call call) {
   switch (N) {
@@ -245,7 +248,7 @@ FUSEDRNN_INLINE void with_vectors(int64_t N, Call call) {
   }
 }
 
-// Each of these is compiled once, where an isa/*.cpp instantiates it, and used by all of them.
+// Each of these is compiled once, where an isa/*.cpp instantiates it, and all of them use it.
 template <class E, class F>
 void linear(int64_t R, int64_t N, const LinearTile<E, F>& t) {
   with_vectors(

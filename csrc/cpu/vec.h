@@ -5,9 +5,10 @@
 // Everything here lives in a namespace named after the instruction set (FUSEDRNN_ISA), so that the
 // versions compiled for different processors never meet in the linker.
 //
-// Accuracy: e^x = 2^n e^r with n an integer and |r| <= ln(2)/2, taken off x in two parts, the first
-// exact; e^r = 1 + r g(r), g by Remez' exchange. tanh is formed from e^x - 1, which keeps its
-// relative accuracy near zero. Both are within a few ulp over the whole range.
+// Accuracy: e^x = 2^n e^r with n an integer and |r| <= ln(2)/2. n ln(2) is subtracted from x in two
+// pieces, the first one exact. e^r = 1 + r g(r), with g from Remez' exchange algorithm. tanh is
+// formed from e^x - 1, which keeps its relative accuracy near zero. Both sigmoid and tanh are
+// within a few ulp over the whole range.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +47,7 @@ constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(F));
 template <class F>
 using Bits = std::conditional_t<sizeof(F) == 4, int32_t, int64_t>;
 
-// Storage types of half precision: just their bits.
+// The storage types of half precision: only their bits.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -87,7 +88,7 @@ FUSEDRNN_INLINE float to_compute(Half x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-  // Shifted into float's place, the exponent is short by 112: one exact multiplication mends it.
+  // Shifted into float's place, the exponent is 112 too small: one exact multiplication fixes it.
   return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f));
 }
 
@@ -219,8 +220,9 @@ FUSEDRNN_INLINE void store_n(S* p, V v, int64_t n) {
     if (l < n) p[l] = padded[l];
 }
 
-// Copies n elements, converting between storage and compute types. In line for a few at a time; all
-// else calls one function, whose code is long where the processor does not convert by itself.
+// Copies n elements, converting between storage and compute types. `convert_inline` is for a few at
+// a time. Everything else calls one function: its code is long where the processor has no
+// instruction that converts.
 template <class To, class From>
 __attribute__((noinline)) void convert_rest(To* to, const From* from, int64_t n) {  // n < lanes
   store_n(to, load_n(from, n), n);
@@ -249,8 +251,8 @@ FUSEDRNN_INLINE F horizontal_sum(Vec<F> v) {
 
 // ---- functions of the cells ---------------------------------------------------------------------
 //
-// (AVX-512 intrinsics in their zero-masked form with a full mask: the same instruction, without the
-// undefined value that makes GCC warn.)
+// AVX-512 intrinsics are used in their zero-masked form with a full mask: that is the same
+// instruction, without the undefined value that makes GCC warn.
 
 template <class F>
 struct ExpConstants;
@@ -262,7 +264,7 @@ struct ExpConstants<float> {
   static constexpr float exp_limit = 87.0f;    // beyond, sigmoid is at the end of its range
   static constexpr float tanh_limit = 9.02f;   // beyond, tanh rounds to 1
   static constexpr int mantissa = 23, bias = 127;
-  // g: the first with the least error of e^r, the second with the least of (e^r - 1) / r.
+  // Both are g. `exp` has the least error in e^r, and `expm1` the least in (e^r - 1) / r.
   static constexpr float exp[] = {1.0000000494641417f, 0.4999913413634155f, 0.1666635911650877f,
                                   0.041899501142022259f, 0.0083793826415228957f};
   static constexpr float expm1[] = {1.0f,
@@ -354,8 +356,8 @@ FUSEDRNN_INLINE Vec<F> polynomial(const F (&c)[N], Vec<F> x) {
   return sum;
 }
 
-// The functions that cell.h asks for. They divide: where the divider is slow, an estimate and
-// Newton steps take as long, and where it is fast, longer.
+// The functions that cell.h asks for. They divide. An estimate and Newton iterations would take as
+// long where the divider is slow, and longer where it is fast.
 template <class F>
 struct Math {
   using V = Vec<F>;
@@ -366,8 +368,8 @@ struct Math {
     const Reduced<F> e(maximum<F>(minimum<F>(-x, K::exp_limit), -K::exp_limit));
     const V fraction = 1 + e.r * polynomial(K::exp, e.r);
     const V result = 1 / (1 + bit_cast<V>(bit_cast<BitsVec>(fraction) + e.n));
-    // Exactly 0 far out, as torch's: 0 times an infinite state is NaN, a tiny gate times it is not.
-    // And a NaN stays one, whose bits the sum above may have made a number of.
+    // Exactly 0 far out, as torch's is: 0 times an infinite state is NaN, and a tiny gate times it
+    // is not. A NaN also stays NaN; the integer sum above may have made a number of its bits.
     return x >= -K::exp_limit ? result : maximum<F>(x, F(0));
   }
   FUSEDRNN_INLINE static V tanh(V x) {
@@ -403,33 +405,36 @@ struct Math {
   FUSEDRNN_INLINE static V where_positive(V h, V x) { return h <= 0 ? V{} : x; }
 };
 
-// Vectors that go through a cell together, function by function: one alone is a long chain of
-// dependent instructions, several hide each other's latency.
+// Vectors that go through a cell together, function by function. One vector would be a long chain
+// of dependent instructions; several hide each other's latency.
 template <class F, int n>
-struct Pack {
+struct Rows {
   Vec<F> at[n];
 
+  Rows() = default;
+  FUSEDRNN_INLINE Rows(F number) : Rows(of([&](int) { return splat(number); })) {}  // as in 1 - z
+
   template <class Function>
-  FUSEDRNN_INLINE static Pack of(Function value) {
-    Pack result;
+  FUSEDRNN_INLINE static Rows of(Function value) {
+    Rows result;
 #pragma GCC unroll 8
     for (int i = 0; i < n; ++i) result.at[i] = value(i);
     return result;
   }
-  FUSEDRNN_INLINE friend Pack operator+(const Pack& a, const Pack& b) {
+  FUSEDRNN_INLINE friend Rows operator+(const Rows& a, const Rows& b) {
     return of([&](int i) { return a.at[i] + b.at[i]; });
   }
-  FUSEDRNN_INLINE friend Pack operator-(const Pack& a, const Pack& b) {
+  FUSEDRNN_INLINE friend Rows operator-(const Rows& a, const Rows& b) {
     return of([&](int i) { return a.at[i] - b.at[i]; });
   }
-  FUSEDRNN_INLINE friend Pack operator*(const Pack& a, const Pack& b) {
+  FUSEDRNN_INLINE friend Rows operator*(const Rows& a, const Rows& b) {
     return of([&](int i) { return a.at[i] * b.at[i]; });
   }
 };
 
 template <class F, int n>
-struct PackMath {
-  using V = Pack<F, n>;
+struct RowsMath {
+  using V = Rows<F, n>;
   FUSEDRNN_INLINE static V sigmoid(const V& x) {
     return V::of([&](int i) { return Math<F>::sigmoid(x.at[i]); });
   }

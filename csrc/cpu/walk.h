@@ -1,9 +1,9 @@
-// What forward and backward share of a walk over the steps of one direction: which step comes when,
-// which rows and units a thread has, and the laying out of scratch memory.
+// What the walks of forward and backward over the steps of one direction share: the order of the
+// steps, the rows and units of each thread, and the arena that scratch memory comes from.
 #pragma once
 
 #include "layer/problem.h"
-#include "pack.h"
+#include "panel.h"
 #include "plan.h"
 #include "team.h"
 
@@ -28,15 +28,15 @@ FUSEDRNN_INLINE void fill(T* to, int64_t n) {  // with zeros
   for (int64_t i = 0; i < n; ++i) to[i] = T{};
 }
 
-// Lays arrays out one after the other; with base null it only measures.
-class Layout {
+// Hands out arrays one after the other; if `base` is null, it only counts their bytes.
+class Arena {
  public:
-  explicit Layout(void* base) : base_(static_cast<char*>(base)) {}
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
   template <class T>
   T* take(int64_t count) {
     char* const at = base_ ? base_ + used_ : nullptr;
     const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
-    // A line more, so that arrays of a power of two do not fall on the same cache sets.
+    // One line more, so that arrays whose size is a power of two do not share cache sets.
     used_ += round_up(bytes, 64) + 64;
 #if defined(FUSEDRNN_POISON_GAPS)
     if (base_) ASAN_POISON_MEMORY_REGION(at + bytes, base_ + used_ - (at + bytes));
@@ -50,20 +50,21 @@ class Layout {
   int64_t used_ = 0;
 };
 
-// Steps in the order in which a direction takes them: walk step s is time t(s).
+// Steps in the order in which a direction walks them: its step s is time t(s).
 struct Steps {
   const Problem& p;
   bool reverse;
 
   int64_t t(int64_t s) const { return reverse ? p.T - 1 - s : s; }
   int64_t alive(int64_t s) const { return p.batch(t(s)); }
-  // Rows that stay alive after walk step s; the others have their final state.
+  // Rows that stay alive after step s; the others have their final states then.
   int64_t alive_after(int64_t s) const { return s + 1 < p.T ? least(alive(s), alive(s + 1)) : 0; }
   int64_t row(int64_t s, int64_t b) const { return p.row(t(s), b); }
 };
 
-// The share of a thread: rows of the batch (batch split) or groups of unit vectors (units split).
-// With sequences of unequal length rows are cut so that each thread has the same number of steps.
+// The share of a thread: rows of the batch if that is split, or groups of vectors of units if units
+// are. If sequences differ in length, rows are cut so that each thread has about the same number of
+// steps.
 inline Range row_share(const Problem& p, const Plan& plan, const Team& team) {
   if (plan.split != Split::batch) return {0, p.B};
   if (!p.offsets) return share(p.B, team.rank, team.size);
@@ -84,7 +85,7 @@ inline Range group_share(const Groups& groups, const Plan& plan, const Team& tea
                                     : Range{0, groups.count};
 }
 
-// Groups of at most `widest` vectors, enough of them for every thread where units are split.
+// Groups of at most `widest` vectors. If units are split, there are enough groups for every thread.
 inline Groups make_groups(int64_t values, int64_t lanes, int64_t widest, const Plan& plan) {
   const int64_t vectors = div_up(values, lanes);
   int64_t count = div_up(vectors, widest);
@@ -95,7 +96,7 @@ inline Groups make_groups(int64_t values, int64_t lanes, int64_t widest, const P
   return {vectors, count};
 }
 
-// Teams: threads are dealt to directions, or every direction is walked by the one team in turn.
+// Walks all directions. Either each has a team of its own, or one team walks them in turn.
 template <class Walk>
 void run_directions(const Problem& p, const Plan& plan, ParallelFor parallel_for, Walk walk) {
   struct Context {
@@ -113,7 +114,7 @@ void run_directions(const Problem& p, const Plan& plan, ParallelFor parallel_for
         const Team team{rank / teams, (size - mine + teams - 1) / teams, &c.barriers[mine]};
         for (int d = mine; d < c.p.directions; d += teams) {
           c.walk(d, team);
-          team.sync();  // the next direction takes over the scratch
+          team.sync();  // the next direction uses the same scratch memory
         }
       },
       &context);

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <exception>
+#include <stdexcept>
 #include <string>
 
 #include "layer.h"
@@ -35,8 +36,14 @@ void with_storage(Dtype dtype, const F& run) {
   }
 }
 
+void refuse_modifiers(const Problem& problem) {
+  if (problem.modifiers.any())
+    throw std::runtime_error("modifiers: the CUDA kernels take none yet");
+}
+
 const char* forward(const Problem& problem, const Context& context) {
   return report([&] {
+    refuse_modifiers(problem);
     with_storage(problem.dtype,
                  [&](auto type) { layer_forward<decltype(type)>(problem, context); });
   });
@@ -44,6 +51,7 @@ const char* forward(const Problem& problem, const Context& context) {
 
 const char* backward(const BackwardProblem& problem, const Context& context) {
   return report([&] {
+    refuse_modifiers(problem);
     with_storage(problem.dtype,
                  [&](auto type) { layer_backward<decltype(type)>(problem, context); });
   });

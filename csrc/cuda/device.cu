@@ -48,7 +48,7 @@ CudaDevice ask_device() {
 }
 
 void ask_further(CudaDevice& device) {
-  // A build for older devices alone is compiled anew by the driver, from PTX that has no more.
+  // A build for older devices only is compiled anew by the driver, from PTX that has no more.
   cudaFuncAttributes compiled;
   check(cudaFuncGetAttributes(&compiled, gauge), "asking what was compiled");
   device.capability = least(device.capability, compiled.ptxVersion);

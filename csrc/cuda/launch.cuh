@@ -12,7 +12,7 @@ namespace fusedrnn::cuda {
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // not left behind for whoever asks next
+  cudaGetLastError();  // not left for whoever asks next
   std::string text = std::string("CUDA: ") + what + " failed: " + cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice)
     text +=

@@ -1,13 +1,19 @@
 // One layer call on a CUDA device: what does not wait for a step is a large product before or after
-// the walk; the walk is a team's (walk_forward.cuh, walk_backward.cuh) or stepwise, for each step
-// one product and one fused kernel (cells.cuh), on any GPU and for any size. A cell of two parts
-// (cell.h) is always stepwise, two products and two kernels for each step.
+// the walk; the walk is a team's (team/) or stepwise, on any GPU and for any size: for each stage
+// of each step one product and one fused kernel (stepwise/). No driver knows which cell it is: a
+// table has the kernels (kernels.h).
 //
 //   forward    chunk of steps:  gates = X W_ih^T
 //              stepwise, each:  product = h W_hh^T;  cell   (projected: h = cell W_hr^T)
 //   backward   stepwise, each:  cell;  dh = dgates W_hh     (projected: dh = dh W_hr first)
 //              then:            dX = dgates W_ih;  dW = dgates^T [X, h before];  db = sums of
 //              dgates
+//
+// In a cell of several stages, the first one's product is with h, and each other's with the
+// operand that the stage before it left. W_hh has the stages' rows one after the other.
+//
+//   forward    each stage:      product = operand W_stage^T;  kernel
+//   backward   each, from last: kernel;  d operand = dgates of the stage W_stage
 //
 // A team walks each direction. Stepwise, both directions of a step are one product, batched, and
 // one kernel; a packed call whose directions have different numbers of rows at a step takes a
@@ -20,27 +26,28 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <array>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 
-#include "cuda/stepwise/steps.cuh"
-#include "cuda/team/walk_launch.h"
 #include "device.h"
+#include "kernels.h"
+#include "launch.cuh"
 #include "layer.h"
 #include "layer/backend.h"
 #include "offsets.h"
 #include "product.h"
 #include "rows.cuh"
+#include "stepwise/projected.cuh"
+#include "team/walk_launch.h"
 
 namespace fusedrnn::cuda {
 
-// Scratch of a call: laid out twice, first to count the bytes, then to set the pointers. What is
-// not needed is null.
-class Layout {
+// Scratch of a call: placed twice, first to count the bytes, then to set the pointers. What is not
+// needed is null.
+class Arena {
  public:
-  explicit Layout(void* base) : base_(static_cast<char*>(base)) {}
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
   template <class T>
   void place(T*& pointer, int64_t count) {
     pointer = base_ && count ? reinterpret_cast<T*>(base_ + bytes_) : nullptr;
@@ -61,6 +68,8 @@ class Layer {
 
   Layer(const Problem& problem, const Context& context, Pass pass)
       : p_(problem),
+        facts_(problem.facts()),
+        kernels_(kernels_of<E>(problem.cell)),
         context_(context),
         plan_(plan_here(problem, pass, context.allow_tf32)),
         products_(context, Storage<E>::dtype),
@@ -69,36 +78,42 @@ class Layer {
         B_(problem.B),
         H_(problem.H),
         R_(problem.R()),
-        GH_(gates_of(problem.cell) * problem.H),
+        GH_(problem.gate_rows()),
         y_row_(problem.directions * problem.R()) {}
 
-  // Calls layout(Layout&) to count, allocates, and calls it again to set the pointers.
+  // Calls place(Arena&) to count, allocates, and calls it again to set the pointers.
   template <class F>
-  void allocate(const F& layout) const {
-    Layout count(nullptr);
-    layout(count);
+  void allocate(const F& place) const {
+    Arena count(nullptr);
+    place(count);
     void* const scratch = context_.allocate(count.bytes(), context_.owner);
     if (!scratch)
       throw std::runtime_error("out of memory: " + std::to_string(count.bytes()) +
                                " bytes of scratch of a layer could not be allocated; use a smaller "
                                "batch or fewer steps");
-    Layout set(scratch);
-    layout(set);
+    Arena set(scratch);
+    place(set);
   }
 
   static const E* typed(const void* data) { return static_cast<const E*>(data); }
   static E* typed(void* data) { return static_cast<E*>(data); }
+
+  // A direction's part of an array of [D][B][width]; null if there is none.
+  template <class T>
+  T* of_direction(T* array, int d, int64_t width) const {
+    return array ? array + d * B_ * width : nullptr;
+  }
 
   int64_t step(int d, int64_t s) const { return d == 0 ? s : p_.T - 1 - s; }  // s: of the walk
   int64_t rows(int d, int64_t s) const { return p_.batch(step(d, s)); }
   const E* y(int d, int64_t t) const { return typed(p_.output) + p_.row(t, 0) * y_row_ + d * R_; }
   E* reserve(int d, int64_t t) const {
     if (!p_.reserve) return nullptr;
-    return typed(p_.reserve) + (d * p_.rows + p_.row(t, 0)) * saved_of(p_.cell) * p_.Hp();
+    return typed(p_.reserve) + (d * p_.rows + p_.row(t, 0)) * facts_.saved * p_.Hp();
   }
   StateBefore<E> before(int d, int64_t s) const {
     StateBefore<E> state;
-    state.hx = p_.hx ? typed(p_.hx) + d * B_ * R_ : nullptr;
+    state.hx = of_direction(typed(p_.hx[0]), d, R_);
     if (s > 0) state.y = y(d, step(d, s - 1)), state.rows = rows(d, s - 1);
     return state;
   }
@@ -141,7 +156,7 @@ class Layer {
       copy(to, from, count * static_cast<int64_t>(sizeof(E)));
   }
 
-  // One direction's weights where they are; both behind each other in scratch, for a batch.
+  // One direction's weights where they are; both one after the other in scratch, for a batch.
   const E* joined(const void* Weights::* weight, E* scratch, int64_t count) const {
     if (D_ == 1) return typed(p_.weights[0].*weight);
     for (int d = 0; d < D_; ++d)
@@ -155,9 +170,7 @@ class Layer {
   bool walks() const { return plan_.walk.team != CudaTeam::stepwise; }
 
   // Where the offsets of a packed call go, which the host has and the device asks for.
-  void place_offsets(Layout& layout) {
-    layout.place(offsets_, walks() && p_.offsets ? p_.T + 1 : 0);
-  }
+  void place_offsets(Arena& arena) { arena.place(offsets_, walks() && p_.offsets ? p_.T + 1 : 0); }
   void copy_offsets() const {
     if (offsets_) fusedrnn::cuda::copy_offsets(p_.offsets, p_.T + 1, offsets_, stream_);
   }
@@ -169,17 +182,9 @@ class Layer {
     walk.tiles = static_cast<int>(div_up(B_, plan_.walk.size.rows));
   }
 
-  // Runs f(C(), A()) for the cell and how its product is made.
-  template <class F>
-  void with_walk(const F& f) const {
-    if constexpr (std::is_same_v<E, __nv_bfloat16>)
-      with_walking_cell(Bf16(), f);
-    else if constexpr (std::is_same_v<E, __half>)
-      with_walking_cell(F16(), f);
-    else if constexpr (std::is_same_v<E, float>)
-      plan_.walk.arithmetic == Arithmetic::tf32 ? with_walking_cell(Tf32(), f)
-                                                : with_walking_cell(F32(), f);
-  }
+  // The kernels of the walk, and which of a pair of them is for this team.
+  const Kernels<E>& walk_kernels() const { return kernels_of<E>(p_.cell, plan_.walk.arithmetic); }
+  int of_team() const { return plan_.walk.team == CudaTeam::cluster ? 1 : 0; }
 
   // ---- Stepwise ---------------------------------------------------------------------------------
 
@@ -190,26 +195,29 @@ class Layer {
     return most;
   }
 
-  bool divided() const { return is_divided(p_.cell); }
+  int last_stage() const { return facts_.stages - 1; }
 
-  // Runs f<C, N>() for a part of the cell and for one unit per thread or 16 bytes of them.
-  template <class Part, class Pointers, class F>
-  void with_part(const Pointers& touched, const F& f) const {
-    with_width<Part>(wide(touched), f);
+  // Launches a stage's kernel over the first `units` of all rows: one unit per thread, or 16 bytes
+  // of them where all that the kernel touches allows it.
+  template <class Steps>
+  void launch_stage(const char* what, void (*const (&kernels)[2])(Steps), int64_t s, int64_t units,
+                    bool wide, const Steps& steps) const {
+    const int width = wide ? static_cast<int>(16 / sizeof(E)) : 1;
+    const Grid grid = grid_over(most_rows(s), units, width, D_);
+    launch(what, kernels[wide], grid.grid, grid.block, stream_, steps);
   }
-  // The same for a cell that is not divided.
-  template <class Pointers, class F>
-  void with_cell(const Pointers& touched, const F& f) const {
-    const bool wide = this->wide(touched);
-    switch (p_.cell) {
-      case Cell::lstm: return with_width<LstmCell>(wide, f);
-      case Cell::gru: return with_width<GruCell>(wide, f);
-      case Cell::rnn_tanh: return with_width<RnnCell<true>>(wide, f);
-      default: return with_width<RnnCell<false>>(wide, f);
-    }
+  // Whether rows of R begin at multiples of 16 bytes in arrays that do.
+  bool has_wide_rows() const {
+    return plan_.units_per_thread > 1 && R_ * static_cast<int64_t>(sizeof(E)) % 16 == 0;
+  }
+  template <class... T>
+  static bool are_aligned(const T*... pointers) {
+    return (... && (reinterpret_cast<uintptr_t>(pointers) % 16 == 0));
   }
 
   const Problem& p_;
+  const Facts& facts_;
+  const Kernels<E>& kernels_;  // stepwise
   const Context& context_;
   const CudaPlan plan_;
   const Products products_;
@@ -217,30 +225,6 @@ class Layer {
   const int D_;
   const int64_t B_, H_, R_, GH_, y_row_;
   int64_t* offsets_ = nullptr;  // [T + 1] on the device, for the walk of a packed call
-
- private:
-  template <class Pointers>
-  bool wide(const Pointers& touched) const {
-    bool wide = plan_.units_per_thread > 1 && R_ * static_cast<int64_t>(sizeof(E)) % 16 == 0;
-    for (const void* pointer : touched) wide &= reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-    return wide;
-  }
-
-  template <class A, class F>
-  void with_walking_cell(A arithmetic, const F& f) const {
-    switch (p_.cell) {
-      case Cell::lstm: return f(LstmCell(), arithmetic);
-      case Cell::gru: return f(GruCell(), arithmetic);
-      case Cell::rnn_tanh: return f(RnnCell<true>(), arithmetic);
-      default: return f(RnnCell<false>(), arithmetic);
-    }
-  }
-
-  template <class C, class F>
-  void with_width(bool wide, const F& f) const {
-    wide ? f(C(), std::integral_constant<int, 16 / sizeof(E)>())
-         : f(C(), std::integral_constant<int, 1>());
-  }
 };
 
 }  // namespace fusedrnn::cuda

@@ -1,5 +1,5 @@
-// The entry points that each storage type compiles (instances/layer_*.cu), for backend.cpp to
-// choose from. They throw std::runtime_error.
+// The entry points of each storage type (layer.cu), for backend.cpp to choose from. They throw
+// std::runtime_error.
 #pragma once
 
 #include "layer/backend.h"

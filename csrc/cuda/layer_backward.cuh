@@ -13,17 +13,18 @@ class LayerBackward : Layer<E> {
  public:
   LayerBackward(const BackwardProblem& problem, const Context& context)
       : Base(problem, context, Pass::backward), b_(problem) {
-    parts_ = gates_of(p_.cell) + (p_.cell == Cell::gru);
+    grads_row_ = facts_.grads * H_;
+    apart_ = facts_.grads - facts_.unit_weights - facts_.products;
     for (int d = 0; d < D_; ++d) {
       const WeightGradients& wanted = b_.grad_weights[d];
       wants_w_hh_ |= wanted.w_hh != nullptr;
       wants_w_hr_ |= wanted.w_hr != nullptr;
-      wants_biases_ |= wanted.b_ih || wanted.b_hh;
+      wants_sums_ |= wanted.b_ih || wanted.b_hh || wanted.w_unit;
     }
   }
 
   void run() {
-    this->allocate([this](Layout& layout) { place(layout); });
+    this->allocate([this](Arena& arena) { place(arena); });
     this->walks() ? walk() : walk_stepwise();
     for (int d = 0; d < D_; ++d) differentiate_weights(d);
     if (b_.grad_input) differentiate_input();
@@ -38,19 +39,20 @@ class LayerBackward : Layer<E> {
     walk.T = static_cast<int>(p_.T);
     for (int d = 0; d < D_; ++d) {
       auto& to = walk.direction[d];
-      const auto state = [&](auto* states) { return states ? states + d * B_ * H_ : nullptr; };
       to.w_hh = Base::typed(p_.weights[d].w_hh);
-      to.hx = state(Base::typed(p_.hx));
-      to.grad_hn = state(Base::typed(b_.grad_hn)), to.grad_cn = state(Base::typed(b_.grad_cn));
-      to.grad_hx = state(Base::typed(b_.grad_hx)), to.grad_cx = state(Base::typed(b_.grad_cx));
+      to.w_unit = Base::typed(p_.weights[d].w_unit);
+      to.hx = this->of_direction(Base::typed(p_.hx[0]), d, H_);
+      for (int i = 0; i < facts_.states; ++i) {
+        to.grad_hn[i] = this->of_direction(Base::typed(b_.grad_hn[i]), d, H_);
+        to.grad_hx[i] = this->of_direction(Base::typed(b_.grad_hx[i]), d, H_);
+      }
       to.grad_y = grad_y(d, 0);
       to.y = this->y(d, 0);
       to.save = this->reserve(d, 0);
-      to.grads = at(grads_, d, 0, parts_ * H_);
+      to.grads = at(grads_, d, 0, grads_row_);
     }
-    this->with_walk([&](auto cell, auto arithmetic) {
-      launch_backward<decltype(cell), decltype(arithmetic)>(plan_.walk, walk, D_, stream_);
-    });
+    launch_teams("the backward walk", this->walk_kernels().walk_backward[this->of_team()], walk,
+                 plan_.walk, D_, stream_);
     if constexpr (!std::is_same_v<E, double>)  // no team walks in it
       if (wants_w_hh_) keep_states_before(walk);
   }
@@ -69,36 +71,38 @@ class LayerBackward : Layer<E> {
     const int64_t states = D_ * B_;
     w_hh_ = this->joined(&Weights::w_hh, w_hh_copy_, GH_ * R_);
     if (p_.P) w_hr_ = this->joined(&Weights::w_hr, w_hr_copy_, p_.P * H_);
-    this->fill(dh_, b_.grad_hn, states * R_);
-    if (p_.cell == Cell::lstm) this->fill(dc_, b_.grad_cn, states * H_);
+    wide_ = this->has_wide_rows() &&
+            Base::are_aligned(p_.hx[0], p_.output, p_.reserve, b_.grad_output) &&
+            Base::are_aligned(p_.weights[0].w_unit, p_.weights[1].w_unit);
+    this->fill(dh_, b_.grad_hn[0], states * R_);
+    for (int i = 1; i < facts_.states; ++i) this->fill(dstate_[i], b_.grad_hn[i], states * H_);
     for (int64_t s = p_.T - 1; s >= 0; --s) {
       if (p_.P) project_gradient(s);
-      if (this->divided())
-        differentiate_parts(s);
-      else
-        differentiate_cells(s);
-      if (s > 0 || b_.grad_hx) multiply_gradient(s);
+      for (int k = this->last_stage(); k >= 0; --k) differentiate_stage(s, k);
     }
-    if (b_.grad_hx) this->keep(b_.grad_hx, dh_, states * R_);
-    if (b_.grad_cx) this->keep(b_.grad_cx, dc_, states * H_);
+    if (b_.grad_hx[0]) this->keep(b_.grad_hx[0], dh_, states * R_);
+    for (int i = 1; i < facts_.states; ++i)
+      if (b_.grad_hx[i]) this->keep(b_.grad_hx[i], dstate_[i], states * H_);
   }
 
-  void place(Layout& layout) {
-    const int64_t states = D_ * B_;
-    layout.place(grads_, D_ * p_.rows * parts_ * H_);
-    layout.place(h_before_, wants_w_hh_ ? D_ * p_.rows * R_ : 0);
-    layout.place(sums_, wants_biases_ ? slices_of(p_.rows) * parts_ * H_ : 0);
-    layout.place(grad_input_, sums_input() ? p_.rows * p_.I : 0);
-    this->place_offsets(layout);
+  void place(Arena& arena) {
+    const int64_t states = D_ * B_, rows = D_ * p_.rows;
+    const bool divided = facts_.stages > 1;
+    arena.place(grads_, rows * grads_row_);
+    arena.place(h_before_, wants_w_hh_ ? rows * R_ : 0);
+    arena.place(sums_, wants_sums_ ? slices_of(p_.rows) * grads_row_ : 0);
+    arena.place(grad_input_, sums_input() ? p_.rows * p_.I : 0);
+    this->place_offsets(arena);
     if (this->walks()) return;
-    layout.place(dh_, states * R_);
-    layout.place(dc_, p_.cell == Cell::lstm ? states * H_ : 0);
-    layout.place(w_hh_copy_, this->joined_count(GH_ * R_));
-    layout.place(hidden_grad_, p_.P || this->divided() ? states * H_ : 0);
-    layout.place(projected_grads_, p_.P ? D_ * p_.rows * p_.P : 0);
-    const bool wants_hidden = wants_w_hr_ || (this->divided() && wants_w_hh_);
-    layout.place(hidden_, wants_hidden ? D_ * p_.rows * H_ : 0);
-    layout.place(w_hr_copy_, p_.P ? this->joined_count(p_.P * H_) : 0);
+    arena.place(dh_, states * R_);
+    for (int i = 1; i < facts_.states; ++i) arena.place(dstate_[i], states * H_);
+    arena.place(w_hh_copy_, this->joined_count(GH_ * R_));
+    arena.place(hidden_grad_, p_.P ? states * H_ : 0);
+    arena.place(operand_grad_, divided ? states * H_ : 0);
+    arena.place(projected_grads_, p_.P ? rows * p_.P : 0);
+    arena.place(hidden_, wants_w_hr_ ? rows * H_ : 0);
+    arena.place(operands_, wants_w_hh_ ? this->last_stage() * rows * H_ : 0);
+    arena.place(w_hr_copy_, p_.P ? this->joined_count(p_.P * H_) : 0);
   }
 
   // The place of step t in an array of [D][rows][width].
@@ -136,114 +140,71 @@ class LayerBackward : Layer<E> {
         {w_hr_, H_, false, p_.P * H_}, {hidden_grad_, H_, Storage<E>::sum_dtype, B_ * H_});
   }
 
-  void differentiate_cells(int64_t s) {
-    const BackwardSteps<E> steps = describe_steps(s);
-    this->with_cell(touched(), [&](auto cell, auto width) {
-      launch_step<decltype(cell), decltype(width)::value>(s, steps);
-    });
+  // A stage's kernel, and the product after it: the gradient of what the stage multiplies.
+  void differentiate_stage(int64_t s, int k) {
+    const StageKernels<E>& stage = kernels_.stages[k];
+    this->launch_stage("a backward step", stage.backward, s, H_, wide_, describe_stage(s, k));
+    if (k == 0 && s == 0 && !b_.grad_hx[0]) return;
+    const int64_t gate = stage.first_gate * H_;
+    const bool passes = k == 0 && facts_.has_carry;  // kernels left there what passes by products
+    this->multiply_step(s, R_, stage.products * H_,
+                        {at(grads_, 0, this->step(0, s), grads_row_) + gate, grads_row_, false,
+                         between_directions(s, grads_row_)},
+                        {w_hh_ + gate * R_, R_, false, GH_ * R_},
+                        {k == 0 ? dh_ : operand_grad_, R_, Storage<E>::sum_dtype, B_ * R_, passes});
   }
 
-  // A cell of two parts: dh stands in for their dc, so that all that reaches h before the step adds
-  // up there. Between them is the product with the last part's weights, the gradient of its
-  // operand.
-  void differentiate_parts(int64_t s) {
-    using First = GruResetBeforeCell::First;
-    using Last = GruResetBeforeCell::Last;
-    BackwardSteps<E> steps = describe_steps(s);
-    for (int d = 0; d < D_; ++d) {
-      BackwardStep<E>& to = steps.direction[d];
-      to.dc = to.dh, to.dh = nullptr, to.h = nullptr;
-    }
-    this->template with_part<Last>(touched(), [&](auto part, auto width) {
-      launch_step<decltype(part), decltype(width)::value>(s, steps);
-    });
-    const int64_t width = parts_ * H_, gate = Last::first_gate * H_;
-    this->multiply_step(
-        s, H_, Last::products * H_,
-        {at(grads_, 0, this->step(0, s), width) + gate, width, false, between_directions(s, width)},
-        {w_hh_ + gate * R_, R_, false, GH_ * R_},
-        {hidden_grad_, H_, Storage<E>::sum_dtype, B_ * H_});
-    for (int d = 0; d < D_; ++d) {
-      BackwardStep<E>& to = steps.direction[d];
-      to.grad_y = nullptr, to.h_before = nullptr;
-      to.dh = hidden_grad_ + d * B_ * H_;
-      to.h = at(hidden_, d, this->step(d, s), H_);
-    }
-    this->template with_part<First>(touched(), [&](auto part, auto width) {
-      launch_step<decltype(part), decltype(width)::value>(s, steps);
-    });
-  }
-
-  std::array<const void*, 4> touched() const {
-    return {p_.hx, p_.output, p_.reserve, b_.grad_output};
-  }
-
-  BackwardSteps<E> describe_steps(int64_t s) const {
+  BackwardSteps<E> describe_stage(int64_t s, int k) const {
+    const bool last = k == this->last_stage();
     BackwardSteps<E> steps;
     steps.H = H_, steps.Hp = p_.Hp(), steps.y_row = y_row_;
     for (int d = 0; d < D_; ++d) {
       const int64_t t = this->step(d, s);
       BackwardStep<E>& to = steps.direction[d];
       to.rows = this->rows(d, s);
-      to.grad_y = p_.P ? nullptr : grad_y(d, t);
-      to.dh = (p_.P ? hidden_grad_ : dh_) + d * B_ * H_;
-      to.dc = dc_ + (p_.cell == Cell::lstm ? d * B_ * H_ : 0);
+      to.grad_y = last && !p_.P ? grad_y(d, t) : nullptr;
+      to.dresult = this->of_direction(!last ? operand_grad_ : p_.P ? hidden_grad_ : dh_, d, H_);
+      to.carry = this->of_direction(dh_, d, R_);
+      for (int i = 1; i < facts_.states; ++i)
+        to.dstate[i - 1] = this->of_direction(dstate_[i], d, H_);
       to.save = this->reserve(d, t);
+      to.w_unit = Base::typed(p_.weights[d].w_unit);
       to.y = this->y(d, t);
       to.before = this->before(d, s);
-      to.h_before = p_.P ? nullptr : at(h_before_, d, t, H_);
-      to.h = at(hidden_, d, t, H_);
-      to.grads = at(grads_, d, t, parts_ * H_);
+      to.h_before = last && !p_.P ? at(h_before_, d, t, H_) : nullptr;
+      to.result = at(last ? hidden_ : operand_of(k + 1), d, t, H_);
+      to.grads = at(grads_, d, t, grads_row_);
     }
     return steps;
   }
 
-  template <class C, int N>
-  void launch_step(int64_t s, const BackwardSteps<E>& steps) {
-    const Grid grid = grid_over(this->most_rows(s), H_, N, D_);
-    launch("a backward step", backward_cell<C, E, N>, grid.grid, grid.block, stream_, steps);
+  // What a stage after the first multiplied, of all steps; null if that is not asked for.
+  E* operand_of(int k) const {
+    return operands_ ? operands_ + (k - 1) * D_ * p_.rows * H_ : nullptr;
   }
 
-  // dh of the step before. The cell of a GRU left there what passes by the product.
-  void multiply_gradient(int64_t s) {
-    const int64_t width = parts_ * H_;
-    const bool passes = p_.cell == Cell::gru || this->divided();
-    this->multiply_step(
-        s, R_, state_gates() * H_,
-        {at(grads_, 0, this->step(0, s), width), width, false, between_directions(s, width)},
-        {w_hh_, R_, false, GH_ * R_}, {dh_, R_, Storage<E>::sum_dtype, B_ * R_, passes});
-  }
-
-  // How many gates' product is with h itself; they come first.
-  int64_t state_gates() const {
-    return this->divided() ? GruResetBeforeCell::First::products : gates_of(p_.cell);
-  }
-
-  // The parts of the gates' gradients that belong to the input's projection: one range of columns,
-  // for the GRU two. f(column of the gradients, row of W_ih, how many)
+  // The gates' gradients that belong to the input's projection: one range of columns, and those of
+  // a late input apart. f(column of the gradients, row of W_ih, how many)
   template <class F>
-  void for_input_parts(const F& f) const {
-    if (p_.cell != Cell::gru) return f(0, 0, GH_);
-    f(0, 0, 2 * H_);
-    f(3 * H_, 2 * H_, H_);
+  void for_input_ranges(const F& f) const {
+    f(0, 0, GH_ - apart_ * H_);
+    if (apart_) f(facts_.products * H_, GH_ - apart_ * H_, apart_ * H_);
   }
 
   void differentiate_weights(int d) {
     const WeightGradients& to = b_.grad_weights[d];
-    const int64_t rows = p_.rows, width = parts_ * H_;
+    const int64_t rows = p_.rows, width = grads_row_;
     const E* const grads = grads_ + d * rows * width;
     constexpr Dtype dtype = Storage<E>::dtype;
-    if (to.w_hh) {
-      const int64_t of_state = state_gates() * H_;
-      products_.multiply(of_state, R_, rows, {grads, width, true}, {h_before_ + d * rows * R_, R_},
-                         {to.w_hh, R_, dtype});
-      if (this->divided())
-        products_.multiply(GH_ - of_state, R_, rows, {grads + of_state, width, true},
-                           {hidden_ + d * rows * H_, H_},
-                           {Base::typed(to.w_hh) + of_state * R_, R_, dtype});
+    for (int k = 0; to.w_hh && k < facts_.stages; ++k) {
+      const int64_t gate = kernels_.stages[k].first_gate * H_;
+      const E* const operand = k == 0 ? h_before_ : operand_of(k);
+      products_.multiply(kernels_.stages[k].products * H_, R_, rows, {grads + gate, width, true},
+                         {operand + d * rows * R_, R_},
+                         {Base::typed(to.w_hh) + gate * R_, R_, dtype});
     }
     if (to.w_ih)
-      for_input_parts([&](int64_t column, int64_t gate, int64_t count) {
+      for_input_ranges([&](int64_t column, int64_t gate, int64_t count) {
         products_.multiply(count, p_.I, rows, {grads + column, width, true},
                            {p_.input, p_.input_row},
                            {Base::typed(to.w_ih) + gate * p_.I, p_.I, dtype});
@@ -251,36 +212,36 @@ class LayerBackward : Layer<E> {
     if (to.w_hr)
       products_.multiply(p_.P, H_, rows, {projected_grads_ + d * rows * p_.P, p_.P, true},
                          {hidden_ + d * rows * H_, H_}, {to.w_hr, H_, dtype});
-    if (to.b_ih || to.b_hh) differentiate_biases(to, grads);
+    if (to.b_ih || to.b_hh || to.w_unit) sum_over_rows(to, grads);
   }
 
-  void differentiate_biases(const WeightGradients& to, const E* grads) {
+  // Gradients of the biases and of the unit weights.
+  void sum_over_rows(const WeightGradients& to, const E* grads) {
     const auto blocks = [](int64_t n, int64_t each) {
       return static_cast<unsigned>(div_up(n, each));
     };
-    BiasGradients<E> sums;
+    RowSums<E> sums;
     sums.partial = sums_;
-    sums.slices = slices_of(p_.rows), sums.columns = parts_ * H_, sums.gates = GH_;
-    sums.shared = p_.cell == Cell::gru ? 2 * H_ : GH_;
+    sums.slices = slices_of(p_.rows), sums.columns = grads_row_, sums.gates = GH_;
+    sums.shared = GH_ - apart_ * H_, sums.units = facts_.unit_weights * H_;
     sums.b_ih = Base::typed(to.b_ih), sums.b_hh = Base::typed(to.b_hh);
-    launch("sums of bias gradients", sum_slices<E>,
+    sums.w_unit = Base::typed(to.w_unit);
+    launch("sums of gradients over rows", sum_slices<E>,
            dim3(blocks(sums.columns, kSumColumns), static_cast<unsigned>(sums.slices)),
            dim3(kSumColumns, kSumWarps), stream_, grads, p_.rows, sums.columns, sums_);
-    launch("bias gradients", store_biases<E>, dim3(blocks(sums.columns, kBlockThreads)),
+    launch("bias gradients", store_sums<E>, dim3(blocks(sums.columns, kBlockThreads)),
            dim3(kBlockThreads), stream_, sums);
   }
 
   // Several products add up to it: in half precision, in a copy that keeps the whole sum.
-  bool sums_input() const {
-    return b_.grad_input && kIsHalf<E> && (D_ > 1 || p_.cell == Cell::gru);
-  }
+  bool sums_input() const { return b_.grad_input && kIsHalf<E> && (D_ > 1 || apart_); }
   void differentiate_input() {
-    const int64_t width = parts_ * H_;
+    const int64_t width = grads_row_;
     void* const to = grad_input_ ? static_cast<void*>(grad_input_) : b_.grad_input;
     const Dtype dtype = grad_input_ ? Storage<E>::sum_dtype : Storage<E>::dtype;
     bool accumulate = false;
     for (int d = 0; d < D_; ++d)
-      for_input_parts([&](int64_t column, int64_t gate, int64_t count) {
+      for_input_ranges([&](int64_t column, int64_t gate, int64_t count) {
         products_.multiply(p_.rows, p_.I, count, {grads_ + d * p_.rows * width + column, width},
                            {Base::typed(p_.weights[d].w_ih) + gate * p_.I, p_.I},
                            {to, p_.I, dtype, 0, accumulate});
@@ -291,20 +252,23 @@ class LayerBackward : Layer<E> {
   }
 
   using Base::D_, Base::B_, Base::H_, Base::R_, Base::GH_, Base::y_row_;
-  using Base::p_, Base::plan_, Base::products_, Base::stream_;
+  using Base::facts_, Base::kernels_, Base::p_, Base::plan_, Base::products_, Base::stream_;
 
   const BackwardProblem& b_;
-  int64_t parts_ = 0;  // of the gates' gradients: G, and one more for the GRU
-  bool wants_w_hh_ = false, wants_w_hr_ = false, wants_biases_ = false;
-  E* grads_ = nullptr;            // [D][rows][parts][H]
+  int64_t grads_row_ = 0;  // elements of all gradients of a row
+  int64_t apart_ = 0;      // gradients of inputs that are not a product's, too
+  bool wants_w_hh_ = false, wants_w_hr_ = false, wants_sums_ = false;
+  bool wide_ = false;             // kernels take 16 bytes of units per thread
+  E* grads_ = nullptr;            // [D][rows][grads][H]
   E* h_before_ = nullptr;         // [D][rows][R]
   S* dh_ = nullptr;               // [D][B][R]
-  S* dc_ = nullptr;               // [D][B][H]
-  S* hidden_grad_ = nullptr;      // [D][B][H], projected: dh W_hr; of two parts: of the operand
+  S* dstate_[kMaxStates] = {};    // [D][B][H]
+  S* hidden_grad_ = nullptr;      // [D][B][H], projected: dh W_hr
+  S* operand_grad_ = nullptr;     // [D][B][H], of what the stage after multiplied
   E* projected_grads_ = nullptr;  // [D][rows][P]
-  E* hidden_ = nullptr;           // [D][rows][H], projected: h before its projection; of two
-                                  // parts: the second one's operand
-  S* sums_ = nullptr;             // [slices][parts][H]
+  E* hidden_ = nullptr;           // [D][rows][H], projected: h before its projection
+  E* operands_ = nullptr;         // [stages after the first][D][rows][H]
+  S* sums_ = nullptr;             // [slices][grads][H]
   S* grad_input_ = nullptr;       // [rows][I]
   E *w_hh_copy_ = nullptr, *w_hr_copy_ = nullptr;
   const E *w_hh_ = nullptr, *w_hr_ = nullptr;

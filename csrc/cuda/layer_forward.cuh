@@ -15,51 +15,48 @@ class LayerForward : Layer<E> {
       : Base(problem, context, Pass::forward) {}
 
   void run() {
-    this->allocate([this](Layout& layout) { place(layout); });
+    this->allocate([this](Arena& arena) { place(arena); });
     if (this->walks()) return walk();
     const int64_t states = D_ * B_;
     w_hh_ = this->joined(&Weights::w_hh, w_hh_copy_, GH_ * R_);
     if (p_.P) w_hr_ = this->joined(&Weights::w_hr, w_hr_copy_, p_.P * H_);
-    h_ = Base::typed(p_.hn);
-    this->fill(h_, p_.hx, states * R_);
-    if (p_.cell == Cell::lstm) this->fill(c_, p_.cx, states * H_);
+    h_ = Base::typed(p_.hn[0]);
+    wide_ = this->has_wide_rows() && are_all_aligned();
+    this->fill(h_, p_.hx[0], states * R_);
+    for (int i = 1; i < facts_.states; ++i) this->fill(state_[i], p_.hx[i], states * H_);
     for (int64_t s = 0; s < p_.T; ++s) {
       if (s % plan_.forward_steps == 0) project_input(s);
-      if (this->divided()) {
-        walk_part<GruResetBeforeCell::First>(s);
-        walk_part<GruResetBeforeCell::Last>(s);
-        continue;
-      }
-      multiply_state(s, h_, 0, GH_);
-      update_state(s);
+      for (int k = 0; k < facts_.stages; ++k) run_stage(s, k);
       if (p_.P) project_state(s);
     }
-    if (p_.cell == Cell::lstm) this->keep(p_.cn, c_, states * H_);
+    for (int i = 1; i < facts_.states; ++i) this->keep(p_.hn[i], state_[i], states * H_);
   }
 
  private:
-  void place(Layout& layout) {
+  void place(Arena& arena) {
+    const int64_t states = D_ * B_;
     // Steps of a chunk have at most as many rows as its first for one direction, its last for the
     // other; B each is an upper bound that packed calls rarely reach.
     chunk_rows_ = std::min(plan_.forward_steps * B_, p_.rows);
-    layout.place(gates_, D_ * chunk_rows_ * GH_);
+    arena.place(gates_, D_ * chunk_rows_ * GH_);
     if (this->walks()) {
-      this->place_offsets(layout);
-      if (p_.cell == Cell::lstm) layout.place(c_, plan_.forward_steps < p_.T ? D_ * B_ * H_ : 0);
+      this->place_offsets(arena);
+      for (int i = 1; i < facts_.states; ++i)
+        arena.place(state_[i], plan_.forward_steps < p_.T ? states * H_ : 0);
       return;
     }
-    layout.place(product_, D_ * B_ * GH_);
-    layout.place(w_hh_copy_, this->joined_count(GH_ * R_));
-    layout.place(hidden_, p_.P ? D_ * B_ * H_ : 0);
-    layout.place(projected_, p_.P ? D_ * B_ * p_.P : 0);
-    layout.place(w_hr_copy_, p_.P ? this->joined_count(p_.P * H_) : 0);
-    layout.place(operand_, this->divided() ? D_ * B_ * H_ : 0);
-    if (this->divided()) layout.place(c_, D_ * B_ * H_);
-    if (p_.cell != Cell::lstm) return;
-    if (kIsHalf<E>)
-      layout.place(c_, D_ * B_ * H_);
-    else
-      c_ = static_cast<S*>(p_.cn);
+    arena.place(product_, states * GH_);
+    arena.place(w_hh_copy_, this->joined_count(GH_ * R_));
+    arena.place(hidden_, p_.P ? states * H_ : 0);
+    arena.place(projected_, p_.P ? states * p_.P : 0);
+    arena.place(w_hr_copy_, p_.P ? this->joined_count(p_.P * H_) : 0);
+    arena.place(operand_, facts_.stages > 1 ? states * H_ : 0);
+    arena.place(handed_, states * kernels_.handed * H_);
+    for (int i = 1; i < facts_.states; ++i)
+      if (kIsHalf<E>)
+        arena.place(state_[i], states * H_);
+      else
+        state_[i] = static_cast<S*>(p_.hn[i]);
   }
 
   void walk() {
@@ -78,22 +75,25 @@ class LayerForward : Layer<E> {
     for (int d = 0; d < D_; ++d) {
       auto& to = walk.direction[d];
       const Weights& weights = p_.weights[d];
-      const auto state = [&](auto* states) { return states ? states + d * B_ * H_ : nullptr; };
       to.begin = static_cast<int>(d == 0 ? s : p_.T - end);
       to.end = static_cast<int>(d == 0 ? end : p_.T - s);
       to.gates = gates_ + d * chunk_rows_ * GH_, to.first_row = static_cast<int>(first_row_[d]);
       to.w_hh = Base::typed(weights.w_hh);
       to.b_ih = Base::typed(weights.b_ih), to.b_hh = Base::typed(weights.b_hh);
-      to.h_out = state(Base::typed(p_.hn));
-      to.h_in = walk.first ? state(Base::typed(p_.hx)) : to.h_out;
-      to.c_in = state(Base::typed(p_.cx)), to.c_out = state(Base::typed(p_.cn));
-      to.c = state(c_);
+      to.w_unit = Base::typed(weights.w_unit);
+      to.h_out = this->of_direction(Base::typed(p_.hn[0]), d, H_);
+      to.h_in = walk.first ? this->of_direction(Base::typed(p_.hx[0]), d, H_) : to.h_out;
+      for (int i = 1; i < facts_.states; ++i) {
+        auto& state = to.state[i - 1];
+        state.in = this->of_direction(Base::typed(p_.hx[i]), d, H_);
+        state.out = this->of_direction(Base::typed(p_.hn[i]), d, H_);
+        state.between = this->of_direction(state_[i], d, H_);
+      }
       to.y = Base::typed(p_.output) + d * R_;
       to.save = this->reserve(d, 0);
     }
-    this->with_walk([&](auto cell, auto arithmetic) {
-      launch_forward<decltype(cell), decltype(arithmetic)>(plan_.walk, walk, D_, stream_);
-    });
+    launch_teams("the forward walk", this->walk_kernels().walk_forward[this->of_team()], walk,
+                 plan_.walk, D_, stream_);
   }
 
   // The gates of the next `forward_steps` steps of each direction, in the order of t.
@@ -111,38 +111,23 @@ class LayerForward : Layer<E> {
     }
   }
 
-  // The product of `columns` rows of W_hh with h, or with what the first part of a cell made of it.
-  void multiply_state(int64_t s, const E* h, int64_t first, int64_t columns) {
-    this->multiply_step(s, columns, R_, {h, R_, false, B_ * R_},
-                        {w_hh_ + first * R_, R_, true, GH_ * R_},
+  // A stage of a step: the product of its rows of W_hh with h, or with what the stage before left,
+  // and its kernel.
+  void run_stage(int64_t s, int k) {
+    const StageKernels<E>& stage = kernels_.stages[k];
+    const int64_t columns = stage.products * H_;
+    this->multiply_step(s, columns, R_, {k == 0 ? h_ : operand_, R_, false, B_ * R_},
+                        {w_hh_ + stage.first_gate * H_ * R_, R_, true, GH_ * R_},
                         {product_, columns, Storage<E>::sum_dtype, B_ * GH_});
+    this->launch_stage("a forward step", stage.forward, s, p_.reserve ? p_.Hp() : H_, wide_,
+                       describe_steps(s));
   }
 
-  void update_state(int64_t s) {
-    const ForwardSteps<E> steps = describe_steps(s);
-    this->with_cell(touched(), [&](auto cell, auto width) {
-      launch_step<decltype(cell), decltype(width)::value>(s, steps);
-    });
-  }
-
-  // One part of a step, product and all.
-  template <class Part>
-  void walk_part(int64_t s) {
-    constexpr bool kFirst = std::is_same_v<Part, typename Part::Whole::First>;
-    multiply_state(s, kFirst ? h_ : operand_, Part::first_gate * H_, Part::products * H_);
-    ForwardSteps<E> steps = describe_steps(s);
-    if (kFirst)
-      for (int d = 0; d < D_; ++d)
-        steps.direction[d].y = operand_ + d * B_ * H_, steps.direction[d].y_row = H_;
-    this->template with_part<Part>(touched(), [&](auto part, auto width) {
-      launch_step<decltype(part), decltype(width)::value>(s, steps);
-    });
-  }
-
-  std::array<const void*, 8> touched() const {
-    const Weights *const first = &p_.weights[0], *const second = &p_.weights[D_ - 1];
-    return {first->b_ih, first->b_hh, second->b_ih, second->b_hh,
-            p_.output,   p_.hn,       p_.cn,        p_.reserve};
+  bool are_all_aligned() const {
+    bool are = Base::are_aligned(p_.output, p_.reserve);
+    for (const void* state : p_.hn) are = are && Base::are_aligned(state);
+    for (const Weights& w : p_.weights) are = are && Base::are_aligned(w.b_ih, w.b_hh, w.w_unit);
+    return are;
   }
 
   ForwardSteps<E> describe_steps(int64_t s) const {
@@ -156,20 +141,17 @@ class LayerForward : Layer<E> {
       to.product = product_ + d * B_ * GH_;
       to.b_ih = Base::typed(p_.weights[d].b_ih);
       to.b_hh = Base::typed(p_.weights[d].b_hh);
-      to.h = p_.P ? hidden_ + d * B_ * H_ : h_ + d * B_ * H_;
-      to.c = c_ + (c_ ? d * B_ * H_ : 0);
+      to.w_unit = Base::typed(p_.weights[d].w_unit);
+      to.h = this->of_direction(p_.P ? hidden_ : h_, d, H_);
+      for (int i = 1; i < facts_.states; ++i)
+        to.state[i - 1] = this->of_direction(state_[i], d, H_);
+      to.handed = this->of_direction(handed_, d, kernels_.handed * H_);
+      to.operand = this->of_direction(operand_, d, H_);
       to.y = p_.P ? nullptr : const_cast<E*>(this->y(d, t));
       to.y_row = y_row_;
       to.save = this->reserve(d, t);
     }
     return steps;
-  }
-
-  template <class C, int N>
-  void launch_step(int64_t s, const ForwardSteps<E>& steps) {
-    const int64_t units = p_.reserve ? p_.Hp() : H_;
-    const Grid grid = grid_over(this->most_rows(s), units, N, D_);
-    launch("a forward step", forward_cell<C, E, N>, grid.grid, grid.block, stream_, steps);
   }
 
   void project_state(int64_t s) {
@@ -189,20 +171,21 @@ class LayerForward : Layer<E> {
   }
 
   using Base::D_, Base::B_, Base::H_, Base::R_, Base::GH_, Base::y_row_;
-  using Base::p_, Base::plan_, Base::products_, Base::stream_;
+  using Base::facts_, Base::kernels_, Base::p_, Base::plan_, Base::products_, Base::stream_;
 
   int64_t chunk_rows_ = 0;
   int64_t first_row_[kMaxDirections] = {};  // of the chunk in gates_
   S* gates_ = nullptr;                      // [D][chunk_rows][G][H]
   S* product_ = nullptr;                    // [D][B][G][H]
-  E* h_ = nullptr;                          // [D][B][R], which is hn
-  S* c_ = nullptr;                          // [D][B][H], which is cn but in half precision; of a
-                                            // divided cell what one part hands to the other
-  E* operand_ = nullptr;                    // [D][B][H], its second product's
+  E* h_ = nullptr;                          // [D][B][R], which is hn[0]
+  S* state_[kMaxStates] = {};               // [D][B][H], which is hn but in half precision
+  S* handed_ = nullptr;                     // [D][B][handed][H]
+  E* operand_ = nullptr;                    // [D][B][H], of the next stage's product
   E* hidden_ = nullptr;                     // [D][B][H], before its projection
   S* projected_ = nullptr;                  // [D][B][P]
   E *w_hh_copy_ = nullptr, *w_hr_copy_ = nullptr;
   const E *w_hh_ = nullptr, *w_hr_ = nullptr;
+  bool wide_ = false;  // kernels take 16 bytes of units per thread
 };
 
 template <class E>

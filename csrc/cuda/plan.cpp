@@ -56,7 +56,7 @@ double in_ns(double cycles) { return cycles * kNanoseconds; }
 // Warps beyond a multiple of four leave tensor cores without work.
 double uneven(int warps) { return static_cast<double>((warps + 3) / 4 * 4) / warps; }
 
-// Of items of 8 units by 8 sequences, two for each lane of a warp.
+// Each lane of a warp has two of an item's 8 units by 8 sequences.
 double cells_of_scheduler(int items) { return (2 * items + 3) / 4; }
 
 struct Cost {
@@ -64,11 +64,11 @@ struct Cost {
 };
 
 Cost forward_cost(Cell cell, Arithmetic arithmetic, const ForwardSizes& z) {
-  const double fragments = static_cast<double>(z.groups) * tiles_of(cell) * z.steps;
+  const double fragments = static_cast<double>(z.groups) * tiles_of(cell) * z.depth;
   const double loaded = static_cast<double>(z.warps) * z.fragments_of_warp;
   const double each = arithmetic == Arithmetic::f32 ? kFragmentF32 : kFragment;
-  const double chain = tiles_of(cell) < 3 ? z.part_steps / 2 : z.part_steps;
-  const double memory = loaded * kFragmentLoad + z.leaders * z.turns * z.steps * kOperandLoad;
+  const double chain = tiles_of(cell) < 3 ? z.part_depth / 2 : z.part_depth;
+  const double memory = loaded * kFragmentLoad + z.leaders * z.turns * z.depth * kOperandLoad;
   const double product =
       std::max({fragments * each * uneven(z.warps), memory, chain * z.turns * kProductLatency});
   double step = z.columns * (product + (z.parts > 1 ? kPartsBarrier : 0)) + kCellLatency +
@@ -81,15 +81,15 @@ Cost forward_cost(Cell cell, Arithmetic arithmetic, const ForwardSizes& z) {
 }
 
 Cost backward_cost(Arithmetic arithmetic, const BackwardSizes& z) {
-  const double fragments = static_cast<double>(z.tiles) * z.steps;
+  const double fragments = static_cast<double>(z.tiles) * z.depth;
   const double loaded = static_cast<double>(z.full_warps) * z.fragments_of_warp +
                         static_cast<double>(z.warps - z.full_warps) * z.fragments_of_other;
   const double each = arithmetic == Arithmetic::f32 ? kFragmentF32 : kFragment;
   const double rounds = (z.turns + kHeldTiles - 1) / kHeldTiles;
   const double memory =
-      loaded * kFragmentLoad + std::min(z.warps, z.tiles) * rounds * z.steps * kOperandLoad;
+      loaded * kFragmentLoad + std::min(z.warps, z.tiles) * rounds * z.depth * kOperandLoad;
   const double product = std::max({fragments * each * uneven(std::min(z.warps, z.tiles)), memory,
-                                   rounds * z.steps * kProductLatency});
+                                   rounds * z.depth * kProductLatency});
   double step = z.columns * product + kBackwardLatency + kCellIssue * cells_of_scheduler(z.items) +
                 2 * kBlockBarrier + z.blocks * kShare;
   if (z.blocks > 1)
@@ -100,11 +100,11 @@ Cost backward_cost(Arithmetic arithmetic, const BackwardSizes& z) {
 }
 
 double stepwise_step(const Shape& s, Pass pass) {
-  const double weights = static_cast<double>(s.directions) * gates_of(s.cell) * s.H * s.R();
+  const double weights = static_cast<double>(s.directions) * s.facts().gates * s.H * s.R();
   const double wide = s.dtype == Dtype::f64 ? 16 : s.dtype == Dtype::f32 ? 4 : 1;
   const double product = std::max(weights * s.B * wide / kProductsPerNs,
                                   weights * size_of(s.dtype) / kCacheBytesPerNs);
-  const bool twice = s.P || is_divided(s.cell);  // products and kernels
+  const bool twice = s.P || s.facts().stages > 1;  // products and kernels
   return kStepwiseNs + product * (pass == Pass::backward ? 1.2 : 1) + (twice ? kStepwiseNs : 0);
 }
 
@@ -161,7 +161,7 @@ WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool all
   wanted.choose("team", asked, {"stepwise", "block", "cluster"});
   wanted.limit("blocks", asked_blocks, kMostBlocks);
   wanted.limit("rows", asked_rows, kMostRows);
-  if (s.P || is_divided(s.cell) || s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps ||
+  if (s.P || s.facts().stages > 1 || s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps ||
       s.B > kMostSteps || asked == Asked::stepwise ||
       !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
     return best;
@@ -206,9 +206,9 @@ CudaPlan plan_cuda(const Shape& s, const CudaDevice& device, Pass pass, bool all
   CudaPlan plan;
   if (s.rows == 0 || s.B == 0) return plan;
   plan.walk = plan_walk(s, device, pass, allow_tf32);
-  const bool alone = plan.walk.team == CudaTeam::stepwise;
-  const int64_t row_bytes = s.directions * gates_of(s.cell) * s.H * (s.dtype == Dtype::f64 ? 8 : 4);
-  const int64_t rows = std::max((alone ? kChunkBytes : kTeamChunkBytes) / row_bytes, kLeastRows);
+  const bool stepwise = plan.walk.team == CudaTeam::stepwise;
+  const int64_t row_bytes = s.directions * s.facts().gates * s.H * (s.dtype == Dtype::f64 ? 8 : 4);
+  const int64_t rows = std::max((stepwise ? kChunkBytes : kTeamChunkBytes) / row_bytes, kLeastRows);
   plan.forward_steps = std::clamp<int64_t>(rows / s.B, 1, s.T);
   const int wide = static_cast<int>(16 / size_of(s.dtype));
   if (s.H % wide == 0 && s.directions * s.B * s.H >= kWideUnits) plan.units_per_thread = wide;

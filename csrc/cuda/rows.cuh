@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
-// Sums over rows in two launches, in an order that depends on the sizes alone. A block has 32
+// Sums over rows in two launches, in an order that depends only on the sizes. A block has 32
 // columns and one slice of the rows, of which each of its 8 warps adds every eighth; the second
 // launch adds the slices.
 //
@@ -92,28 +92,32 @@ __global__ void __launch_bounds__(kSumColumns* kSumWarps)
   partial[blockIdx.y * columns + column] = sum;
 }
 
-// Bias gradients from the sums. b_hh takes the first G*H columns; b_ih the same, but for the GRU,
-// whose candidate (the last H of G*H) has its input part in the columns after them.
+// Gradients of biases and unit weights from the sums. b_hh takes the first G*H columns; b_ih the
+// same, but for a late input, whose gate (the last of G*H) has its gradients in the columns after
+// them; unit weights the last ones.
 template <class E>
-struct BiasGradients {
+struct RowSums {
   const Sum<E>* partial = nullptr;  // [slices][columns]
-  int64_t slices = 0, columns = 0, gates = 0,
-          shared = 0;  // gates = G*H, of which `shared` the same
-  E* b_ih = nullptr;   // [G*H] or null
+  int64_t slices = 0, columns = 0;
+  int64_t gates = 0, shared = 0;  // G*H, of which both biases have `shared` in common
+  int64_t units = 0;              // columns of unit weights
+  E* b_ih = nullptr;              // [G*H] or null
   E* b_hh = nullptr;
+  E* w_unit = nullptr;  // [unit weights][H] or null
 };
 
 template <class E>
-__global__ void __launch_bounds__(kBlockThreads) store_biases(const BiasGradients<E> a) {
+__global__ void __launch_bounds__(kBlockThreads) store_sums(const RowSums<E> a) {
   const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (column >= a.columns) return;
   Sum<E> sum = 0;
   for (int64_t slice = 0; slice < a.slices; ++slice) sum += a.partial[slice * a.columns + column];
+  const int64_t end = a.columns - a.units, before = end - a.gates;  // before the late input's
+  if (a.w_unit && column >= end) narrow(sum, a.w_unit[column - end]);
   if (a.b_hh && column < a.gates) narrow(sum, a.b_hh[column]);
-  if (!a.b_ih) return;
+  if (!a.b_ih || column >= end) return;
   if (column < a.shared) narrow(sum, a.b_ih[column]);
-  if (column >= a.columns - (a.gates - a.shared))
-    narrow(sum, a.b_ih[column - (a.columns - a.gates)]);
+  if (column - before >= a.shared) narrow(sum, a.b_ih[column - before]);
 }
 
 }  // namespace fusedrnn::cuda

@@ -12,6 +12,8 @@
 
 namespace fusedrnn::cuda {
 
+constexpr int kOtherStates = kMaxStates - 1;  // all but h
+
 template <class S, Dtype kDtype, Dtype kSumDtype>
 struct StoredAs {
   using Sum = S;
@@ -118,7 +120,7 @@ __device__ __forceinline__ E narrowed(Sum<E> x) {
 __device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
 __device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.0f, x); }
 
-// The functions that cell.h asks for, otherwise as accurate as CUDA has them. Far out sigmoid is
+// The functions that a cell asks for, otherwise as accurate as CUDA has them. Far out sigmoid is
 // exactly 0 and 1, since exp overflows to infinity there.
 template <class S>
 struct DeviceMath {

@@ -32,11 +32,11 @@ struct Backend {
   const char* (*backward)(const BackwardProblem& problem, const Context& context);
   // Whether all rows of input have to be at one distance from each other, of at least I.
   bool even_rows;
-  // Packs the weights of a layer ahead (panels null: only measures), and returns the bytes, which
-  // depend on the sizes and the dtype alone; null where weights are never packed ahead.
-  int64_t (*pack)(const Problem& problem, void* panels) = nullptr;
-  // Names the layout that `pack` makes on this machine.
-  int (*packed_layout)() = nullptr;
+  // Makes the panels of a layer's weights ahead (panels null: only measures), and returns their
+  // bytes, which depend only on the sizes and the dtype; null where none are made ahead.
+  int64_t (*make_panels)(const Problem& problem, void* panels) = nullptr;
+  // Names the layout that the panels have on this machine.
+  int (*panels_layout)() = nullptr;
 };
 
 }  // namespace fusedrnn

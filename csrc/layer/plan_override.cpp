@@ -1,3 +1,4 @@
+// Reads an override, and says what is wrong with it: which keys there are and which values.
 #include "plan_override.h"
 
 #include <cstdlib>
@@ -7,7 +8,8 @@ namespace {
 
 constexpr const char* kVariable = "FUSEDRNN_PLAN";
 
-// What a value may be: "count" a positive number, "flag" 0 or 1, else one of the words.
+// What a value may be. "count" stands for a positive number and "flag" for 0 or 1; otherwise the
+// value is one of the words.
 struct Key {
   const char* name;
   const char* values;

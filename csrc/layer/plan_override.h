@@ -1,7 +1,7 @@
-// What is asked of plans, for measuring: "key=value,key=value", from FUSEDRNN_PLAN in the
-// environment when the library is loaded, or from whoever measures. Keys are the fields that
-// `fusedrnn.plan` shows and that may be chosen freely; a key that a backend does not have is
-// nothing to it.
+// An override of plans, for measuring: "key=value,key=value". It comes from the environment
+// variable FUSEDRNN_PLAN when the library is loaded, or from the code that measures. Keys are those
+// fields shown by `fusedrnn.plan` that may be chosen freely. A backend ignores the keys that it
+// does not have.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,14 @@ namespace fusedrnn {
 
 class PlanOverride {
  public:
-  explicit PlanOverride(const char* text);  // null: nothing is asked
+  explicit PlanOverride(const char* text);  // null: overrides nothing
 
   // Why the text cannot be used; empty if it can.
   const std::string& error() const { return error_; }
 
   bool any() const { return !values_.empty(); }
 
-  // A count: the one asked for, at most `most`.
+  // Sets a count to the one asked for, but to at most `most`.
   template <class Integer>
   void limit(const char* key, Integer& value, int64_t most) const {
     int64_t asked = 0;
@@ -28,7 +28,7 @@ class PlanOverride {
   }
   void flag(const char* key, bool& value) const;
 
-  // One of the names of an enumeration, in its order.
+  // Sets an enumerator by its name; `names` has the enumeration's order.
   template <class Enum>
   void choose(const char* key, Enum& value, std::initializer_list<const char*> names) const {
     const auto found = values_.find(key);
@@ -46,10 +46,10 @@ class PlanOverride {
   std::string error_;
 };
 
-// The one in force, the environment's at first. Whoever makes a plan asks for its error first.
+// The override in force: at first that of the environment. Check its error before making a plan.
 PlanOverride& plan_override();
 
 }  // namespace fusedrnn
 
-// Puts `text` in the place of the environment's, in the library that it is called in.
+// Replaces the override in force by `text`, in the library whose function this is.
 extern "C" void fusedrnn_override_plan(const char* text);

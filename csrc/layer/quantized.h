@@ -1,43 +1,41 @@
-// A layer with int8 weights: what the op layer and the CPU backend know of it.
+// A layer with int8 weights: what the op layer and the CPU backend know about it.
 //
-// Every row of a weight matrix (a unit's gate) has a scale, every row of activations (x_t, h_{t-1},
-// and what a projection takes, of one sequence) another. Both are signed, symmetric int8,
+// Every row of a weight matrix (one gate of one unit) has a scale. So has every row of activations
+// (x_t, h_{t-1} or the operand of a projection, for one sequence). Both are signed, symmetric int8:
 //
 //   scale = largest / 127,  q = round(value * (127 / largest)),  largest = max |value|, or 2^-100
 //
-// products are summed in int32, which is exact, and  q_x . q_w * (scale_x * scale_w)  goes on in
-// float32. What is not linear, c and h, are float32 throughout.
+// Products are summed in int32, which is exact, and  q_x . q_w * (scale_x * scale_w)  continues in
+// float32. The pointwise work, c and h are float32 throughout.
 //
-// fusedrnn::quantize_weights makes one buffer of a layer's weights, the same on every processor:
+// fusedrnn::quantize_weights makes one buffer from a layer's weights, the quantized buffer. It is
+// the same on every processor:
 //
 //   [header][w_ih][w_hh][w_hr][biases]            64-byte aligned
 //
 //   matrix   panels   int8   [block][k / 4][slot][16 units][4 of k]    a block is 16 units
 //            starts   int32  [block][slot][16]    -128 * the sum of the row's values, see int8.h
 //            scales   float  [block][slot][16]
-//   biases   bias [slot][Hp], hidden_bias [Hp]    b_ih + b_hh, but for the GRU's candidate, whose
-//                                                 b_hh is hidden_bias, since the reset scales it
+//   biases   bias [slot][Hp], hidden_bias [Hp]    b_ih + b_hh, except for the GRU's candidate: its
+//                                                 b_hh is hidden_bias, as the reset gate scales it
 //
-// Slots are the gates, in the cell's order of inputs for w_ih and of products for w_hh; w_hr has
-// one. All of the header is compared to what a call needs and to what there is, so that nothing
-// else is taken for quantised weights.
+// Slots are the gates, in the order of the cell's inputs for w_ih and of its products for w_hh;
+// w_hr has one slot. The whole header is compared with what a call needs and with the size of the
+// tensor, so that nothing else is mistaken for quantised weights.
 #pragma once
 
 #include "backend.h"
 
 namespace fusedrnn {
 
-// The GRU with its reset gate before the product would round r h at each step, a second operand.
-constexpr bool has_int8(Cell cell) { return cell != Cell::gru_reset_before; }
-
-constexpr int64_t kQuad = 4;               // values of k that one lane multiplies
-constexpr int64_t kMostQuantized = 65536;  // values of k whose products fit an int32 for sure
+constexpr int64_t kQuad = 4;               // values of k that one lane multiplies at once
+constexpr int64_t kMostQuantized = 65536;  // the depth up to which sums are sure to fit an int32
 
 struct QuantizedHeader {
   static constexpr int64_t kMagic = 0x31746e6964657375;  // "usedint1"
 
   int64_t magic = 0;
-  int64_t bytes = 0;  // header and all
+  int64_t bytes = 0;  // with the header
   int64_t I = 0, H = 0, P = 0;
   int64_t cell = 0;
   int64_t reserved[2] = {0, 0};
@@ -50,13 +48,13 @@ struct QuantizedPlace {
   int64_t panels = 0, starts = 0, scales = 0;
 };
 
-// Where everything is.
+// Where everything is in the buffer.
 struct QuantizedLayout {
   QuantizedPlace w_ih, w_hh, w_hr;
   int64_t bias = 0, hidden_bias = 0, bytes = sizeof(QuantizedHeader);
 
   explicit QuantizedLayout(const Shape& s) {
-    const int64_t gates = gates_of(s.cell);
+    const int64_t gates = s.facts().gates;
     w_ih = matrix(gates, s.H, s.I);
     w_hh = matrix(gates, s.H, s.R());
     if (s.P) w_hr = matrix(1, s.P, s.H);
@@ -82,14 +80,13 @@ struct QuantizedLayout {
   }
 };
 
-// One call of one layer; float32. Arrays as in Problem.
+// One call of one layer, in float32. The arrays are as in Problem.
 struct QuantizedProblem : Shape {
-  const char* packed = nullptr;  // the buffer, from its header on
+  const char* buffer = nullptr;  // the quantized buffer, from its header on
   const float* input = nullptr;
   int64_t input_step = 0, input_row = 0;
   float* output = nullptr;
-  float* h = nullptr;  // states before the call, to become those after it
-  float* c = nullptr;
+  float* states[kMaxStates] = {};  // those before the call, replaced by those after it
 };
 
 }  // namespace fusedrnn

@@ -1,5 +1,5 @@
-// The version of the package that a library was built from. Each carries it, for Python to see that
-// what it loads belongs together (fusedrnn/_native.py).
+// The version of the package that a library was built from. Each library carries it, so that Python
+// can check that the libraries it loads belong together (fusedrnn/_engine/native.py).
 #include "version.h"
 
 extern "C" __attribute__((visibility("default"))) const char* fusedrnn_version() {

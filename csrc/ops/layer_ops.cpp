@@ -1,10 +1,9 @@
 // The ops of the `fusedrnn` library: schemas, argument checks, allocation and the choice of
-// backend. Only the op layer knows torch (this, quantized_ops.cpp, and the headers tensors.h,
-// weights.h, stack.h and threads.h), and knows it through the stable ABI (torch 2.10 and later):
-// one binary serves every torch from there on.
+// backend. Only the op layer, this folder, knows torch, and knows it through the stable ABI (torch
+// 2.10 and later): one binary serves every torch from there on.
 //
 // The checks here make every call safe, whoever makes it; the modules check before, with torch.nn's
-// messages. See fusedrnn/ops.py for what the arguments mean.
+// messages. See fusedrnn/_engine/ops.py for what the arguments mean.
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -24,6 +23,7 @@
 #include "layer/backend.h"
 #include "layer/prepared.h"
 #include "stack.h"
+#include "states.h"
 #include "tensors.h"
 #include "threads.h"
 #include "weights.h"
@@ -101,25 +101,35 @@ void run(const char* (*Backend::*pass)(const P&, const Context&), const P& probl
   FUSEDRNN_CHECK(!error, error);
 }
 
-// One layer call, checked: sizes, and contiguous tensors that live as long as the call.
+// States that were not given are zeros, told by none or by an empty list.
+const std::vector<Tensor>& or_none(const std::optional<std::vector<Tensor>>& hx) {
+  static const std::vector<Tensor> none;
+  return hx ? *hx : none;
+}
+
+// What the schemas have of a layer beside its tensors.
+struct Layer {
+  int64_t cell = 0;
+  bool biases = false, projected = false, bidirectional = false;
+};
+
+// One layer call, checked: sizes, where everything is, and the contiguous copies that it needed.
+// It holds as long as its arguments do.
 struct Call {
   BackwardProblem problem;
+  Roles roles;
   Tensor input;
-  std::optional<Tensor> hx, cx;
-  std::vector<Tensor> weights;
+  std::vector<Tensor> copies;
   std::vector<int64_t> offsets;
-  int per_direction = 0;
-  bool has_biases = false;
 
   Sizes output_sizes() const {
     const BackwardProblem& p = problem;
     const int64_t width = p.directions * p.R();
     return p.offsets ? Sizes{p.rows, width} : Sizes{p.T, p.B, width};
   }
-  Sizes hidden_sizes() const { return {problem.directions, problem.B, problem.R()}; }
-  Sizes cell_sizes() const { return {problem.directions, problem.B, problem.H}; }
+  Sizes state_sizes(int state) const { return fusedrnn::state_sizes(problem, state); }
   Sizes reserve_sizes() const {
-    return {problem.directions, problem.rows, saved_of(problem.cell), problem.Hp()};
+    return {problem.directions, problem.rows, problem.facts().saved, problem.Hp()};
   }
 };
 
@@ -170,22 +180,22 @@ void place_input(const Tensor& input, bool packed, Call& call) {
 }
 
 Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
-           const std::optional<Tensor>& hx, const std::optional<Tensor>& cx,
-           const std::vector<Tensor>& weights, int64_t cell, bool has_biases, bool bidirectional) {
+           const std::vector<Tensor>& hx, const std::vector<Tensor>& weights, const Layer& layer) {
   Call call;
   BackwardProblem& p = call.problem;
-  FUSEDRNN_CHECK(cell >= 0 && cell < kCells, "cell: expected 0 to ", kCells - 1, ", got ", cell);
-  p.cell = static_cast<Cell>(cell);
+  FUSEDRNN_CHECK(layer.cell >= 0 && layer.cell < kCells, "cell: expected 0 to ", kCells - 1,
+                 ", got ", layer.cell);
+  p.cell = static_cast<Cell>(layer.cell);
   p.dtype = dtype_of("input", input);
-  p.directions = bidirectional ? 2 : 1;
+  p.directions = layer.bidirectional ? 2 : 1;
   const int64_t dims = batch_sizes ? 2 : 3;
   FUSEDRNN_CHECK(input.dim() == dims, "input: expected ", dims, " dimensions, got ", input.dim());
   p.I = input.size(dims - 1);
   FUSEDRNN_CHECK(p.I > 0, "input: expected at least one feature, got shape ",
                  to_string(sizes_of(input)));
 
-  check_weights(weights, has_biases, p);
-  call.per_direction = static_cast<int>(weights.size()) / p.directions;
+  call.roles = roles_of(p.facts(), layer.biases, layer.projected);
+  check_weights(weights, call.roles, layer.projected, p);
 
   if (batch_sizes) {
     read_batch_sizes(*batch_sizes, input.size(0), call);
@@ -197,116 +207,104 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
   FUSEDRNN_CHECK(p.T > 0, "input: expected at least one step, got shape ",
                  to_string(sizes_of(input)));
   p.rows = batch_sizes ? input.size(0) : p.T * p.B;
-  // The largest arrays have rows * 5 * Hp values; beyond this, byte counts would overflow.
+  // The largest arrays have a few values for each row and unit (8 bytes each at most); beyond
+  // this, byte counts would overflow.
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max() / 1024;
   const int64_t widest = p.Hp() + p.R() + p.I;
   FUSEDRNN_CHECK(p.B <= kMost / p.T && (p.rows == 0 || widest <= kMost / p.rows),
                  "input: too large, got shape ", to_string(sizes_of(input)));
 
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    const char* const name =
-        weight_name(i, static_cast<std::size_t>(call.per_direction), has_biases);
-    check_like(name, weights[i], input);
-    call.weights.push_back(dense(name, weights[i]));
-  }
-  FUSEDRNN_CHECK(!cx || p.cell == Cell::lstm, "cx: only an LSTM has a cell state");
-  FUSEDRNN_CHECK(p.cell != Cell::lstm || hx.has_value() == cx.has_value(),
-                 "hx, cx: expected both or neither");
-  if (hx) {
-    check_like("hx", *hx, input);
-    check_sizes("hx", *hx, call.hidden_sizes());
-    call.hx = dense("hx", *hx);
-  }
-  if (cx) {
-    check_like("cx", *cx, input);
-    check_sizes("cx", *cx, call.cell_sizes());
-    call.cx = dense("cx", *cx);
+  for_each_weight(call.roles, p.directions, [&](Role role, std::size_t i, int) {
+    check_like(name_of(role), weights[i], input);
+  });
+  if (!hx.empty()) check_states("hx", hx, p.facts());
+  for (std::size_t i = 0; i < hx.size(); ++i) {
+    check_like(kHx[i], hx[i], input);
+    check_sizes(kHx[i], hx[i], call.state_sizes(static_cast<int>(i)));
   }
 
-  call.has_biases = has_biases;
+  place_weights(weights, call.roles, p.directions, p.weights, call.copies);
   place_input(input, batch_sizes.has_value(), call);
-  p.hx = data_of("hx", call.hx);
-  p.cx = data_of("cx", call.cx);
-  for (int d = 0; d < p.directions; ++d) p.weights[d] = weights_at(call.weights, has_biases, p, d);
+  for (std::size_t i = 0; i < hx.size(); ++i) p.hx[i] = place(kHx[i], hx[i], call.copies);
   return call;
 }
 
-// ---- weights packed ahead -----------------------------------------------------------------------
+// ---- weights made ready ahead, as panels --------------------------------------------------------
 
-// What the header of a layer's packed weights says, or would say.
-PackedHeader header_of(const Problem& p, bool has_biases, const Backend& backend) {
-  FUSEDRNN_CHECK(backend.pack, "packed: this device packs no weights ahead; call without it");
-  PackedHeader header;
-  header.magic = PackedHeader::kMagic;
-  header.bytes = static_cast<int64_t>(sizeof(header)) + round_up(backend.pack(p, nullptr), 64);
+// What the header of a layer's panels says, or would say.
+PanelsHeader header_of(const Problem& p, bool biases, const Backend& backend) {
+  FUSEDRNN_CHECK(backend.make_panels,
+                 "panels: this device makes no panels ahead; call without them");
+  PanelsHeader header;
+  header.magic = PanelsHeader::kMagic;
+  header.bytes =
+      static_cast<int64_t>(sizeof(header)) + round_up(backend.make_panels(p, nullptr), 64);
   header.I = p.I, header.H = p.H, header.P = p.P;
   header.cell = static_cast<int32_t>(p.cell);
   header.dtype = static_cast<int32_t>(p.dtype);
   header.directions = p.directions;
-  header.has_biases = has_biases;
-  header.layout = backend.packed_layout();
+  header.biases = biases;
+  header.layout = backend.panels_layout();
   return header;
 }
 
-Tensor pack_weights(std::vector<Tensor> weights, int64_t cell, bool has_biases,
-                    bool bidirectional) {
+Tensor make_panels(const std::vector<Tensor>& weights, int64_t cell, bool biases, bool projected,
+                   bool bidirectional) {
   FUSEDRNN_CHECK(!weights.empty() && weights[0].dim() == 2,
                  "weights: expected w_ih of shape [gates * hidden_size, input_size] first");
   dtype_of("w_ih", weights[0]);  // refuses by this name; `check` would say "input"
   // The checks are those of a call on no sequences.
   const Tensor nothing = new_tensor({1, 0, weights[0].size(1)}, weights[0]);
-  const Call call = check(nothing, {}, {}, {}, weights, cell, has_biases, bidirectional);
+  const Call call = check(nothing, {}, {}, weights, {cell, biases, projected, bidirectional});
   const Backend& backend = backend_of(nothing);
-  const PackedHeader header = header_of(call.problem, has_biases, backend);
-  Tensor packed = new_bytes(header.bytes, nothing);
-  char* const to = static_cast<char*>(packed.mutable_data_ptr());
+  const PanelsHeader header = header_of(call.problem, biases, backend);
+  Tensor panels = new_bytes(header.bytes, nothing);
+  char* const to = static_cast<char*>(panels.mutable_data_ptr());
   std::memset(to, 0, static_cast<std::size_t>(header.bytes));
   std::memcpy(to, &header, sizeof(header));
-  backend.pack(call.problem, to + sizeof(header));
-  return packed;
+  backend.make_panels(call.problem, to + sizeof(header));
+  return panels;
 }
 
-std::string describe(const PackedHeader& header) {
-  static constexpr const char* cells[kCells] = {"rnn_tanh", "rnn_relu", "lstm", "gru",
-                                                "gru_reset_before"};
+std::string describe(const PanelsHeader& header) {
   static constexpr const char* dtypes[] = {"float64", "float32", "bfloat16", "float16"};
   const bool known =
       header.cell >= 0 && header.cell < kCells && header.dtype >= 0 && header.dtype < 4;
-  if (header.magic != PackedHeader::kMagic || !known) return "no packed weights";
-  return std::string(cells[header.cell]) + "(I=" + std::to_string(header.I) +
+  if (header.magic != PanelsHeader::kMagic || !known) return "no panels";
+  return std::string(facts_of(Cell{header.cell}).names.cell) + "(I=" + std::to_string(header.I) +
          ", H=" + std::to_string(header.H) + ", P=" + std::to_string(header.P) + ") in " +
-         dtypes[header.dtype] + (header.has_biases ? " with biases, " : " without biases, ") +
+         dtypes[header.dtype] + (header.biases ? " with biases, " : " without biases, ") +
          std::to_string(header.directions) + " direction(s), " + std::to_string(header.bytes) +
          " bytes in layout " + std::to_string(header.layout);
 }
 
-// The header of the layer that begins `at` bytes into packed weights; zeros if there is none.
-PackedHeader read_header(const PackedBytes& packed, int64_t at) {
-  PackedHeader header;
-  if (packed.size - at >= static_cast<int64_t>(sizeof(header)))
-    std::memcpy(&header, packed.data + at, sizeof(header));
+// The header of the layer that begins `at` bytes into the panels; zeros if there is none.
+PanelsHeader read_header(const ReadyBytes& panels, int64_t at) {
+  PanelsHeader header;
+  if (panels.size - at >= static_cast<int64_t>(sizeof(header)))
+    std::memcpy(&header, panels.data + at, sizeof(header));
   return header;
 }
 
-// Has the layer use the packed weights that begin at `at`, unless they are another's or not whole.
-void use_packed(const PackedBytes& packed, int64_t at, bool has_biases, const Backend& backend,
+// Has the layer use the panels that begin at `at`, unless they are another's or not whole.
+void use_panels(const ReadyBytes& panels, int64_t at, bool biases, const Backend& backend,
                 Problem& p) {
-  const PackedHeader found = read_header(packed, at), needed = header_of(p, has_biases, backend);
+  const PanelsHeader found = read_header(panels, at), needed = header_of(p, biases, backend);
   FUSEDRNN_CHECK(
-      std::memcmp(&found, &needed, sizeof(found)) == 0 && found.bytes <= packed.size - at,
-      "packed: expected weights of ", describe(needed), ", got those of ", describe(found), ", ",
-      packed.size - at, " bytes there");
-  p.prepacked = true;
-  p.panels = packed.data + at + sizeof(found);
+      std::memcmp(&found, &needed, sizeof(found)) == 0 && found.bytes <= panels.size - at,
+      "panels: expected those of ", describe(needed), ", got those of ", describe(found), ", ",
+      panels.size - at, " bytes there");
+  p.has_panels = true;
+  p.panels = panels.data + at + sizeof(found);
 }
 
 // What the header of a layer in a stack of layers says, as the sizes of a call. The sizes are bound
 // by the bytes that there are, so that no product of them overflows.
-bool read_sizes(const PackedHeader& header, int64_t bytes, Shape& s) {
+bool read_sizes(const PanelsHeader& header, int64_t bytes, Shape& s) {
   const int64_t width = header.P ? header.P : header.H;
-  if (header.magic != PackedHeader::kMagic || header.cell < 0 || header.cell >= kCells ||
+  if (header.magic != PanelsHeader::kMagic || header.cell < 0 || header.cell >= kCells ||
       header.directions != 1 || header.I <= 0 || header.H <= 0 || header.P < 0 ||
-      (header.P > 0 && header.cell != static_cast<int32_t>(Cell::lstm)) || header.I > bytes ||
+      (header.P > 0 && !facts_of(Cell{header.cell}).projects) || header.I > bytes ||
       header.P > bytes || header.H > bytes / (header.I + width))
     return false;
   s.cell = static_cast<Cell>(header.cell);
@@ -314,127 +312,141 @@ bool read_sizes(const PackedHeader& header, int64_t bytes, Shape& s) {
   return true;
 }
 
-Tensor packed_forward(const Tensor& input, const Tensor& packed, Tensor h, std::optional<Tensor> c,
+Tensor panels_forward(const Tensor& input, const Tensor& panels, const std::vector<Tensor>& hx,
                       bool backwards) {
-  const PackedBytes bytes = packed_bytes(packed, input);
+  const ReadyBytes bytes = ready_bytes("panels", panels, input);
   const Backend& backend = backend_of(input);
   Problem p;
   const auto read = [&](int64_t at, Shape& s) {
-    const PackedHeader header = read_header(bytes, at);
+    const PanelsHeader header = read_header(bytes, at);
     FUSEDRNN_CHECK(read_sizes(header, bytes.size, s),
-                   "packed: expected what fusedrnn::pack_weights returned for one direction, got ",
+                   "panels: expected what fusedrnn::make_panels returned for one direction, got ",
                    describe(header), " at byte ", at, " of ", bytes.size);
     static_cast<Shape&>(p) = s;
-    use_packed(bytes, at, header.has_biases != 0, backend, p);
+    use_panels(bytes, at, header.biases != 0, backend, p);
     return header.bytes;
   };
   p.backwards = backwards;
-  return forward_stack(input, bytes, h, c, read, [&](const StackedLayer& layer) {
+  return forward_stack(input, "panels", bytes, hx, read, [&](const StackedLayer& layer) {
     p.input = layer.input;
     p.input_step = layer.input_step, p.input_row = layer.input_row;
     p.output = layer.output;
-    p.hx = p.hn = layer.h, p.cx = p.cn = layer.c;
+    for (int i = 0; i < kMaxStates; ++i) p.hx[i] = p.hn[i] = layer.states[i];
     run<Problem>(&Backend::forward, p, input, false);
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
-    const Tensor& input, std::optional<Tensor> batch_sizes, std::optional<Tensor> hx,
-    std::optional<Tensor> cx, std::vector<Tensor> weights, int64_t cell, bool has_biases,
-    bool bidirectional, bool save, bool allow_tf32, std::optional<Tensor> packed) {
-  Call call = check(input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional);
+// ---- one layer ----------------------------------------------------------------------------------
+
+std::tuple<Tensor, std::vector<Tensor>, Tensor> layer_forward(
+    const Tensor& input, const std::optional<Tensor>& batch_sizes,
+    const std::optional<std::vector<Tensor>>& given_hx, const std::vector<Tensor>& weights,
+    int64_t cell, bool biases, bool projected, bool bidirectional, bool save, bool allow_tf32,
+    const std::optional<Tensor>& panels) {
+  const std::vector<Tensor>& hx = or_none(given_hx);
+  Call call = check(input, batch_sizes, hx, weights, {cell, biases, projected, bidirectional});
   BackwardProblem& p = call.problem;
   p.training = save;
-  if (packed) {
-    const PackedBytes bytes = packed_bytes(*packed, input);
-    use_packed(bytes, 0, has_biases, backend_of(input), p);
+  if (panels) {
+    const ReadyBytes bytes = ready_bytes("panels", *panels, input);
+    use_panels(bytes, 0, biases, backend_of(input), p);
     FUSEDRNN_CHECK(read_header(bytes, 0).bytes == bytes.size,
-                   "packed: expected the weights of one layer, got more after them");
+                   "panels: expected those of one layer, got more after them");
   }
-  const bool lstm = p.cell == Cell::lstm;
   Tensor output = new_pooled("output", call.output_sizes(), input);
-  Tensor hn = new_tensor(call.hidden_sizes(), input);
-  Tensor cn = new_tensor(lstm ? call.cell_sizes() : Sizes{0}, input);
+  std::vector<Tensor> hn;
+  hn.reserve(kMaxStates);
+  for (int i = 0; i < p.facts().states; ++i) hn.push_back(new_tensor(call.state_sizes(i), input));
   Tensor reserve =
       save ? new_pooled("reserve", call.reserve_sizes(), input) : new_tensor({0}, input);
-  if (p.rows == 0) return {output, hn, cn, reserve};
+  if (p.rows == 0) return {std::move(output), std::move(hn), std::move(reserve)};
   p.output = output.data_ptr();
-  p.hn = hn.data_ptr();
-  p.cn = lstm ? cn.data_ptr() : nullptr;
-  p.reserve = save && saved_of(p.cell) ? reserve.data_ptr() : nullptr;
+  for (std::size_t i = 0; i < hn.size(); ++i) p.hn[i] = hn[i].data_ptr();
+  p.reserve = save && p.facts().saved ? reserve.data_ptr() : nullptr;
   run<Problem>(&Backend::forward, p, input, allow_tf32);
-  return {output, hn, cn, reserve};
+  return {std::move(output), std::move(hn), std::move(reserve)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
-    std::optional<Tensor> grad_output, std::optional<Tensor> grad_hn, std::optional<Tensor> grad_cn,
-    const Tensor& input, std::optional<Tensor> batch_sizes, std::optional<Tensor> hx,
-    std::optional<Tensor> cx, std::vector<Tensor> weights, const Tensor& output,
-    const Tensor& reserve, int64_t cell, bool has_biases, bool bidirectional, int64_t needs,
-    bool allow_tf32) {
-  Call call = check(input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional);
+// The results of layer_backward: those that `needs` asks for, and for the others shape [0]. Its
+// bits are in the order of the operands: input, the cell's states, the weights.
+class Gradients {
+ public:
+  Gradients(const Tensor& input, int64_t needs, bool nothing)
+      : input_(input), needs_(needs), nothing_(nothing) {}
+
+  Tensor of_input() {
+    const bool wanted = next();
+    if (!wanted || nothing_) return make(wanted, sizes_of(input_));
+    return new_pooled("grad_input", sizes_of(input_), input_);
+  }
+  // The next operand's.
+  Tensor of(const Sizes& sizes, bool there = true) { return make(next() && there, sizes); }
+  // Where a gradient is to be written, null if it is not.
+  void* place(const Tensor& gradient) const {
+    return nothing_ || is_missing(gradient) ? nullptr : gradient.data_ptr();
+  }
+
+ private:
+  bool next() { return needs_ >> bit_++ & 1; }
+  Tensor make(bool wanted, const Sizes& sizes) const {
+    if (!wanted) return new_tensor({0}, input_);
+    return nothing_ ? zeros(sizes, input_) : new_tensor(sizes, input_);
+  }
+
+  const Tensor& input_;
+  const int64_t needs_;
+  const bool nothing_;
+  int bit_ = 0;
+};
+
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> layer_backward(
+    const std::optional<Tensor>& grad_output, const std::vector<Tensor>& grad_hn,
+    const Tensor& input, const std::optional<Tensor>& batch_sizes,
+    const std::optional<std::vector<Tensor>>& given_hx, const std::vector<Tensor>& weights,
+    const Tensor& output, const Tensor& reserve, int64_t cell, bool biases, bool projected,
+    bool bidirectional, int64_t needs, bool allow_tf32) {
+  const std::vector<Tensor>& hx = or_none(given_hx);
+  Call call = check(input, batch_sizes, hx, weights, {cell, biases, projected, bidirectional});
   BackwardProblem& p = call.problem;
   p.training = true;
-  const auto given = [&](const char* name, const std::optional<Tensor>& t, const Sizes& sizes) {
-    if (!t) return std::optional<Tensor>();
-    check_like(name, *t, input);
-    check_sizes(name, *t, sizes);
-    return std::optional<Tensor>(dense(name, *t));
+  const auto given = [&](const char* name, const Tensor& t, const Sizes& sizes) {
+    check_like(name, t, input);
+    check_sizes(name, t, sizes);
   };
-  const bool lstm = p.cell == Cell::lstm;
-  FUSEDRNN_CHECK(lstm || !grad_cn, "grad_cn: only an LSTM has a cell state");
-  const std::optional<Tensor> dy = given("grad_output", grad_output, call.output_sizes());
-  const std::optional<Tensor> dhn = given("grad_hn", grad_hn, call.hidden_sizes());
-  const std::optional<Tensor> dcn = given("grad_cn", grad_cn, call.cell_sizes());
-  const Tensor y = *given("output", output, call.output_sizes());
+  if (grad_output) given("grad_output", *grad_output, call.output_sizes());
+  if (!grad_hn.empty()) check_states("grad_hn", grad_hn, p.facts());
+  for (std::size_t i = 0; i < grad_hn.size(); ++i)
+    if (!is_missing(grad_hn[i]))
+      given(kGradHn[i], grad_hn[i], call.state_sizes(static_cast<int>(i)));
+  given("output", output, call.output_sizes());
   check_like("reserve", reserve, input);
   FUSEDRNN_CHECK(sizes_of(reserve) == call.reserve_sizes() && reserve.is_contiguous(),
                  "reserve: expected what layer_forward(..., save=True) returned, of shape ",
                  to_string(call.reserve_sizes()), ", got ", to_string(sizes_of(reserve)));
 
-  p.output = data_of("output", y);
+  p.output = place("output", output, call.copies);
   p.reserve = data_of("reserve", reserve);
-  if (!saved_of(p.cell)) p.reserve = nullptr;
-  p.grad_output = data_of("grad_output", dy);
-  p.grad_hn = data_of("grad_hn", dhn);
-  p.grad_cn = data_of("grad_cn", dcn);
+  if (!p.facts().saved) p.reserve = nullptr;
+  if (grad_output) p.grad_output = place("grad_output", *grad_output, call.copies);
+  for (std::size_t i = 0; i < grad_hn.size(); ++i)
+    if (!is_missing(grad_hn[i])) p.grad_hn[i] = place(kGradHn[i], grad_hn[i], call.copies);
 
-  // A gradient that was asked for, or nothing.
-  const bool nothing = p.rows == 0;
-  const auto gradient = [&](bool wanted, const Sizes& sizes, bool pooled = false) {
-    return !wanted   ? new_tensor({0}, input)
-           : nothing ? zeros(sizes, input)
-           : pooled  ? new_pooled("grad_input", sizes, input)
-                     : new_tensor(sizes, input);
-  };
-  const auto pointer = [&](bool wanted, const Tensor& t) {
-    return wanted && !nothing ? t.data_ptr() : nullptr;
-  };
-  const bool wants_input = needs & 1, wants_hx = (needs & 2) && hx, wants_cx = (needs & 4) && cx;
-  Tensor grad_input = gradient(wants_input, sizes_of(input), true);
-  Tensor grad_hx = gradient(wants_hx, call.hidden_sizes());
-  Tensor grad_cx = gradient(wants_cx, call.cell_sizes());
-  std::vector<Tensor> grad_weights;
-  for (std::size_t i = 0; i < call.weights.size(); ++i)
-    grad_weights.push_back(gradient(needs >> (3 + i) & 1, sizes_of(call.weights[i])));
-  if (nothing) return {grad_input, grad_hx, grad_cx, grad_weights};
-
-  p.grad_input = pointer(wants_input, grad_input);
-  p.grad_hx = pointer(wants_hx, grad_hx);
-  p.grad_cx = pointer(wants_cx, grad_cx);
-  for (int d = 0; d < p.directions; ++d) {
-    const auto wanted = [&](int i) -> void* {
-      const std::size_t at = static_cast<std::size_t>(d * call.per_direction + i);
-      return pointer(needs >> (3 + at) & 1, grad_weights[at]);
-    };
-    WeightGradients& to = p.grad_weights[d];
-    to.w_ih = wanted(0);
-    to.w_hh = wanted(1);
-    if (has_biases) to.b_ih = wanted(2), to.b_hh = wanted(3);
-    if (p.P) to.w_hr = wanted(call.per_direction - 1);
+  Gradients gradients(input, needs, p.rows == 0);
+  Tensor grad_input = gradients.of_input();
+  p.grad_input = gradients.place(grad_input);
+  std::vector<Tensor> grad_hx;
+  for (int i = 0; i < p.facts().states; ++i) {
+    Tensor gradient = gradients.of(call.state_sizes(i), !hx.empty());
+    p.grad_hx[i] = gradients.place(gradient);
+    if (!hx.empty()) grad_hx.push_back(std::move(gradient));
   }
-  run(&Backend::backward, p, input, allow_tf32);
-  return {grad_input, grad_hx, grad_cx, grad_weights};
+  std::vector<Tensor> grad_weights;
+  for_each_weight(call.roles, p.directions, [&](Role role, std::size_t i, int d) {
+    grad_weights.push_back(gradients.of(sizes_of(weights[i])));
+    weight_of(p.grad_weights[d], role) = gradients.place(grad_weights.back());
+  });
+  if (p.rows > 0) run(&Backend::backward, p, input, allow_tf32);
+  return {std::move(grad_input), std::move(grad_hx), std::move(grad_weights)};
 }
 
 }  // namespace
@@ -442,20 +454,20 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
 
 STABLE_TORCH_LIBRARY(fusedrnn, m) {
   m.def(
-      "layer_forward(Tensor input, Tensor? batch_sizes, Tensor? hx, Tensor? cx, Tensor[] weights, "
-      "int cell, bool has_biases, bool bidirectional, bool save, "
-      "bool allow_tf32=False, Tensor? packed=None) "
-      "-> (Tensor output, Tensor hn, Tensor cn, Tensor reserve)");
+      "layer_forward(Tensor input, Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, int cell, "
+      "bool biases, bool projected, bool bidirectional, bool save, bool allow_tf32=False, "
+      "Tensor? panels=None) -> (Tensor output, Tensor[] hn, Tensor reserve)");
   m.def(
-      "layer_backward(Tensor? grad_output, Tensor? grad_hn, Tensor? grad_cn, Tensor input, "
-      "Tensor? batch_sizes, Tensor? hx, Tensor? cx, Tensor[] weights, Tensor output, "
-      "Tensor reserve, int cell, bool has_biases, bool bidirectional, int needs, "
-      "bool allow_tf32=False) "
-      "-> (Tensor grad_input, Tensor grad_hx, Tensor grad_cx, Tensor[] grad_weights)");
-  m.def("pack_weights(Tensor[] weights, int cell, bool has_biases, bool bidirectional) -> Tensor");
+      "layer_backward(Tensor? grad_output, Tensor[] grad_hn, Tensor input, Tensor? batch_sizes, "
+      "Tensor[]? hx, Tensor[] weights, Tensor output, Tensor reserve, int cell, bool biases, "
+      "bool projected, bool bidirectional, int needs, bool allow_tf32=False) "
+      "-> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights)");
   m.def(
-      "packed_forward(Tensor input, Tensor packed, Tensor(a!) h, Tensor(b!)? c, "
-      "bool backwards=False) -> Tensor");
+      "make_panels(Tensor[] weights, int cell, bool biases, bool projected, bool bidirectional) "
+      "-> Tensor");
+  m.def(
+      "panels_forward(Tensor input, Tensor panels, Tensor(a!)[] hx, bool backwards=False) "
+      "-> Tensor");
 }
 
 extern "C" __attribute__((visibility("default"))) const fusedrnn::Backend* fusedrnn_use_backend(
@@ -472,6 +484,6 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
   m.impl("layer_forward", TORCH_BOX(&fusedrnn::layer_forward));
   m.impl("layer_backward", TORCH_BOX(&fusedrnn::layer_backward));
-  m.impl("pack_weights", TORCH_BOX(&fusedrnn::pack_weights));
-  m.impl("packed_forward", TORCH_BOX(&fusedrnn::packed_forward));
+  m.impl("make_panels", TORCH_BOX(&fusedrnn::make_panels));
+  m.impl("panels_forward", TORCH_BOX(&fusedrnn::panels_forward));
 }

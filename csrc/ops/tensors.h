@@ -179,7 +179,7 @@ inline AtenTensorHandle try_bytes(int64_t bytes, const Tensor& like) {
 inline Tensor new_bytes(int64_t bytes, const Tensor& like) {
   const AtenTensorHandle handle = try_bytes(bytes, like);
   FUSEDRNN_CHECK(handle, "out of memory: ", bytes,
-                 " bytes of packed weights could not be allocated");
+                 " bytes of weights made ready ahead could not be allocated");
   return Tensor(handle);
 }
 
@@ -206,6 +206,14 @@ inline Tensor dense(const char* name, const Tensor& t) {
   copy_values(static_cast<const char*>(from), static_cast<char*>(copy.data_ptr()), t.sizes().data(),
               t.strides().data(), t.sizes().size(), t.element_size());
   return copy;
+}
+
+// Where an argument's values are, contiguous: its own, or those of a copy that is added to
+// `copies`.
+inline void* place(const char* name, const Tensor& t, std::vector<Tensor>& copies) {
+  if (t.is_contiguous()) return data_of(name, t);
+  copies.push_back(dense(name, t));
+  return data_of(name, copies.back());
 }
 
 inline Tensor zeros(const Sizes& sizes, const Tensor& like) {

@@ -1,66 +1,126 @@
-// A layer's weights as the ops are given them: w_ih, w_hh, the biases if there are some, w_hr if
-// the layer is projected, for one direction after the other. Part of the op layer, like
-// layer_ops.cpp.
+// A layer's weights as the ops are given them, one list:
+//
+//   for each direction   w_ih  w_hh  | b_ih  b_hh  | w_hr           | w_unit
+//                                      if biases     if projected     if the cell has unit weights
+//
+// `roles_of` is the one place that says so (fusedrnn/cells.py says the same in Python). What a
+// weight is follows from its role, never from how many weights there are. Part of the op layer,
+// like layer_ops.cpp.
 #pragma once
 
+#include <cstdint>
+#include <string>
 #include <vector>
 
 #include "tensors.h"
 
 namespace fusedrnn {
 
-// What messages call the i-th weight.
-inline const char* weight_name(std::size_t i, std::size_t per_direction, bool has_biases) {
-  static constexpr const char* kNames[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
-  i %= per_direction;
-  return i < (has_biases ? 4 : 2) ? kNames[i] : "w_hr";
+enum class Role { w_ih, w_hh, b_ih, b_hh, w_hr, w_unit };
+constexpr int kRoles = 6;
+
+constexpr const char* name_of(Role role) {
+  switch (role) {
+    case Role::w_ih: return "w_ih";
+    case Role::w_hh: return "w_hh";
+    case Role::b_ih: return "b_ih";
+    case Role::b_hh: return "b_hh";
+    case Role::w_hr: return "w_hr";
+    case Role::w_unit: return "w_unit";
+  }
+  return "";
 }
 
-// Checks that they are as many and as large as cell, I and directions ask for; sets H and P.
-inline void check_weights(const std::vector<Tensor>& weights, bool has_biases, Shape& s) {
-  const int64_t plain = has_biases ? 4 : 2;
-  const int64_t per_direction = static_cast<int64_t>(weights.size()) / s.directions;
-  const bool projected = per_direction == plain + 1;
-  FUSEDRNN_CHECK(static_cast<int64_t>(weights.size()) == s.directions * (plain + projected),
-                 "weights: expected ", plain,
-                 " tensors per direction (and one more if projected), got ", weights.size(),
-                 " in all");
-  FUSEDRNN_CHECK(!projected || s.cell == Cell::lstm, "weights: only an LSTM can be projected");
-  const Tensor &w_ih = weights[0], &w_hh = weights[1];
-  const int64_t gates = gates_of(s.cell);
-  FUSEDRNN_CHECK(w_ih.dim() == 2 && w_ih.size(0) > 0 && w_ih.size(0) % gates == 0,
-                 "w_ih: expected shape [", gates, " * hidden_size, ", s.I, "], got ",
-                 to_string(sizes_of(w_ih)));
-  FUSEDRNN_CHECK(w_hh.dim() == 2, "w_hh: expected two dimensions, got shape ",
-                 to_string(sizes_of(w_hh)));
-  s.H = w_ih.size(0) / gates;
-  s.P = projected ? w_hh.size(1) : 0;
-  FUSEDRNN_CHECK(!projected || s.P > 0, "w_hr: expected at least one projected value");
-  for (int d = 0; d < s.directions; ++d) {
-    const Tensor* const w = &weights[static_cast<std::size_t>(d * per_direction)];
-    check_sizes("w_ih", w[0], {gates * s.H, s.I});
-    check_sizes("w_hh", w[1], {gates * s.H, s.R()});
-    if (has_biases) {
-      check_sizes("b_ih", w[2], {gates * s.H});
-      check_sizes("b_hh", w[3], {gates * s.H});
-    }
-    if (projected) check_sizes("w_hr", w[per_direction - 1], {s.P, s.H});
+template <class T>
+constexpr T*& weight_of(ByRole<T>& weights, Role role) {
+  switch (role) {
+    case Role::w_ih: return weights.w_ih;
+    case Role::w_hh: return weights.w_hh;
+    case Role::b_ih: return weights.b_ih;
+    case Role::b_hh: return weights.b_hh;
+    case Role::w_hr: return weights.w_hr;
+    case Role::w_unit: break;
+  }
+  return weights.w_unit;
+}
+
+// The roles of one direction's weights, in their order.
+class Roles {
+ public:
+  void add(Role role) { roles_[count_++] = role; }
+  int64_t count() const { return count_; }
+  const Role* begin() const { return roles_; }
+  const Role* end() const { return roles_ + count_; }
+
+ private:
+  Role roles_[kRoles] = {};
+  int count_ = 0;
+};
+
+inline Roles roles_of(const Facts& facts, bool biases, bool projected) {
+  Roles roles;
+  roles.add(Role::w_ih), roles.add(Role::w_hh);
+  if (biases) roles.add(Role::b_ih), roles.add(Role::b_hh);
+  if (projected) roles.add(Role::w_hr);
+  if (facts.unit_weights) roles.add(Role::w_unit);
+  return roles;
+}
+
+inline std::string to_string(const Roles& roles) {
+  std::string text;
+  for (const Role role : roles) text += (text.empty() ? "" : ", ") + std::string(name_of(role));
+  return text;
+}
+
+// Calls f(role, i, direction) for each of a layer's weights; i counts all of them.
+template <class F>
+void for_each_weight(const Roles& roles, int directions, const F& f) {
+  std::size_t i = 0;
+  for (int d = 0; d < directions; ++d)
+    for (const Role role : roles) f(role, i++, d);
+}
+
+inline void check_weight_size(Role role, const Tensor& w, const Shape& s) {
+  const char* const name = name_of(role);
+  switch (role) {
+    case Role::w_ih: return check_sizes(name, w, {s.gate_rows(), s.I});
+    case Role::w_hh: return check_sizes(name, w, {s.gate_rows(), s.R()});
+    case Role::b_ih:
+    case Role::b_hh: return check_sizes(name, w, {s.gate_rows()});
+    case Role::w_hr: return check_sizes(name, w, {s.P, s.H});
+    case Role::w_unit: return check_sizes(name, w, {int64_t{s.facts().unit_weights}, s.H});
   }
 }
 
-// Where those of a direction are, which check_weights has passed and `dense` made contiguous.
-inline Weights weights_at(const std::vector<Tensor>& weights, bool has_biases, const Shape& s,
-                          int direction) {
-  const std::size_t per_direction = weights.size() / static_cast<std::size_t>(s.directions);
-  const std::size_t first = static_cast<std::size_t>(direction) * per_direction;
-  const auto at = [&](std::size_t i) {
-    return data_of(weight_name(i, per_direction, has_biases), weights[first + i]);
-  };
-  Weights found;
-  found.w_ih = at(0), found.w_hh = at(1);
-  if (has_biases) found.b_ih = at(2), found.b_hh = at(3);
-  if (s.P) found.w_hr = at(per_direction - 1);
-  return found;
+// Checks that all roles have a weight, of the size that cell, I and directions ask for; sets H
+// and P.
+inline void check_weights(const std::vector<Tensor>& weights, const Roles& roles, bool projected,
+                          Shape& s) {
+  const Facts& facts = s.facts();
+  FUSEDRNN_CHECK(!projected || facts.projects, "projected: the cell ", facts.names.cell,
+                 " cannot be projected");
+  FUSEDRNN_CHECK(static_cast<int64_t>(weights.size()) == s.directions * roles.count(),
+                 "weights: expected ", roles.count(), " tensors per direction (", to_string(roles),
+                 "), got ", weights.size(), " in all");
+  const Tensor &w_ih = weights[0], &w_hh = weights[1];
+  FUSEDRNN_CHECK(w_ih.dim() == 2 && w_ih.size(0) > 0 && w_ih.size(0) % facts.gates == 0,
+                 "w_ih: expected shape [", facts.gates, " * hidden_size, ", s.I, "], got ",
+                 to_string(sizes_of(w_ih)));
+  FUSEDRNN_CHECK(w_hh.dim() == 2, "w_hh: expected two dimensions, got shape ",
+                 to_string(sizes_of(w_hh)));
+  s.H = w_ih.size(0) / facts.gates;
+  s.P = projected ? w_hh.size(1) : 0;
+  FUSEDRNN_CHECK(!projected || s.P > 0, "w_hr: expected at least one projected value");
+  for_each_weight(roles, s.directions,
+                  [&](Role role, std::size_t i, int) { check_weight_size(role, weights[i], s); });
+}
+
+// Where weights are that check_weights has passed.
+inline void place_weights(const std::vector<Tensor>& weights, const Roles& roles, int directions,
+                          Weights* placed, std::vector<Tensor>& copies) {
+  for_each_weight(roles, directions, [&](Role role, std::size_t i, int d) {
+    weight_of(placed[d], role) = place(name_of(role), weights[i], copies);
+  });
 }
 
 }  // namespace fusedrnn

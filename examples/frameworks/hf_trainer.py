@@ -1,4 +1,4 @@
-"""fusedrnn.LSTM in a transformers model of one's own, trained by Hugging Face's Trainer, offline.
+"""fusedrnn.LSTM in your own transformers model, trained by Hugging Face's Trainer, offline.
 
     pip install transformers accelerate
     python examples/frameworks/hf_trainer.py

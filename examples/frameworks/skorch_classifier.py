@@ -1,4 +1,4 @@
-"""fusedrnn.LSTM as a scikit-learn estimator, by skorch.
+"""fusedrnn.LSTM as a scikit-learn estimator, through skorch.
 
     pip install skorch
     python examples/frameworks/skorch_classifier.py

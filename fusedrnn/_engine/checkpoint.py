@@ -1,24 +1,26 @@
 """Training in less memory: states are kept every k steps, and the gates are computed again.
 
-An LSTM's reserve is five values per unit and step, a GRU's four
-(three with `reset_after=False`). Here forward keeps none of it, and
-backward makes that of k steps at a time:
+An LSTM's reserve is five values per unit and step, a GRU's four (three with `reset_after=False`).
+Here forward keeps none of it, and backward makes that of k steps at a time:
 
     forward    |--- k steps ---|--- k steps ---|--- rest --|     all steps, without a reserve
-    kept     hx, cx          h, c            h, c                h in the output, c in `borders`
+    kept     hx              h, c            h, c                h in the output, c in `borders`
 
     backward   of each chunk, the one that was walked last first:
                    layer_forward   from its kept state, save=True  ->  the reserve of k steps
                    layer_backward  with dh, dc of the chunk after  ->  dx, dW (added up), dh, dc
 
-Both passes are ops, so that compilers take them as they take the native ones, and both are made of
-the native ones, so that they run wherever those do. Arguments and results are those of
-`layer_forward` and `layer_backward`, see ops.py, with `checkpoint`, which is k, in place of `save`,
-and in place of the reserve
+c stands for all states after h. Both passes are ops, so that compilers take them as they take the
+native ones, and both are made of the native ones, so that they run wherever those do. Arguments and
+results are those of `layer_forward` and `layer_backward`, see ops.py, with `checkpoint`, which is
+k, in place of `save`, and in place of the reserve
 
-    borders  [D, chunks * B, H]   c before each chunk, in the order in which a direction walks them;
-                                  [0] without LSTM. (Compilers have a guard for sizes that may be
-                                  one, as the number of chunks: so it has no dimension of its own.)
+    borders  [states - 1, D, chunks * B, H]   each state after h before each chunk, in the order in
+                                              which a direction walks them; [0] if h is the only
+                                              state
+
+(Compilers have a guard for sizes that may be one, as the number of chunks: so it has no dimension
+of its own.)
 
 The native ops walk one direction by itself from the first step to the last. So for the reverse
 direction the steps of a chunk are turned around, and what comes of them is turned back. Packed,
@@ -41,154 +43,130 @@ import torch
 from torch import Tensor
 
 from fusedrnn._engine import ops
-from fusedrnn.reference import CELLS, GATES, LSTM
+from fusedrnn._engine.layer import (
+    Layer,
+    Operands,
+    Optionals,
+    backward_arguments,
+    forward_arguments,
+)
+from fusedrnn.cells import W_HH
 
 
-def _forward(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    cell: int,
-    has_biases: bool,
-    bidirectional: bool,
-    checkpoint: int,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    layer = _Layer(input, batch_sizes, weights, cell, bidirectional, checkpoint)
-    ops.check_storages(hx=hx, cx=cx)
-    if cell != LSTM or layer.chunks == 1:  # there is no c between steps to keep
-        output, hn, cn, _ = ops.layer_forward(
-            input, batch_sizes, hx, cx, weights, cell, has_biases, bidirectional, False, allow_tf32
-        )
-        has_cells = cell == LSTM
-        first_c = layer.states("cx", cx, layer.hidden_size) if has_cells else input.new_empty(0)
-        return output, hn, cn, first_c
-    weights = [weight.contiguous() for weight in weights]  # once, not in every chunk
-    hn = layer.states("hx", hx, layer.width)
-    cn = layer.states("cx", cx, layer.hidden_size)
-    output, borders = input.new_empty(layer.output_shape), input.new_empty(layer.borders_shape)
+def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    layer, operands, rest = forward_arguments(*arguments)
+    layer = _chunked(layer, *rest)
+    input, _, hx, _ = operands
+    call = _Call(layer, operands)
+    if not call.others or call.chunks == 1:  # there is no c between steps to keep
+        output, hn, _ = _native_forward(layer, operands, save=False)
+        if not call.others:
+            return output, hn, input.new_empty(0)
+        _, *first_c = call.states("hx", hx)
+        return output, hn, torch.stack(first_c)
+    hn = call.states("hx", hx)
+    _, *cn = hn
+    output, borders = input.new_empty(call.output_shape), input.new_empty(call.borders_shape)
     for d in range(layer.directions):
-        own_output = output[..., layer.columns(d)]
-        for i in range(layer.chunks):
-            chunk = layer.chunk(d, i)
-            h, c = hn[d : d + 1, : chunk.alive], cn[d : d + 1, : chunk.alive]
-            borders[d, layer.border(i, layer.batch)] = cn[d]
-            y, h_after, c_after, _ = ops.layer_forward(
-                chunk.of(input), chunk.batch_sizes,
-                None if i == 0 and hx is None else h, None if i == 0 and cx is None else c,
-                weights[layer.own(d)], cell, has_biases, False, False, allow_tf32,
-            )  # fmt: skip
-            h.copy_(h_after)
-            c.copy_(c_after)
+        own_output = output[..., call.columns(d)]
+        for i in range(call.chunks):
+            chunk = call.chunk(d, i)
+            now = [state[d : d + 1, : chunk.alive] for state in hn]
+            for border, state in zip(borders, cn, strict=True):
+                border[d, call.border(i, call.batch)] = state[d]
+            given = chunk.operands(input, () if i == 0 and not hx else now, call.own(d))
+            y, after, _ = _native_forward(call.direction, given, save=False)
+            for state, new in zip(now, after, strict=True):
+                state.copy_(new)
             own_output[chunk.place] = chunk.turned(y)
-    return output, hn, cn, borders
+    return output, hn, borders
 
 
-def _backward(
-    grad_output: Tensor | None,
-    grad_hn: Tensor | None,
-    grad_cn: Tensor | None,
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    output: Tensor,
-    borders: Tensor,
-    cell: int,
-    has_biases: bool,
-    bidirectional: bool,
-    checkpoint: int,
-    needs: int,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    layer = _Layer(input, batch_sizes, weights, cell, bidirectional, checkpoint)
+def _backward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    layer, operands, grad_output, grad_hn, output, borders, rest = backward_arguments(*arguments)
+    checkpoint, needs, *allow_tf32 = rest
+    layer = _chunked(layer, checkpoint, *allow_tf32)
+    input, _, hx, weights = operands
+    call = _Call(layer, operands)
     ops.check_storages(
-        grad_output=grad_output, grad_hn=grad_hn, grad_cn=grad_cn, hx=hx, cx=cx, output=output,
-        borders=borders,
-    )  # fmt: skip
-    _check_shape("output", output, layer.output_shape)
-    _check_shape("borders", borders, layer.borders_shape)
+        grad_output=grad_output, **ops.named("grad_hn", grad_hn), output=output, borders=borders
+    )
+    _check_shape("output", output, call.output_shape)
+    _check_shape("borders", borders, call.borders_shape)
     if grad_output is not None:
-        _check_shape("grad_output", grad_output, layer.output_shape)
-    if layer.chunks == 1:  # both directions at once, and nothing to put together
-        return _chunk_backward(
-            grad_output, grad_hn, grad_cn, input, batch_sizes, hx, cx, weights, cell, has_biases,
-            bidirectional, needs, allow_tf32,
-        )  # fmt: skip
-    weights = [weight.contiguous() for weight in weights]
-    first_h = layer.states("hx", hx, layer.width)
+        _check_shape("grad_output", grad_output, call.output_shape)
+    if call.chunks == 1:  # both directions at once, and nothing to put together
+        return _chunk_backward(layer, grad_output, grad_hn, operands, needs)
+    wanted = _Needs(layer, needs)
+    of_states = wanted.states if hx else 0
     # For all sequences; a chunk reads and writes those that are alive in it.
-    dh = layer.states("grad_hn", grad_hn, layer.width)
-    dc = layer.states("grad_cn", grad_cn, layer.hidden_size) if cell == LSTM else None
-    states_wanted = needs & (0 if hx is None else 2) | needs & (0 if cx is None else 4)
-    grad_input = input.new_empty(input.shape if needs & 1 else 0)
+    grads = call.states("grad_hn", ops.as_optionals(grad_hn, layer.cell))
+    first_h, *_ = call.states("hx", hx)
+    grad_input = input.new_empty(input.shape if wanted.input else 0)
     sums: list[Tensor | None] = [None] * len(weights)
 
     for d in range(layer.directions):
-        own, one, columns = layer.own(d), slice(d, d + 1), layer.columns(d)
-        own_needs = needs & 1 | (needs >> (3 + own.start) & ((1 << layer.per_direction) - 1)) << 3
-        if not own_needs and not states_wanted:
+        one, columns, of_weights = slice(d, d + 1), call.columns(d), wanted.weights(d)
+        if not (wanted.input or of_weights or of_states):
             continue
-        for i in reversed(range(layer.chunks)):
-            chunk = layer.chunk(d, i)
+        for i in reversed(range(call.chunks)):
+            chunk = call.chunk(d, i)
             alive = slice(chunk.alive)
-            h: Tensor | None
+            before: Sequence[Tensor] = [state[one, alive] for state in hx]
             if i > 0:
                 h = chunk.state_before(output[..., columns], first_h[one])
-                c = borders[one, layer.border(i, chunk.alive)] if cell == LSTM else None
-            else:
-                h = None if hx is None else hx[one, alive]
-                c = None if cx is None else cx[one, alive]
-            dx, dh_before, dc_before, dw = _chunk_backward(
+                before = [h, *(c[one, call.border(i, chunk.alive)] for c in borders)]
+            now = [grad[one, alive] for grad in grads]
+            dx, of_before, dw = _chunk_backward(
+                call.direction,
                 None if grad_output is None else chunk.of(grad_output[..., columns]),
-                dh[one, alive], None if dc is None else dc[one, alive],
-                chunk.of(input), chunk.batch_sizes, h, c, weights[own], cell, has_biases,
-                False, own_needs | (6 if i > 0 else states_wanted), allow_tf32,
-            )  # fmt: skip
-            if dh_before.numel():
-                dh[one, alive] = dh_before
-            if dc is not None and dc_before.numel():
-                dc[one, alive] = dc_before
-            if needs & 1:
+                now,
+                chunk.operands(input, before, call.own(d)),
+                wanted.mask(of_weights, wanted.all_states if i > 0 else of_states),
+            )
+            for grad, new in zip(now, of_before, strict=False):
+                if new.numel():
+                    grad.copy_(new)
+            if wanted.input:
                 place = grad_input[chunk.place]
                 place.copy_(chunk.turned(dx)) if d == 0 else place.add_(chunk.turned(dx))
-            for j, part in enumerate(dw, own.start):
-                if needs >> (3 + j) & 1:
-                    sums[j] = _sum(sums[j], part)
+            for j, part in enumerate(dw):
+                if of_weights >> j & 1:
+                    at = d * len(dw) + j
+                    sums[at] = _sum(sums[at], part)
     return (
         grad_input,
-        dh if states_wanted & 2 else input.new_empty(0),
-        dc if dc is not None and states_wanted & 4 else input.new_empty(0),
+        [
+            grad if of_states >> i & 1 else input.new_empty(0)
+            for i, grad in enumerate(grads[: len(hx)])
+        ],
         [input.new_empty(0) if total is None else total.to(input.dtype) for total in sums],
     )
 
 
+def _chunked(layer: Layer, checkpoint: int, allow_tf32: bool = False) -> Layer:
+    _check_checkpoint(checkpoint)
+    return layer._replace(checkpoint=checkpoint, allow_tf32=allow_tf32)
+
+
+def _native_forward(
+    layer: Layer, operands: Operands, *, save: bool
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    return ops.layer_forward(*operands, *layer.schema, save, layer.allow_tf32)
+
+
 def _chunk_backward(
+    layer: Layer,
     grad_output: Tensor | None,
-    dh: Tensor | None,
-    dc: Tensor | None,
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    h: Tensor | None,
-    c: Tensor | None,
-    weights: Sequence[Tensor],
-    cell: int,
-    has_biases: bool,
-    bidirectional: bool,
+    grad_hn: Sequence[Tensor],
+    operands: Operands,
     needs: int,
-    allow_tf32: bool,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """A chunk's gradients. Its reserve ends with this call, so that there is never a second one."""
-    output, _, _, reserve = ops.layer_forward(
-        input, batch_sizes, h, c, weights, cell, has_biases, bidirectional, True, allow_tf32
-    )
+    output, _, reserve = _native_forward(layer, operands, save=True)
     return ops.layer_backward(
-        grad_output, dh, dc, input, batch_sizes, h, c, weights, output, reserve, cell, has_biases,
-        bidirectional, needs, allow_tf32,
-    )  # fmt: skip
+        grad_output, grad_hn, *operands, output, reserve, *layer.schema, needs, layer.allow_tf32
+    )
 
 
 def _sum(total: Tensor | None, part: Tensor) -> Tensor:
@@ -197,72 +175,106 @@ def _sum(total: Tensor | None, part: Tensor) -> Tensor:
     return total.add_(part)
 
 
-class _Layer:
-    """The sizes of a call, checked where the native ops, which see chunks, could not; its cuts."""
+class _Needs:
+    """The mask of the gradients that are asked for, taken apart: see layer.py for its bits."""
 
-    def __init__(
-        self,
-        input: Tensor,
-        batch_sizes: Tensor | None,
-        weights: Sequence[Tensor],
-        cell: int,
-        bidirectional: bool,
-        checkpoint: int,
-    ) -> None:
-        _check_checkpoint(checkpoint)
-        if not 0 <= cell < len(CELLS):
-            raise RuntimeError(f"cell: expected 0 to {len(CELLS) - 1}, got {cell}")
-        self.directions = 2 if bidirectional else 1
-        self.per_direction = len(weights) // self.directions
-        if self.per_direction < 2 or len(weights) % self.directions or weights[1].dim() != 2:
+    def __init__(self, layer: Layer, needs: int) -> None:
+        self._states, self._roles = len(layer.cell.states), len(layer.roles)
+        self.all_states = (1 << self._states) - 1
+        self.input = needs & 1
+        self.states = needs >> 1 & self.all_states
+        self._weights = needs >> 1 + self._states
+
+    def weights(self, direction: int) -> int:
+        """Those of a direction."""
+        return self._weights >> direction * self._roles & ((1 << self._roles) - 1)
+
+    def mask(self, weights: int, states: int) -> int:
+        """What to ask for of one direction."""
+        return self.input | states << 1 | weights << 1 + self._states
+
+
+class _Call:
+    """The sizes of a call, checked where the native ops, which see chunks, could not; its cuts.
+
+    Attributes:
+        layer: the layer.
+        direction: one direction of it by itself.
+        others: the states after h, by their names.
+        batch: how many sequences there are.
+        chunks: into how many chunks their steps are cut.
+        output_shape, borders_shape: of these tensors.
+    """
+
+    def __init__(self, layer: Layer, operands: Operands) -> None:
+        input, batch_sizes, hx, weights = operands
+        self.layer, self.direction = layer, layer._replace(bidirectional=False)
+        _, *self.others = layer.cell.states
+        roles = layer.roles
+        if len(weights) != len(roles) * layer.directions or weights[W_HH].dim() != 2:
             raise RuntimeError(
-                "weights: expected w_ih and w_hh, [G*H, I] and [G*H, R], and as many tensors for "
-                f"each of {self.directions} directions, got {[tuple(w.shape) for w in weights]}"
+                f"weights: expected {', '.join(roles)} for each of {layer.directions} directions, "
+                f"got {[tuple(w.shape) for w in weights]}"
             )
-        self.hidden_size = weights[1].size(0) // GATES[cell]
-        self.width = weights[1].size(1)
-        self._has_cells = cell == LSTM
-        self._input, self._batch_sizes, self._checkpoint = input, batch_sizes, checkpoint
-        named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
-        ops.check_storages(input=input, batch_sizes=batch_sizes, **named)
+        self._hidden_size = weights[W_HH].size(0) // len(layer.cell.gates)
+        self._width = weights[W_HH].size(1)
+        self._input, self._batch_sizes = input, batch_sizes
+        ops.check_storages(
+            input=input, batch_sizes=batch_sizes, **ops.named("hx", hx),
+            **ops.named("weights", weights),
+        )  # fmt: skip
         self._sizes = _sizes(input, batch_sizes)
         self._steps = input.size(0) if batch_sizes is None else len(self._sizes)
         self.batch = input.size(1) if batch_sizes is None else self._sizes[0]
-        self.chunks = -(-self._steps // checkpoint) if self.batch else 1
+        self.chunks = -(-self._steps // layer.checkpoint) if self.batch else 1
         self._offsets = [0, *accumulate(self._sizes)]
-        self.output_shape = (*input.shape[:-1], self.directions * self.width)
-
-    @property
-    def borders_shape(self) -> tuple[int, ...]:
-        if not self._has_cells:
-            return (0,)
-        return (self.directions, self.chunks * self.batch, self.hidden_size)
+        self.output_shape = (*input.shape[:-1], layer.directions * self._width)
+        self.borders_shape: tuple[int, ...] = (0,)
+        if self.others:
+            rows = self.chunks * self.batch
+            self.borders_shape = (len(self.others), layer.directions, rows, self._hidden_size)
+        # Made contiguous once, not in every chunk.
+        self._weights = weights if self.chunks == 1 else [w.contiguous() for w in weights]
 
     def border(self, chunk: int, alive: int) -> slice:
         """Where in `borders` the first `alive` sequences before a chunk are."""
         return slice(chunk * self.batch, chunk * self.batch + alive)
 
-    def states(self, name: str, given: Tensor | None, size: int) -> Tensor:
-        """States or gradients of them, of `size` features, to write to: a copy of `given`."""
-        shape = (self.directions, self.batch, size)
-        if given is None:
-            return self._input.new_zeros(shape)
-        _check_shape(name, given, shape)
-        return given.clone(memory_format=torch.contiguous_format)
+    def states(self, name: str, given: Optionals) -> list[Tensor]:
+        """States or gradients of them, to write to: copies of those that are given, else zeros."""
+        layer, batch = self.layer, self.batch
+        widths = (self._width, *[self._hidden_size] * len(self.others))
+        if given and len(given) != len(widths):
+            raise RuntimeError(
+                f"{name}: expected {len(widths)} state(s), {', '.join(layer.cell.states)}, of the "
+                f"cell {layer.cell}, got {len(given)}"
+            )
+        found = []
+        for i, width in enumerate(widths):
+            shape = (layer.directions, batch, width)
+            tensor = given[i] if given else None
+            if tensor is None:
+                found.append(self._input.new_zeros(shape))
+                continue
+            _check_shape(f"{name}[{i}]", tensor, shape)
+            found.append(tensor.clone(memory_format=torch.contiguous_format))
+        return found
 
-    def own(self, direction: int) -> slice:
-        """Where in `weights` those of a direction are."""
-        return slice(direction * self.per_direction, (direction + 1) * self.per_direction)
+    def own(self, direction: int) -> Sequence[Tensor]:
+        """The weights of a direction."""
+        count = len(self.layer.roles)
+        return self._weights[direction * count : (direction + 1) * count]
 
     def columns(self, direction: int) -> slice:
         """Where in the last dimension of the output h of a direction is."""
-        return slice(direction * self.width, (direction + 1) * self.width)
+        return slice(direction * self._width, (direction + 1) * self._width)
 
     def chunk(self, direction: int, i: int) -> _Chunk:
         """The i-th of the chunks in the order in which a direction walks them."""
         is_reverse = direction == 1
-        first = (self.chunks - 1 - i if is_reverse else i) * self._checkpoint
-        end = min(first + self._checkpoint, self._steps)
+        length = self.layer.checkpoint
+        first = (self.chunks - 1 - i if is_reverse else i) * length
+        end = min(first + length, self._steps)
         before = end if is_reverse else first - 1
         if self._batch_sizes is None:
             steps, neighbour = slice(first, end), slice(before, before + 1)
@@ -330,6 +342,10 @@ class _Chunk:
     batch_sizes: Tensor | None
     is_reverse: bool
 
+    def operands(self, input: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor]) -> Operands:
+        """Of the layer that walks the chunk, from the states before it."""
+        return Operands(self.of(input), self.batch_sizes, hx, weights)
+
     def of(self, tensor: Tensor) -> Tensor:
         """The chunk's part of `tensor`, as it is walked."""
         return self.turned(tensor[self.place])
@@ -369,41 +385,41 @@ class _Chunk:
 # What compilers learn of the results.
 
 
-def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    before, checkpoint, after = arguments[:8], arguments[8], arguments[9:]
-    _check_checkpoint(checkpoint)
-    output, hn, cn, _ = ops.layer_forward_fake(*(*before, False, *after))
-    input, batch_sizes, cell = before[0], before[1], before[5]
-    if cell != LSTM:
-        return output, hn, cn, input.new_empty(0)
+def borders_like(input: Tensor, others: Sequence[Tensor], rows: int | torch.SymInt) -> Tensor:
+    """Borders of so many rows, for the states after h that are like `others`."""
+    if not others:
+        return input.new_empty(0)
+    directions, _, hidden_size = others[0].shape
+    return input.new_empty(len(others), directions, rows, hidden_size)
+
+
+def _forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    layer, operands, rest = forward_arguments(*arguments)
+    checkpoint = _chunked(layer, *rest).checkpoint
+    output, hn, _ = ops.layer_forward_fake(*operands, *layer.schema, False)
+    input, batch_sizes, _, _ = operands
+    h, *others = hn
     steps = (input if batch_sizes is None else batch_sizes).size(0)
     chunks = (steps + checkpoint - 1) // checkpoint
-    return output, hn, cn, input.new_empty(cn.size(0), chunks * cn.size(1), cn.size(2))
-
-
-def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    before, checkpoint, after = arguments[:13], arguments[13], arguments[14:]
-    _check_checkpoint(checkpoint)
-    return ops.layer_backward_fake(*before, *after)
+    return output, hn, borders_like(input, others, chunks * h.size(1))
 
 
 _library = torch.library.Library("fusedrnn", "FRAGMENT")
 _library.define(
-    "checkpointed_forward(Tensor input, Tensor? batch_sizes, Tensor? hx, Tensor? cx, "
-    "Tensor[] weights, int cell, bool has_biases, bool bidirectional, int checkpoint, "
-    "bool allow_tf32=False) -> (Tensor output, Tensor hn, Tensor cn, Tensor borders)"
+    "checkpointed_forward(Tensor input, Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, "
+    "int cell, bool biases, bool projected, bool bidirectional, int checkpoint, "
+    "bool allow_tf32=False) -> (Tensor output, Tensor[] hn, Tensor borders)"
 )
 _library.define(
-    "checkpointed_backward(Tensor? grad_output, Tensor? grad_hn, Tensor? grad_cn, Tensor input, "
-    "Tensor? batch_sizes, Tensor? hx, Tensor? cx, Tensor[] weights, Tensor output, "
-    "Tensor borders, int cell, bool has_biases, bool bidirectional, int checkpoint, int needs, "
-    "bool allow_tf32=False) "
-    "-> (Tensor grad_input, Tensor grad_hx, Tensor grad_cx, Tensor[] grad_weights)"
+    "checkpointed_backward(Tensor? grad_output, Tensor[] grad_hn, Tensor input, "
+    "Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, Tensor output, Tensor borders, int cell, "
+    "bool biases, bool projected, bool bidirectional, int checkpoint, int needs, "
+    "bool allow_tf32=False) -> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights)"
 )
 _library.impl("checkpointed_forward", _forward, "CompositeExplicitAutograd")
 _library.impl("checkpointed_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("fusedrnn::checkpointed_forward", _forward_fake)
-torch.library.register_fake("fusedrnn::checkpointed_backward", _backward_fake)
+torch.library.register_fake("fusedrnn::checkpointed_backward", ops.backward_fake)
 
 checkpointed_forward = torch.ops.fusedrnn.checkpointed_forward.default
 checkpointed_backward = torch.ops.fusedrnn.checkpointed_backward.default

@@ -18,7 +18,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from fusedrnn.reference import CELLS, GATES, LSTM
+from fusedrnn._engine.layer import Network
+from fusedrnn._engine.torch_private import is_any_autocast_on
+from fusedrnn.cells import W_HH, W_IH, Cell
 
 PACKED_IN_ONNX = (
     "ONNX has no packed sequences, and this model calls a layer of fusedrnn with a PackedSequence. "
@@ -41,7 +43,7 @@ def check_input(
             raise RuntimeError(f"input must have 2 dimensions, got {dims}")
     elif dims != 3 and dims != 2:
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dims}D instead")
-    check_features(input, weights[0])
+    check_features(input, weights[W_IH])
     return dims
 
 
@@ -62,7 +64,7 @@ def reject_nested(input: Tensor, batch_first: bool) -> NoReturn:
 
 def check_features(input: Tensor, w_ih: Tensor) -> None:
     """Checks dtype, device and last dimension of what `w_ih` projects."""
-    if input.dtype != w_ih.dtype and not torch._C._is_any_autocast_enabled():
+    if input.dtype != w_ih.dtype and not is_any_autocast_on():
         check_dtype(input, w_ih)
     if input.size(-1) != w_ih.size(1):
         raise RuntimeError(
@@ -86,10 +88,9 @@ def check_dtype(input: Tensor, w_ih: Tensor) -> None:
         )
 
 
-def check_steps(steps: int) -> None:
-    """Checks that there is a step at all."""
-    if steps == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+def reject_no_steps() -> NoReturn:
+    """Raises the error for an input without a step."""
+    raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
 
 def check_batch_sizes(batch_sizes: Any) -> None:
@@ -155,24 +156,36 @@ def check_reset_after(reset_after: Any) -> None:
         )
 
 
-def check_weights(
-    cell: int, weights: Sequence[Tensor], num_layers: int, has_biases: bool, bidirectional: bool
-) -> None:
+def check_weights(network: Network, weights: Sequence[Tensor], proj_size: int = 0) -> None:
     """Checks that there are as many weights as the layers and directions need."""
+    layer, _, num_layers, _ = network
     if num_layers <= 0:
         raise ValueError("num_layers must be greater than zero")
-    parts = num_layers * (2 if bidirectional else 1)
-    each = 4 if has_biases else 2
-    if len(weights) == parts * each or (cell == LSTM and len(weights) == parts * (each + 1)):
-        for i, weight in enumerate(weights):
-            check_weight(f"weights[{i}]", weight)
-        return
-    projected = f", or {parts * (each + 1)} with projections" if cell == LSTM else ""
-    raise RuntimeError(
-        f"weights: expected {parts * each} tensors{projected} ({CELLS[cell]}, "
-        f"num_layers={num_layers}, bias={has_biases}, bidirectional={bidirectional}), "
-        f"got {len(weights)}"
-    )
+    roles = layer.roles
+    expected = num_layers * layer.directions * len(roles)
+    if len(weights) != expected:
+        hint = f", proj_size={proj_size}" if layer.cell.projects else ""
+        raise RuntimeError(
+            f"weights: expected {expected} tensors, {', '.join(roles)} for each layer and "
+            f"direction ({layer.cell}, num_layers={num_layers}, bias={layer.biases}, "
+            f"bidirectional={layer.bidirectional}{hint}), got {len(weights)}"
+        )
+    for i, weight in enumerate(weights):
+        check_weight(f"weights[{i}]", weight)
+    w_hh = weights[W_HH]
+    if proj_size and (w_hh.dim() != 2 or w_hh.size(1) != proj_size):
+        raise RuntimeError(
+            f"weights[{W_HH}]: expected w_hh of {proj_size} columns, proj_size, got shape "
+            f"{tuple(w_hh.shape)}"
+        )
+
+
+def check_proj_size(proj_size: Any) -> None:
+    """Checks the features of a projected h, 0 for no projection."""
+    if not isinstance(proj_size, int) or isinstance(proj_size, bool):
+        raise TypeError(f"proj_size: expected an int, got {proj_size!r} of {_kind(proj_size)}")
+    if proj_size < 0:
+        raise ValueError("proj_size should be a positive integer or zero to disable projections")
 
 
 def check_weight(name: str, weight: Any, error: type[Exception] = TypeError) -> None:
@@ -191,31 +204,55 @@ def reject_options(names: Iterable[str], cls: str, known: Iterable[str]) -> NoRe
     )
 
 
-def split_state(hx: Any) -> tuple[Tensor, Tensor]:
-    """The pair of an LSTM's first h and first c."""
-    if type(hx) is tuple and len(hx) == 2:
+def states_of(cell: Cell, hx: Any) -> tuple[Tensor, ...]:
+    """The first states that a call is given: of a cell with several, `hx` is a tuple of them."""
+    count = len(cell.states)
+    if hx is None:
+        return ()
+    if count == 1:
+        return (hx,)
+    if type(hx) is tuple and len(hx) == count:
         return hx
-    expected = f"hx: expected a pair of tensors (h_0, c_0), got {_kind(hx)}"
+    return _states_of_sequence(cell, hx)
+
+
+def _states_of_sequence(cell: Cell, hx: Any) -> tuple[Tensor, ...]:
+    """The states in what is no tuple, or not as long as it should be."""
+    count = len(cell.states)
+    many = "a pair of tensors" if count == 2 else f"a tuple of {count} tensors"
+    names = ", ".join(f"{name}_0" for name in cell.states)
+    expected = f"hx: expected {many} ({names}), got {_kind(hx)}"
+    states: list[Tensor] = []
     try:
-        h = hx[0]
-        if not isinstance(h, Tensor):
-            raise AttributeError(f"{expected} of {_kind(h)}")
-        c = hx[1]
+        for i in range(count):
+            state = hx[i]
+            if not isinstance(state, Tensor):
+                kinds = " and ".join(_kind(each) for each in [*states, state])
+                raise AttributeError(f"{expected} of {kinds}")
+            states.append(state)
     except (TypeError, IndexError) as error:
         raise type(error)(expected) from None
-    if not isinstance(c, Tensor):
-        raise AttributeError(f"{expected} of {_kind(h)} and {_kind(c)}")
     if isinstance(hx, Tensor):
         raise TypeError(f"{expected} of shape {tuple(hx.shape)}")
-    if len(hx) != 2:
-        raise RuntimeError(f"lstm expects two hidden states; {expected} of {len(hx)}")
-    return h, c
+    if len(hx) != count:
+        numbers = {2: "two", 3: "three", 4: "four"}
+        raise RuntimeError(
+            f"{cell} expects {numbers.get(count, count)} hidden states; {expected} of {len(hx)}"
+        )
+    return tuple(states)
+
+
+def as_given(states: Sequence[Tensor]) -> Any:
+    """States as users have them: a tensor if there is only h, else a tuple."""
+    if len(states) == 1:
+        (h,) = states
+        return h
+    return tuple(states)
 
 
 def check_states(
-    cell: int,
-    hx: Any,
-    cx: Any,
+    cell: Cell,
+    hx: Sequence[Any],
     parts: int,
     batch: int | None,
     input: Tensor,
@@ -225,45 +262,43 @@ def check_states(
 
     `batch` is how many sequences there are; None for one sequence, whose states have no batch.
     """
-    w_hh = weights[1]
+    w_hh = weights[W_HH]
     width = w_hh.size(1)
-    shape = (parts, width) if batch is None else (parts, batch, width)
-    if not isinstance(hx, Tensor) or hx.shape != shape:
-        _reject_shape(cell, hx, cx, 0, shape, input)
-    if hx.dtype != input.dtype or hx.device != input.device:
-        _check_like_input("hx[0]" if cell == LSTM else "hx", hx, input)
-    if cell == LSTM:
-        hidden_size = w_hh.size(0) // GATES[LSTM]
-        shape = (parts, hidden_size) if batch is None else (parts, batch, hidden_size)
-        if not isinstance(cx, Tensor) or cx.shape != shape:
-            _reject_shape(cell, hx, cx, 1, shape, input)
-        if cx.dtype != input.dtype or cx.device != input.device:
-            _check_like_input("hx[1]", cx, input)
+    dtype, device = input.dtype, input.device
+    for i, state in enumerate(hx):
+        shape = (parts, width) if batch is None else (parts, batch, width)
+        if not isinstance(state, Tensor) or state.shape != shape:
+            _reject_shape(hx, i, shape, input)
+        if state.dtype != dtype or state.device != device:
+            _check_like_input(_name_of_state(hx, i), state, input)
+        width = w_hh.size(0) // len(cell.gates)  # that of the states after h
 
 
-def check_cell(
-    cell: int, name: str, input: Tensor, hx: Any, cx: Any, weights: Sequence[Tensor]
-) -> bool:
+def check_cell(name: str, input: Tensor, hx: Sequence[Any], weights: Sequence[Tensor]) -> bool:
     """Checks what one step of a cell is given; returns whether it is one sequence, no batch."""
     dims = input.dim()
     if dims != 2 and dims != 1:
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {dims}D instead")
-    w_ih, w_hh = weights[:2]
+    w_ih, w_hh = weights[W_IH], weights[W_HH]
     if input.size(-1) != w_ih.size(1):
         raise RuntimeError(
             f"input has inconsistent input_size: got {input.size(-1)} expected {w_ih.size(1)}"
         )
     if input.dtype != w_ih.dtype or input.device != w_ih.device:
         _check_like_input("weight_ih", w_ih, input)
-    if hx is not None:
+    if hx:
         hidden_size = w_hh.size(1)
         shape = (input.size(0), hidden_size) if dims == 2 else (hidden_size,)
-        for which, state in enumerate((hx, cx) if cell == LSTM else (hx,)):
+        for which, state in enumerate(hx):
             if not isinstance(state, Tensor) or state.shape != shape:
-                _reject_cell_state(cell, name, which, state, shape)
+                _reject_cell_state(name, hx, which, shape)
             if state.dtype != input.dtype or state.device != input.device:
-                _check_like_input(f"hx[{which}]" if cell == LSTM else "hx", state, input)
+                _check_like_input(_name_of_state(hx, which), state, input)
     return dims == 1
+
+
+def _name_of_state(hx: Sequence[Any], which: int) -> str:
+    return f"hx[{which}]" if len(hx) > 1 else "hx"
 
 
 def _reject_lengths(error: type[Exception], lengths: Any, input: Tensor) -> NoReturn:
@@ -275,35 +310,31 @@ def _reject_lengths(error: type[Exception], lengths: Any, input: Tensor) -> NoRe
     )
 
 
-def _reject_shape(
-    cell: int, hx: Any, cx: Any, which: int, shape: tuple[int, ...], input: Tensor
-) -> NoReturn:
-    states = (hx, cx) if cell == LSTM else (hx,)
-    for state in states:
+def _reject_shape(hx: Sequence[Any], which: int, shape: tuple[int, ...], input: Tensor) -> NoReturn:
+    for state in hx:
         if not isinstance(state, Tensor):
             raise AttributeError(f"hx: expected a torch.Tensor, got {_kind(state)}")
-    state, packed = states[which], len(shape) == 3 and input.dim() == 2
+    state, packed = hx[which], len(shape) == 3 and input.dim() == 2
     if packed or state.dim() == len(shape):
-        name = f"hidden[{which}]" if cell == LSTM else "hidden"
+        name = f"hidden[{which}]" if len(hx) > 1 else "hidden"
         raise RuntimeError(f"Expected {name} size {shape}, got {list(state.shape)}")
     kind = "unbatched 2-D" if len(shape) == 2 else "batched 3-D"
-    if cell == LSTM:
-        raise RuntimeError(
-            f"For {kind} input, hx and cx should also be {len(shape)}-D but got "
-            f"({hx.dim()}-D, {cx.dim()}-D) tensors"
-        )
-    raise RuntimeError(
-        f"For {kind} input, hx should also be {len(shape)}-D but got {hx.dim()}-D tensor"
-    )
+    expected = f"should also be {len(shape)}-D but got"
+    if len(hx) > 1:
+        dims = ", ".join(f"{each.dim()}-D" for each in hx)
+        names = "hx and cx" if len(hx) == 2 else "all of hx"
+        raise RuntimeError(f"For {kind} input, {names} {expected} ({dims}) tensors")
+    raise RuntimeError(f"For {kind} input, hx {expected} {state.dim()}-D tensor")
 
 
 def _reject_cell_state(
-    cell: int, name: str, which: int, state: Any, shape: tuple[int, ...]
+    name: str, hx: Sequence[Any], which: int, shape: tuple[int, ...]
 ) -> NoReturn:
+    state = hx[which]
     if not isinstance(state, Tensor):
         raise AttributeError(f"hx: expected a torch.Tensor, got {_kind(state)}")
     if state.dim() not in (1, 2):
-        argument = f"hx[{which}]" if cell == LSTM else "hidden"
+        argument = f"hx[{which}]" if len(hx) > 1 else "hidden"
         raise ValueError(f"{name}: Expected {argument} to be 1D or 2D, got {state.dim()}D instead")
     hidden_size = shape[-1]
     if state.dim() == 2 and len(shape) == 2 and state.size(0) == shape[0]:
@@ -330,7 +361,7 @@ def _check_like_input(name: str, tensor: Tensor, input: Tensor) -> None:
             f"Input and {kind} tensors are not at the same device, found input tensor at "
             f"{input.device} and {kind} tensor {name} at {tensor.device}"
         )
-    if not torch._C._is_any_autocast_enabled():
+    if not is_any_autocast_on():
         raise RuntimeError(
             f"{name}: expected the dtype of the input, {input.dtype}, got {tensor.dtype}"
         )

@@ -1,9 +1,9 @@
-"""Docstrings that say everything, of classes whose source says only what is their own.
+"""Docstrings that say everything, of classes and functions whose source says what is their own.
 
 `help(fusedrnn.LSTM)` is to show every argument; most of them are those of `RNN`, and are described
-there. A docstring is sections: what it begins with, `Args:`, `**Heading.**`, `Raises:`, and an
-example at its end. The sections that a class does not have are taken over from its model, and so
-are the entries of `Args:` that describe other arguments of the class.
+there. A docstring is sections: what it begins with, `Args:`, `**Heading.**`, `Returns:`, `Raises:`,
+and an example at its end. The sections that a class or function does not have are taken over from
+its model, and so are the entries of `Args:` that describe other arguments of it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from inspect import cleandoc, signature
-from typing import TypeVar
+from typing import Any, TypeVar
 
-Class = TypeVar("Class", bound=type)
+Documented = TypeVar("Documented", bound=Callable[..., Any])
 
 
-def completed_from(model: type) -> Callable[[Class], Class]:
-    """A decorator: completes the docstring of a class by that of `model`."""
+def completed_from(model: Callable[..., Any]) -> Callable[[Documented], Documented]:
+    """A decorator: completes the docstring of a class or function by that of `model`."""
 
-    def complete(cls: Class) -> Class:
-        if cls.__doc__ is not None and model.__doc__ is not None:  # python -OO has none
-            cls.__doc__ = _complete(cls.__doc__, model.__doc__, [*signature(cls).parameters])
-        return cls
+    def complete(own: Documented) -> Documented:
+        if own.__doc__ is not None and model.__doc__ is not None:  # python -OO has none
+            own.__doc__ = _complete(own.__doc__, model.__doc__, [*signature(own).parameters])
+        return own
 
     return complete
 
@@ -40,7 +40,7 @@ def _sections(docstring: str) -> dict[str, str]:
     """The sections by what they begin with; "" is the first."""
     sections, heading = {"": ""}, ""
     for paragraph in cleandoc(docstring).split("\n\n"):
-        found = re.match(r"Args:|Raises:|\*\*.*?\*\*|\s*(>>>)", paragraph)
+        found = re.match(r"Args:|Returns:|Raises:|\*\*.*?\*\*|\s*(>>>)", paragraph)
         heading = (found[1] or found[0]) if found else heading
         sections[heading] = f"{sections.get(heading, '')}\n\n{paragraph}".strip("\n")
     return sections

@@ -2,32 +2,42 @@
 
     fusedrnn::layer_forward    one layer, one or both directions
     fusedrnn::layer_backward   its gradients, those that are asked for
-    fusedrnn::pack_weights     one layer's weights as the CPU's kernels read them: uint8 [bytes]
-    fusedrnn::packed_forward   layers on each other, weights packed, states updated in place
+    fusedrnn::make_panels      one layer's weights as the CPU's kernels read them: uint8 [bytes]
+    fusedrnn::panels_forward   layers on each other, weights as panels, states updated in place
     fusedrnn::quantize_weights, quantized_forward   the same with weights rounded to int8
 
     input      [T, B, I], or [N, I] when packed        output   [T, B, D*R] or [N, D*R]
-    hx, hn     [D, B, R]                               reserve  [D, N, S, Hp]
-    cx, cn     [D, B, H]
+    hx, hn     for each state [D, B, R] or, of those   reserve  [D, N, S, Hp]
+               after h, [D, B, H]
+    weights    for each direction, for each role       w_ih [G*H, I]  w_hh [G*H, R]
+               (`Cell.roles`)                          b_ih, b_hh [G*H]  w_hr [P, H]  w_unit [K, H]
 
 D directions; R the width of h (P when projected, else H); N = T*B rows, or the sum of the batch
-sizes; S values per unit that backward needs; Hp is H rounded up to a multiple of `RESERVE_UNITS`.
-`allow_tf32` lets CUDA round the operands of float32 products to tf32, see `allow_tf32` below.
+sizes; S values per unit that backward needs; Hp is H rounded up to a multiple of `RESERVE_UNITS`;
+G gates and K unit weights of the cell. `cell` is the cell's number. `allow_tf32` lets CUDA round
+the operands of float32 products to tf32, see `allow_tf32` below.
 
-Packed weights serve `layer_forward`, beside the weights that they were packed from (`packed`), or
-`packed_forward` alone, which takes those of several layers one after the other, [bytes of all]:
+`hx` may be None or an empty list, which stand for zeros. In `layer_backward` an empty `grad_hn`
+does, and so does a tensor of shape [0] in the place of one of its states. `needs` is a mask of bits
+that tells which gradients are asked for: of input, each state of the cell, each weight. The others
+are of shape [0]; without `hx` there are no `grad_hx`.
+
+Panels serve `layer_forward`, beside the weights that they were made from (`panels`), or
+`panels_forward`, which takes nothing else: those of several layers one after the other, [bytes of
+all]:
 
     input   [T, B, I], [B, I] for one step or [I] for one step of one sequence
-    h, c    [layers, B, R], [layers, B, H]: the states before, and after the call those after
+    hx      [layers, B, R] and, of the states after h, [layers, B, H]: the states before, and after
+            the call those after it
     output  laid out as input, R features
 
 Both update the states' memory behind autograd's back: version counters stay as they are. `input`
 may not share memory with the states. `backwards` begins with the weights that were read last when
-it was not set: who takes turns finds more of them in the cache. Packed weights hold for the kernels
-of the processor that packed them; another layer's, dtype's or processor's are refused.
+it was not set: who takes turns finds more of them in the cache. Panels hold for the kernels of the
+processor that made them; another layer's, dtype's or processor's are refused.
 
 Quantised weights (csrc/layer/quantized.h says how) are for float32 on the CPU, and
-`quantized_forward` takes them as `packed_forward` does the others. They are the same bytes on every
+`quantized_forward` takes them as `panels_forward` does the others. They are the same bytes on every
 processor, values that may be saved. A NaN or an infinity in a row of input or h makes everything
 NaN that is computed from it.
 
@@ -41,7 +51,7 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -50,16 +60,12 @@ from torch import Tensor
 
 from fusedrnn import _C
 from fusedrnn._engine import native as _native
-from fusedrnn.reference import GATES, LSTM
+from fusedrnn._engine.layer import BackwardArguments, backward_arguments, forward_arguments
+from fusedrnn._engine.torch_private import has_no_storage
+from fusedrnn.cells import RESERVE_UNITS, W_HH, W_IH, Cell
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that the kernels compute in."""
-
-SAVED = (0, 0, 5, 4, 3)
-"""How many values per unit and row the reserve of each cell holds."""
-
-RESERVE_UNITS = 16
-"""The reserve is padded to a multiple of this many units."""
 
 
 def use_backend(device_type: str, backend: int | None) -> int | None:
@@ -107,8 +113,8 @@ WITHOUT_CUDA = _load_cuda()
 
 layer_forward = torch.ops.fusedrnn.layer_forward.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default
-pack_weights = torch.ops.fusedrnn.pack_weights.default
-packed_forward = torch.ops.fusedrnn.packed_forward.default
+make_panels = torch.ops.fusedrnn.make_panels.default
+panels_forward = torch.ops.fusedrnn.panels_forward.default
 quantize_weights = torch.ops.fusedrnn.quantize_weights.default
 quantized_forward = torch.ops.fusedrnn.quantized_forward.default
 
@@ -135,7 +141,7 @@ def check_storages(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None or tensor.numel() == 0:
             continue
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # has none of its own
+        if has_no_storage(tensor):
             continue
         steps = zip(tensor.shape, tensor.stride(), strict=True)
         last = tensor.storage_offset() + sum((n - 1) * stride for n, stride in steps)
@@ -147,63 +153,77 @@ def check_storages(**tensors: Tensor | None) -> None:
             )
 
 
-def layer_forward_fake(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    cell: int,
-    has_biases: bool,
-    bidirectional: bool,
-    save: bool,
-    allow_tf32: bool = False,
-    packed: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def named(name: str, tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+    """The members of a list by what messages call them."""
+    return {f"{name}[{i}]": tensor for i, tensor in enumerate(tensors)}
+
+
+def as_list(tensors: Sequence[Tensor | None], input: Tensor) -> list[Tensor]:
+    """Gradients of states, of which some may be missing, as the ops take them."""
+    for tensor in tensors:
+        if tensor is not None:
+            return [input.new_empty(0) if tensor is None else tensor for tensor in tensors]
+    return []
+
+
+def as_optionals(tensors: Sequence[Tensor], cell: Cell) -> Sequence[Tensor | None]:
+    """The same back, one for each state of the cell."""
+    if not tensors:
+        return [None] * len(cell.states)
+    return [None if tensor.shape == (0,) else tensor for tensor in tensors]
+
+
+def layer_forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    layer, (input, batch_sizes, hx, weights), (save, *_) = forward_arguments(*arguments)
     batch: int | torch.SymInt
-    directions = 2 if bidirectional else 1
-    hidden_size = weights[0].size(0) // GATES[cell]
-    width = weights[1].size(1)
+    directions, facts = layer.directions, layer.cell
+    hidden_size = weights[W_IH].size(0) // len(facts.gates)
+    width = weights[W_HH].size(1)
     if batch_sizes is None:
         batch = input.size(1)
         rows = input.size(0) * batch
         output = input.new_empty(input.size(0), batch, directions * width)
     else:
         # How many sequences there are is a value, not a shape, unless hx tells.
-        batch = torch.library.get_ctx().new_dynamic_size() if hx is None else hx.size(1)
+        batch = hx[0].size(1) if hx else torch.library.get_ctx().new_dynamic_size()
         rows = input.size(0)
         output = input.new_empty(rows, directions * width)
     padded = (hidden_size + RESERVE_UNITS - 1) // RESERVE_UNITS * RESERVE_UNITS
+    _, *others = facts.states
     return (
         output,
-        input.new_empty(directions, batch, width),
-        input.new_empty((directions, batch, hidden_size) if cell == LSTM else (0,)),
-        input.new_empty((directions, rows, SAVED[cell], padded) if save else (0,)),
+        [input.new_empty(directions, batch, n) for n in (width, *[hidden_size] * len(others))],
+        input.new_empty((directions, rows, len(facts.saved), padded) if save else (0,)),
     )
 
 
-def layer_backward_fake(
-    grad_output: Tensor | None,
-    grad_hn: Tensor | None,
-    grad_cn: Tensor | None,
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    output: Tensor,
-    reserve: Tensor,
-    cell: int,
-    has_biases: bool,
-    bidirectional: bool,
-    needs: int,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    grads = [
-        input.new_empty(operand.shape if operand is not None and needs >> i & 1 else (0,))
-        for i, operand in enumerate((input, hx, cx, *weights))
-    ]
-    return grads[0], grads[1], grads[2], grads[3:]
+def layer_backward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    given = backward_arguments(*arguments)
+    needs, *_ = given.rest
+    return _gradients_fake(given, needs)
+
+
+def backward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The same of an op with `checkpoint` before `needs`."""
+    given = backward_arguments(*arguments)
+    _, needs, *_ = given.rest
+    return _gradients_fake(given, needs)
+
+
+def _gradients_fake(
+    given: BackwardArguments, needs: int
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    input, _, hx, weights = given.operands
+
+    def of(operand: Tensor, bit: int) -> Tensor:
+        return input.new_empty(operand.shape if needs >> bit & 1 else (0,))
+
+    first_weight = 1 + len(given.layer.cell.states)
+    return (
+        of(input, 0),
+        [of(state, bit) for bit, state in enumerate(hx, 1)],
+        [of(weight, bit) for bit, weight in enumerate(weights, first_weight)],
+    )
 
 
 def _check_devices(input: Tensor, **others: Tensor | None) -> None:
@@ -215,32 +235,42 @@ def _check_devices(input: Tensor, **others: Tensor | None) -> None:
             )
 
 
-def _pack_weights_fake(
-    weights: Sequence[Tensor], cell: int, has_biases: bool, bidirectional: bool = False
+def _make_panels_fake(
+    weights: Sequence[Tensor],
+    cell: int,
+    biases: bool,
+    projected: bool,
+    bidirectional: bool = False,
 ) -> Tensor:
     # How much room they take is the kernels' own business.
     size = torch.library.get_ctx().new_dynamic_size()
-    return weights[0].new_empty(size, dtype=torch.uint8)
+    return weights[W_IH].new_empty(size, dtype=torch.uint8)
 
 
-def _packed_forward_fake(
-    input: Tensor, packed: Tensor, h: Tensor, c: Tensor | None, backwards: bool = False
+def _stack_forward_fake(
+    input: Tensor, ready: Tensor, hx: Sequence[Tensor], backwards: bool = False
 ) -> Tensor:
-    _check_devices(input, packed=packed, h=h, c=c)
+    if not hx:
+        raise RuntimeError("hx: expected the states to be updated in place, got none")
+    _check_devices(input, weights=ready, **named("hx", hx))
+    h, *_ = hx
     return input.new_empty(*input.shape[:-1], h.size(2))
 
 
 torch.library.register_fake("fusedrnn::layer_forward", layer_forward_fake)
 torch.library.register_fake("fusedrnn::layer_backward", layer_backward_fake)
-torch.library.register_fake("fusedrnn::pack_weights", _pack_weights_fake)
-torch.library.register_fake("fusedrnn::packed_forward", _packed_forward_fake)
-torch.library.register_fake("fusedrnn::quantize_weights", _pack_weights_fake)
-torch.library.register_fake("fusedrnn::quantized_forward", _packed_forward_fake)
+torch.library.register_fake("fusedrnn::make_panels", _make_panels_fake)
+torch.library.register_fake("fusedrnn::panels_forward", _stack_forward_fake)
+torch.library.register_fake("fusedrnn::quantize_weights", _make_panels_fake)
+torch.library.register_fake("fusedrnn::quantized_forward", _stack_forward_fake)
 
 
 def _no_kernel(*arguments: object) -> NoReturn:
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    lists = [argument if isinstance(argument, list) else [argument] for argument in arguments]
+    tensors = [each for given in lists for each in given if isinstance(each, Tensor)]
     kinds = sorted({f"{tensor.device.type} ({tensor.layout})" for tensor in tensors})
+    served = ("cpu (torch.strided)", "cuda (torch.strided)")
+    kinds = [kind for kind in kinds if kind not in served] or kinds
     raise NotImplementedError(
         "fusedrnn has no kernels for these tensors: expected dense (torch.strided) CPU or CUDA "
         f"tensors, got {', '.join(kinds)}. fusedrnn.build_info() tells which devices this build "
@@ -249,35 +279,28 @@ def _no_kernel(*arguments: object) -> NoReturn:
 
 
 def _lift_negation(
-    op: Callable[..., Tensor],
-    input: Tensor,
-    packed: Tensor,
-    h: Tensor,
-    c: Tensor | None,
-    *rest: Any,
+    op: Callable[..., Tensor], input: Tensor, ready: Tensor, hx: Sequence[Tensor], *rest: Any
 ) -> Tensor:
-    for name, state in (("h", h), ("c", c)):
-        if state is not None and state.is_neg():
+    for name, state in named("hx", hx).items():
+        if state.is_neg():
             raise RuntimeError(
                 f"{name}: expected memory that holds the state, to be updated in place, got a view "
                 f"that negates it ({name}.is_neg()); pass {name}.resolve_neg()"
             )
-    return op(input.resolve_neg(), packed.resolve_neg(), h, c, *rest)
+    return op(input.resolve_neg(), ready.resolve_neg(), hx, *rest)
 
 
 # torch takes this kernel last, for any device that has none of its own.
 _library = torch.library.Library("fusedrnn", "IMPL")
-_library.impl("layer_forward", _no_kernel, "CompositeExplicitAutograd")
-_library.impl("layer_backward", _no_kernel, "CompositeExplicitAutograd")
-_library.impl("pack_weights", _no_kernel, "CompositeExplicitAutograd")
-_library.impl("packed_forward", _no_kernel, "CompositeExplicitAutograd")
-_library.impl("quantize_weights", _no_kernel, "CompositeExplicitAutograd")
-_library.impl("quantized_forward", _no_kernel, "CompositeExplicitAutograd")
-# Weights packed ahead are for inference: what they compute has no history.
-_library.impl("pack_weights", torch.library.fallthrough_kernel, "Autograd")
-_library.impl("packed_forward", torch.library.fallthrough_kernel, "Autograd")
-_library.impl("quantize_weights", torch.library.fallthrough_kernel, "Autograd")
-_library.impl("quantized_forward", torch.library.fallthrough_kernel, "Autograd")
-# torch would copy a view that negates, and update the copy of a state instead of the state.
-_library.impl("packed_forward", partial(_lift_negation, packed_forward), "Negative")
+for _name in ("layer_forward", "layer_backward"):
+    _library.impl(_name, _no_kernel, "CompositeExplicitAutograd")
+for _name in ("make_panels", "panels_forward", "quantize_weights", "quantized_forward"):
+    _library.impl(_name, _no_kernel, "CompositeExplicitAutograd")
+    # Weights made ready ahead are for inference: what they compute has no history.
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+# torch would copy a view that negates, and update the copy of a state instead of the state. A view
+# that conjugates is complex, so the kernels refuse it by name.
+for _name in ("panels_forward", "quantized_forward"):
+    _library.impl(_name, torch.library.fallthrough_kernel, "Conjugate")
+_library.impl("panels_forward", partial(_lift_negation, panels_forward), "Negative")
 _library.impl("quantized_forward", partial(_lift_negation, quantized_forward), "Negative")

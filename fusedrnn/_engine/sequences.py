@@ -13,26 +13,37 @@ result is padded once. How many rows there are is a value of `lengths` and no sh
 can't know: there each layer is one op, `padded_forward`, that packs and pads by itself, and all
 shapes are those of the padded tensors. (That is also what an ONNX LSTM with `sequence_lens` is.)
 
-    padded_forward    input [T, B, I], lengths [B] -> output [T, B, D*R], hn, cn, reserve
+    padded_forward    input [T, B, I], lengths [B] -> output [T, B, D*R], hn, reserve
     padded_backward   the gradients, of shapes as their operands; what lies after an end gets zero
 
 Beside `lengths` their arguments are those of `layer_forward` and `checkpointed_forward` (`save` and
-`checkpoint`, 0 for none); so is the reserve, whose second dimension depends on the lengths.
+`checkpoint`, 0 for none); so is the reserve, of which one dimension depends on the lengths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
 
 from fusedrnn._engine import ops
-from fusedrnn._engine.checkpoint import checkpointed_backward, checkpointed_forward
+from fusedrnn._engine.checkpoint import (
+    borders_like,
+    checkpointed_backward,
+    checkpointed_forward,
+)
 from fusedrnn._engine.checks import check_length_values, check_lengths
-from fusedrnn._engine.torch_private import Optionals, one_by_one
-from fusedrnn.reference import LSTM
+from fusedrnn._engine.layer import (
+    Layer,
+    Operands,
+    Optionals,
+    backward_arguments,
+    flat,
+    forward_arguments,
+)
+from fusedrnn._engine.torch_private import is_mapped, one_by_one
 
 
 class Layout:
@@ -48,7 +59,7 @@ class Layout:
     def __init__(self, input: Tensor, lengths: Tensor) -> None:
         """The layout of `input` [T, B, I] with `lengths` [B], from 1 to T on any device."""
         check_lengths(lengths, input)
-        if torch._C._functorch.is_batchedtensor(lengths):
+        if is_mapped(lengths):
             raise ValueError(
                 "lengths: expected the same for all of vmap's batch, got a batch of lengths; call "
                 "the layer once for each instead"
@@ -74,143 +85,131 @@ class Layout:
         padded = packed.new_zeros(self.steps * self.batch, packed.size(1))
         return padded.index_copy(0, self.rows, packed).unflatten(0, (self.steps, self.batch))
 
-    def sort(self, states: Tensor | None) -> Tensor | None:
+    def sort(self, states: Sequence[Tensor]) -> list[Tensor]:
         """States [D, B, H], or gradients of them, into the order of the packed sequences."""
-        return None if states is None else states.index_select(1, self.order)
+        return [self._in_order(state, self.order) for state in states]
 
-    def unsort(self, states: Tensor) -> Tensor:
-        """The same back; nothing to do without states, of shape [0]."""
-        return states.index_select(1, self.place) if states.dim() == 3 else states
+    def unsort(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """The same back."""
+        return [self._in_order(state, self.place) for state in states]
+
+    def _in_order(self, state: Tensor, order: Tensor) -> Tensor:
+        """A gradient that is not there, of shape [0], has no order."""
+        return state if state.shape == (0,) else state.index_select(1, order)
 
 
-def _forward(
-    input: Tensor,
-    lengths: Tensor,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    cell: int,
-    has_biases: bool,
-    bidirectional: bool,
-    save: bool,
-    checkpoint: int = 0,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _settings(
+    layer: Layer, save: bool, checkpoint: int = 0, allow_tf32: bool = False
+) -> tuple[bool, Layer]:
+    return save, layer._replace(checkpoint=checkpoint, allow_tf32=allow_tf32)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    layer, (input, lengths, hx, weights), rest = forward_arguments(*arguments)
+    save, layer = _settings(layer, *rest)
+    checkpoint = layer.checkpoint
     if checkpoint < 0:
         raise RuntimeError(f"checkpoint: expected 0 or the steps of a chunk, got {checkpoint}")
-    layout = Layout(input, lengths)
-    ops.check_storages(hx=hx, cx=cx)
+    layout = Layout(input, cast(Tensor, lengths))
+    ops.check_storages(**ops.named("hx", hx))
     chunked = save and checkpoint > 0
     op, keep = (checkpointed_forward, checkpoint) if chunked else (ops.layer_forward, save)
-    output, hn, cn, reserve = op(
-        layout.pack(input), layout.batch_sizes, layout.sort(hx), layout.sort(cx), weights, cell,
-        has_biases, bidirectional, keep, allow_tf32,
+    output, hn, reserve = op(
+        layout.pack(input), layout.batch_sizes, layout.sort(hx), weights, *layer.schema, keep,
+        layer.allow_tf32,
     )  # fmt: skip
-    return layout.pad(output), layout.unsort(hn), layout.unsort(cn), reserve
+    return layout.pad(output), layout.unsort(hn), reserve
 
 
-def _backward(
-    grad_output: Tensor | None,
-    grad_hn: Tensor | None,
-    grad_cn: Tensor | None,
-    input: Tensor,
-    lengths: Tensor,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    output: Tensor,
-    reserve: Tensor,
-    cell: int,
-    has_biases: bool,
-    bidirectional: bool,
-    checkpoint: int,
-    needs: int,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    layout = Layout(input, lengths)
+def _backward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    layer, operands, grad_output, grad_hn, output, reserve, rest = backward_arguments(*arguments)
+    input, lengths, hx, weights = operands
+    checkpoint, needs, *allow_tf32 = rest
+    layout = Layout(input, cast(Tensor, lengths))
     ops.check_storages(
-        grad_output=grad_output, grad_hn=grad_hn, grad_cn=grad_cn, hx=hx, cx=cx, output=output
-    )
+        grad_output=grad_output, **ops.named("grad_hn", grad_hn), **ops.named("hx", hx),
+        output=output,
+    )  # fmt: skip
     op, keep = (checkpointed_backward, [checkpoint]) if checkpoint else (ops.layer_backward, [])
-    grad_input, grad_hx, grad_cx, grad_weights = op(
+    grad_input, grad_hx, grad_weights = op(
         None if grad_output is None else layout.pack(grad_output), layout.sort(grad_hn),
-        layout.sort(grad_cn), layout.pack(input), layout.batch_sizes, layout.sort(hx),
-        layout.sort(cx), weights, layout.pack(output), reserve, cell, has_biases, bidirectional,
-        *keep, needs, allow_tf32,
+        layout.pack(input), layout.batch_sizes, layout.sort(hx), weights, layout.pack(output),
+        reserve, *layer.schema, *keep, needs, *allow_tf32,
     )  # fmt: skip
     if needs & 1:
         grad_input = layout.pad(grad_input)
-    return grad_input, layout.unsort(grad_hx), layout.unsort(grad_cx), grad_weights
+    return grad_input, layout.unsort(grad_hx), grad_weights
 
 
 # What compilers learn of the results.
 
 
-def _forward_fake(
-    input: Tensor,
-    lengths: Tensor,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    cell: int,
-    has_biases: bool,
-    bidirectional: bool,
-    save: bool,
-    checkpoint: int = 0,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    output, hn, cn, reserve = ops.layer_forward_fake(
-        input, None, hx, cx, weights, cell, has_biases, bidirectional, save
-    )
-    if save and checkpoint and cell != LSTM:  # no borders
+def _forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    layer, (input, _, hx, weights), rest = forward_arguments(*arguments)
+    save, layer = _settings(layer, *rest)
+    checkpoint = layer.checkpoint
+    output, hn, reserve = ops.layer_forward_fake(input, None, hx, weights, *layer.schema, save)
+    _, *others = hn
+    if save and checkpoint and not others:  # no borders
         reserve = input.new_empty(0)
     elif save:
         rows: int | torch.SymInt
-        directions, rows, *values = reserve.shape  # as many rows as there can be
+        directions, rows, saved, padded = reserve.shape  # as many rows as there can be
         try:
             rows = torch.library.get_ctx().new_dynamic_size()
         except RuntimeError:  # shapes without a graph, of meta tensors say, know no such sizes
             pass
-        reserve = input.new_empty(directions, rows, *([cn.size(2)] if checkpoint else values))
-    return output, hn, cn, reserve
-
-
-def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    before, after = arguments[:13], arguments[14:]  # without `checkpoint`
-    return ops.layer_backward_fake(*before, *after)
+        if checkpoint:
+            reserve = borders_like(input, others, rows)
+        else:
+            reserve = input.new_empty(directions, rows, saved, padded)
+    return output, hn, reserve
 
 
 # Autograd. Graphs have first derivatives; others never reach these ops, see functional.py.
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, lengths, hx, cx, weights, *ctx.layer, ctx.save, ctx.checkpoint = inputs[:10]
-    ctx.allow_tf32 = inputs[10:]
+def _keep_for_backward(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], Tensor]
+) -> None:
+    """torch passes the results by this keyword."""
+    layer, (input, lengths, hx, weights), rest = forward_arguments(*inputs)
+    ctx.save, ctx.layer = _settings(layer, *rest)
+    y, _, reserve = output
+    ctx.states = len(hx)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, lengths, hx, cx, output[0], output[3], *weights)
-    ctx.mark_non_differentiable(*output[3 if ctx.layer[0] == LSTM else 2 :])
+    ctx.save_for_backward(input, lengths, y, reserve, *hx, *weights)
+    ctx.mark_non_differentiable(reserve)
 
 
-def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+def _gradients(
+    ctx: Any, grad_output: Tensor | None, grad_hn: list[Tensor | None], _: Tensor | None
+) -> tuple[Any, ...]:
     if not ctx.save:
         raise RuntimeError(
             "fusedrnn::padded_forward was called with save=False, which keeps nothing for backward"
         )
-    input, lengths, hx, cx, output, reserve, *weights = ctx.saved_tensors
-    needed = [ctx.needs_input_grad[i] for i in (0, 2, 3)] + list(ctx.needs_input_grad[4])
-    needs = sum(is_needed << i for i, is_needed in enumerate(needed))
+    layer = ctx.layer
+    input, lengths, output, reserve, *rest = ctx.saved_tensors
+    hx, weights = rest[: ctx.states], rest[ctx.states :]
+    of_input, _, of_hx, of_weights, *others = ctx.needs_input_grad
+    needed = flat(layer, Operands(of_input, None, of_hx or (), of_weights))
+    needs = sum(bool(is_needed) << i for i, is_needed in enumerate(needed))
 
     def of_one(grads: Optionals) -> list[Tensor | None]:
-        *of_inputs, of_weights = padded_backward(
-            *grads, input, lengths, hx, cx, weights, output, reserve, *ctx.layer, ctx.checkpoint,
-            needs, *ctx.allow_tf32,
+        of_output, *of_hn = grads
+        of_input, of_hx, of_weights = padded_backward(
+            of_output, ops.as_list(of_hn, input), input, lengths, hx, weights, output, reserve,
+            *layer.schema, layer.checkpoint, needs, layer.allow_tf32,
         )  # fmt: skip
-        flat = zip([*of_inputs, *of_weights], needed, strict=True)
-        return [grad if is_needed else None for grad, is_needed in flat]
+        found = flat(layer, Operands(of_input, None, of_hx, of_weights))
+        return [grad if asked else None for grad, asked in zip(found, needed, strict=True)]
 
-    of = one_by_one(of_one, grads[:3])
-    rest = [None] * (len(ctx.needs_input_grad) - 5)
-    return (of[0], None, of[1], of[2], of[3:], *rest)
+    grad_input, *found = one_by_one(of_one, (grad_output, *grad_hn))
+    states = len(layer.cell.states)
+    nothing = [None] * len(others)
+    of_states = None if of_hx is False else found[: ctx.states]  # False where the op had None
+    return grad_input, None, of_states, found[states:], *nothing
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> NoReturn:
@@ -225,23 +224,22 @@ _READS_LENGTHS = (torch.Tag.cudagraph_unsafe,)
 
 _library = torch.library.Library("fusedrnn", "FRAGMENT")
 _library.define(
-    "padded_forward(Tensor input, Tensor lengths, Tensor? hx, Tensor? cx, Tensor[] weights, "
-    "int cell, bool has_biases, bool bidirectional, bool save, int checkpoint=0, "
-    "bool allow_tf32=False) -> (Tensor output, Tensor hn, Tensor cn, Tensor reserve)",
+    "padded_forward(Tensor input, Tensor lengths, Tensor[]? hx, Tensor[] weights, int cell, "
+    "bool biases, bool projected, bool bidirectional, bool save, int checkpoint=0, "
+    "bool allow_tf32=False) -> (Tensor output, Tensor[] hn, Tensor reserve)",
     tags=_READS_LENGTHS,
 )
 _library.define(
-    "padded_backward(Tensor? grad_output, Tensor? grad_hn, Tensor? grad_cn, Tensor input, "
-    "Tensor lengths, Tensor? hx, Tensor? cx, Tensor[] weights, Tensor output, Tensor reserve, "
-    "int cell, bool has_biases, bool bidirectional, int checkpoint, int needs, "
-    "bool allow_tf32=False) "
-    "-> (Tensor grad_input, Tensor grad_hx, Tensor grad_cx, Tensor[] grad_weights)",
+    "padded_backward(Tensor? grad_output, Tensor[] grad_hn, Tensor input, Tensor lengths, "
+    "Tensor[]? hx, Tensor[] weights, Tensor output, Tensor reserve, int cell, bool biases, "
+    "bool projected, bool bidirectional, int checkpoint, int needs, bool allow_tf32=False) "
+    "-> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights)",
     tags=_READS_LENGTHS,
 )
 _library.impl("padded_forward", _forward, "CompositeExplicitAutograd")
 _library.impl("padded_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("fusedrnn::padded_forward", _forward_fake)
-torch.library.register_fake("fusedrnn::padded_backward", _backward_fake)
+torch.library.register_fake("fusedrnn::padded_backward", ops.backward_fake)
 torch.library.register_autograd(
     "fusedrnn::padded_forward", _gradients, setup_context=_keep_for_backward
 )

@@ -17,10 +17,11 @@ import torch
 
 import fusedrnn
 from fusedrnn._engine import ops
+from fusedrnn.cells import CELLS, cell_named
 
 DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in ops.DTYPES)
-TORCH_CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-"""The cells that torch.nn has too."""
+CELL_NAMES = tuple(cell.name for cell in CELLS)
+PROJECTED_CELLS = tuple(cell.name for cell in CELLS if cell.projects)
 
 _SIZES = ("time", "batch", "input_size", "hidden_size")
 
@@ -100,7 +101,7 @@ def add_problem(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--layers", type=whole(1), metavar="N", help="layers (1)")
     group.add_argument("--bidirectional", action="store_true", help="both directions")
     group.add_argument(
-        "--proj-size", type=whole(0), metavar="P", help="features of a projected LSTM's h (0: none)"
+        "--proj-size", type=whole(0), metavar="P", help="features of a projected h (0: none)"
     )
 
 
@@ -132,8 +133,9 @@ def problem_of(given: argparse.Namespace) -> Problem | None:
 def cells_for(problem: Problem, asked: Sequence[str]) -> list[str]:
     """The cells that were asked for, if all of them can do the problem."""
     for cell in asked:
-        if problem.proj_size and cell != "lstm":
-            raise UsageError(f"argument --proj-size: only an lstm is projected, --cell is {cell}")
+        if problem.proj_size and not cell_named(cell).projects:
+            able = " or ".join(PROJECTED_CELLS)
+            raise UsageError(f"argument --proj-size: expected --cell {able} with it, got {cell}")
     return list(dict.fromkeys(asked))
 
 

@@ -29,7 +29,7 @@ from torch import nn
 import fusedrnn
 from fusedrnn.command_line.arguments import (
     DTYPES,
-    TORCH_CELLS,
+    PROJECTED_CELLS,
     Problem,
     add_problem,
     add_threads,
@@ -42,6 +42,7 @@ from fusedrnn.command_line.arguments import (
 )
 from fusedrnn.command_line.info import cpu_model, versions
 from fusedrnn.command_line.tables import Table, progress
+from fusedrnn.testing.oracles import TORCH_CELLS, TORCH_MODULES
 from fusedrnn.testing.parity import Case, check_parity
 from fusedrnn.testing.timing import Repeat, finished, measure, ratio, spread
 
@@ -51,7 +52,8 @@ PROBLEMS = (
 )
 """Rows D and F of the project's own benchmark."""
 
-CELLS = ("lstm", "gru", "rnn_tanh")
+CELLS = tuple(TORCH_MODULES.values())
+PROJECTED = tuple(cell for cell in CELLS if cell in PROJECTED_CELLS)
 PASSES = ("forward", "forward+backward")
 BUDGET = 30.0
 
@@ -63,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cell",
         choices=TORCH_CELLS,
         action="append",
-        help=f"may be repeated ({', '.join(CELLS)}; lstm with a projection)",
+        help=f"may be repeated ({', '.join(CELLS)}; {', '.join(PROJECTED)} with a projection)",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(float32)")
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (cpu)")
@@ -82,7 +84,7 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
     wanted = [
         (problem, cell, name)
         for problem in problems
-        for cell in cells_for(problem, given.cell or (["lstm"] if problem.proj_size else CELLS))
+        for cell in cells_for(problem, given.cell or (PROJECTED if problem.proj_size else CELLS))
         for name in PASSES
     ]
     budget = given.budget / len(wanted)

@@ -40,6 +40,7 @@ from fusedrnn._C import (
     processor_capabilities,
 )
 from fusedrnn.command_line.arguments import (
+    CELL_NAMES,
     DTYPES,
     Problem,
     UsageError,
@@ -52,7 +53,6 @@ from fusedrnn.command_line.arguments import (
 )
 from fusedrnn.command_line.tables import Table
 from fusedrnn.plans import threads_of_a_call
-from fusedrnn.reference import CELLS
 
 VARIABLES = {
     "FUSEDRNN_CPU_CAPABILITY": "a lower instruction set",
@@ -76,7 +76,7 @@ MEANINGS = {
     "threads": "of a team",
     "direction_teams": "teams that walk at the same time, one for each direction",
     "split": "what the team shares out: batch (nobody waits), units (a barrier per step), none",
-    "weights_in_place": "the recurrent weights are read where they are, not packed first",
+    "weights_in_place": "the recurrent weights are read where they are, no panels made",
     "fuse_input": "the input is projected inside the walk, tile by tile",
     "forward_steps": "steps whose input projection is computed at once",
     "backward_steps": "steps whose gradients of the weights are computed at once",
@@ -97,7 +97,7 @@ MEANINGS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     add_problem(parser)
-    parser.add_argument("--cell", choices=CELLS, default="lstm", help="(lstm)")
+    parser.add_argument("--cell", choices=CELL_NAMES, default="lstm", help="(lstm)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(float32)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="plans for this kind only")
     parser.add_argument("--training", action="store_true", help="with gradients")

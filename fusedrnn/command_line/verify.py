@@ -3,9 +3,9 @@
 Every cell runs in every dtype, plain and in each variant (packed, bidirectional, ...), on every
 device found. float64 may differ from torch.nn by 1e-10 of a tensor's largest magnitude; in the
 other dtypes the error against torch.nn in float64 may be twice that of torch.nn in that dtype, plus
-a floor (fusedrnn/testing/parity.py). gru_reset_before, which torch.nn has not, is held to a plain
-loop in its place. The figures are the largest error as a part of what is allowed: above 1 the rule
-is broken.
+a floor (fusedrnn/testing/parity.py). A cell that torch.nn has not is held to plain PyTorch in
+its place. The figures are the largest error as a part of what is allowed: above 1 the rule is
+broken.
 
 The keys of --json:
   passed    whether all rows passed
@@ -36,6 +36,7 @@ import torch
 
 from fusedrnn._C import cpu_capabilities, cpu_capability
 from fusedrnn.command_line.arguments import (
+    CELL_NAMES,
     DTYPES,
     add_threads,
     check_device,
@@ -44,7 +45,6 @@ from fusedrnn.command_line.arguments import (
     threads,
 )
 from fusedrnn.command_line.tables import Table, progress
-from fusedrnn.reference import CELLS
 from fusedrnn.testing.parity import Case, Error, compare, float32_products
 
 VARIANTS = {
@@ -54,7 +54,7 @@ VARIANTS = {
     "lengths": Case(packed="padded"),
     "bidirectional": Case(bidirectional=True, layers=2),
     "batch first": Case(batch_first=True),
-    "projected": Case(P=12),  # an LSTM's alone
+    "projected": Case(P=12),  # where a cell may be
 }
 
 Sizes = tuple[int, int, int, int]
@@ -66,9 +66,6 @@ SIZES: tuple[Sizes, ...] = (  # T, B, I, H
 )
 QUICK_SIZES = SIZES[:1]
 
-GROUPS = {"output": "output", "hn": "states", "cn": "states"}
-"""Where a tensor of a case is shown; all others are gradients."""
-
 LEVEL_SECONDS = 600  # before another instruction set's process is given up
 
 Row = dict[str, Any]
@@ -77,7 +74,7 @@ Row = dict[str, Any]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument(
-        "--cell", choices=CELLS, action="append", help="this cell alone; may be repeated"
+        "--cell", choices=CELL_NAMES, action="append", help="this cell alone; may be repeated"
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, action="append", help="this dtype alone; may be repeated"
@@ -107,10 +104,10 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
     wanted = [
         (where, cell, dtype, variant)
         for where in devices
-        for cell in given.cell or CELLS
+        for cell in given.cell or CELL_NAMES
         for dtype in given.dtype or DTYPES
-        for variant in VARIANTS
-        if variant != "projected" or cell == "lstm"
+        for variant, case in VARIANTS.items()
+        if case.suits(cell)
     ]
     sizes = QUICK_SIZES if given.quick else SIZES
     with threads(given.threads), float32_products("ieee"):
@@ -178,7 +175,7 @@ def check_one(
     found: list[tuple[Case, Error]] = []
     try:
         for T, B, I, H in sizes:  # noqa: E741 - the names that a Case has
-            case = dataclasses.replace(VARIANTS[variant], cell=cell, T=T, B=B, I=I, H=H)
+            case = dataclasses.replace(VARIANTS[variant].of(cell), T=T, B=B, I=I, H=H)
             errors = compare(case, getattr(torch, dtype), where)
             found += [(case, error) for error in errors]
     except Exception as error:  # the other rows still count
@@ -205,7 +202,10 @@ def _row(where: str, cell: str, dtype: str, variant: str) -> Row:
 
 
 def _group(error: Error) -> str:
-    return GROUPS.get(error.name, "gradients")
+    """Where a tensor of a case is shown."""
+    if error.name.startswith("grad of"):
+        return "gradients"
+    return "output" if error.name == "output" else "states"
 
 
 def _used(error: Error) -> float:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fusedrnn import modules
 from fusedrnn._engine.ops import DTYPES
-from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, made_of
-from fusedrnn.reference import CELLS, GATES
+from fusedrnn.cells import cell_named
+from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 Layers: TypeAlias = LSTM | GRU | RNN
 Cells: TypeAlias = LSTMCell | GRUCell | RNNCell
@@ -29,8 +29,8 @@ class Direction:
 
     Attributes:
         name: what messages call it.
-        kind: its name in `CELLS`.
-        weights: torch's parameters: weight_ih, weight_hh, perhaps bias_ih, bias_hh, weight_hr.
+        kind: the name of its cell.
+        weights: torch's parameters, a name for each of the layer's roles (`cells.PARAMETER`).
     """
 
     name: str
@@ -111,16 +111,16 @@ def assemble_cell(part: Direction) -> Cells:
 
 def _empty(part: Direction, suffix: str, **options: Any) -> Any:
     """A module, of layers or a "Cell", for weights like `part`'s; its own have no values yet."""
-    name, of_cell = made_of(part.kind)
-    module = getattr(modules, name + suffix)(
+    cell = cell_named(part.kind)
+    module = getattr(modules, cell.module + suffix)(
         part.input_size, part.hidden_size, bias="bias_ih" in part.weights, device="meta",
-        dtype=part.weights["weight_ih"].dtype, **options, **of_cell,
+        dtype=part.weights["weight_ih"].dtype, **options, **cell.options,
     )  # fmt: skip
     return module.to_empty(device="cpu")
 
 
 def kind_of(cell: str) -> str:
-    """The name in `CELLS` of what an argument `cell` says."""
+    """The name of the cell that an argument `cell` says."""
     kind = "rnn_tanh" if cell == "rnn" else cell
     if kind not in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
         raise ValueError(
@@ -131,7 +131,7 @@ def kind_of(cell: str) -> str:
 
 def gates_of(kind: str) -> int:
     """How many gates the cell of this name has."""
-    return GATES[CELLS.index(kind)]
+    return len(cell_named(kind).gates)
 
 
 def reordered(weight: Tensor, order: Sequence[int]) -> Tensor:

@@ -32,8 +32,8 @@ from fusedrnn._engine.checkpoint import checkpointed_forward
 from fusedrnn._engine.checks import PACKED_IN_ONNX
 from fusedrnn._engine.ops import DTYPES
 from fusedrnn._engine.sequences import padded_forward
+from fusedrnn.cells import CELLS, W_IH
 from fusedrnn.convert.assemble import Direction, assemble, reordered
-from fusedrnn.reference import CELLS
 
 __all__ = ["export", "translation_table"]
 
@@ -179,40 +179,49 @@ def _import(name: str) -> Any:
 # Export. torch's exporter calls these with the values of the graph and records what they compute.
 
 
-def _layer_forward(input: Value, batch_sizes: Value, *layer: Any, **options: Any) -> list[Value]:
+def _layer_forward(input: Value, batch_sizes: Value, *layer: Any, **options: Any) -> list[Any]:
     if batch_sizes is not None:
         raise NotImplementedError(PACKED_IN_ONNX)
     return _operator(input, None, *layer, **options)
 
 
-def _padded_forward(*layer: Any, **options: Any) -> list[Value]:
-    found = _operator(*layer, **options)
+def _padded_forward(*layer: Any, **options: Any) -> list[Any]:
     # The reserve's size depends on the lengths: with gradients enabled a graph keeps it, unused.
     nothing = _import("onnxscript").opset18.Constant(value_floats=[])
-    return found + [nothing] * (4 - len(found))
+    return [*_operator(*layer, **options), nothing]
+
+
+class _List(list[Value]):
+    """A result that is a list of values, where the exporter looks for the properties of one."""
+
+    name = ""
+
+    def producer(self) -> None:
+        return None
 
 
 def _operator(
     input: Value,
     lengths: Value,
-    hx: Value,
-    cx: Value,
+    hx: Sequence[Value],
     weights: Sequence[Value],
     cell: int,
-    has_biases: bool,
+    biases: bool,
+    projected: bool,
     bidirectional: bool,
     *_: Any,
     **__: Any,
-) -> list[Value]:
-    """The node, and what brings its output into our layout: output, hn, and cn of an LSTM.
+) -> list[Any]:
+    """The node, and what brings its output into our layout: output, hn.
 
-    What the ops return beside that is empty, or for gradients alone, and so in no exported graph.
+    The reserve, which the ops return too, is for gradients, and so in no exported graph.
     """
     op, ir = _import("onnxscript").opset18, _import("onnx_ir")
-    operator = OPERATORS[CELLS[cell]]
-    directions = 2 if bidirectional else 1
-    count = len(weights) // directions
-    if count % 2:
+    facts = CELLS[cell]
+    if facts.name not in OPERATORS:
+        raise NotImplementedError(f"ONNX has no operator for the cell {facts}")
+    operator = OPERATORS[facts.name]
+    if projected:
         raise NotImplementedError(
             "ONNX's LSTM has no projection, so an LSTM with proj_size > 0 cannot be exported. "
             "Train and export the model with proj_size=0, or keep this one and save it by "
@@ -223,41 +232,47 @@ def _operator(
             f"ONNX's {operator.kind} takes no bfloat16 in the opset that torch's exporter writes. "
             "Export model.float(), or model.half()"
         )
-    hidden_size = weights[0].shape[0] // len(operator.gates)
+    roles = facts.roles(biases, projected)
+    of_role = {role: weights[i :: len(roles)] for i, role in enumerate(roles)}
+    hidden_size = weights[W_IH].shape[0] // len(operator.gates)
+    directions = 2 if bidirectional else 1
 
-    def rows(values: Sequence[Value]) -> list[Value]:
-        """Gates in ONNX's order."""
-        return [_reordered(op, ir, value, operator.gates, hidden_size) for value in values]
+    def rows(role: str) -> list[Value]:
+        """Gates in ONNX's order, for each direction."""
+        given = of_role[role]
+        return [_reordered(op, ir, value, operator.gates, hidden_size) for value in given]
 
     def stacked(values: Sequence[Value]) -> Value:
         """[D, ...] of those of each direction."""
         parts = [op.Unsqueeze(value, [0]) for value in values]
         return op.Concat(*parts, axis=0) if len(parts) > 1 else parts[0]
 
-    biases = None
-    if has_biases:
-        pairs = zip(rows(weights[2::count]), rows(weights[3::count]), strict=True)
-        biases = stacked([op.Concat(*pair, axis=0) for pair in pairs])
+    both_biases = None
+    if biases:
+        pairs = zip(rows("b_ih"), rows("b_hh"), strict=True)
+        both_biases = stacked([op.Concat(*pair, axis=0) for pair in pairs])
     activations = {}
     if operator.kind == "RNN":
         activations["activations"] = list(operator.activations * directions)
     y, *states = getattr(op, operator.kind)(
         input,
-        stacked(rows(weights[0::count])),
-        stacked(rows(weights[1::count])),
-        biases,
+        stacked(rows("w_ih")),
+        stacked(rows("w_hh")),
+        both_biases,
         None if lengths is None else op.Cast(lengths, to=ir.DataType.INT32),
-        hx,
-        *([cx] if operator.kind == "LSTM" else []),
+        *(hx or [None] * len(facts.states)),
         direction="bidirectional" if bidirectional else "forward",
         hidden_size=hidden_size,
         **activations,
         **operator.attributes,
     )
+    for state in states:  # what the exporter says of values that are not in a list
+        state.dtype = input.dtype
+        state.shape = ir.Shape([directions, input.shape[1], hidden_size])
     if bidirectional:  # [T, D, B, H] -> [T, B, D*H]
         sizes = op.Constant(value_ints=[0, 0, directions * hidden_size])  # 0: as it is
-        return [op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), sizes), *states]
-    return [op.Squeeze(y, [1]), *states]
+        return [op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), sizes), _List(states)]
+    return [op.Squeeze(y, [1]), _List(states)]
 
 
 def _reordered(op: Any, ir: Any, value: Value, gates: tuple[int, ...], hidden_size: int) -> Value:

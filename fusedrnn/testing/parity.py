@@ -13,7 +13,8 @@ tests and `fusedrnn verify` share both:
             cancel is as small as it likes, and torch.nn's error in it may be zero by luck.)
 
 Errors are measured as the largest over a tensor. Both the oracle and torch.nn's side are torch.nn,
-or plain_gru.py for the cell that it has not; test_reference.py holds our own reference to them.
+or plain PyTorch for a cell that it has not (oracles.py); test_reference.py holds our own reference
+to them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +32,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
-from fusedrnn.modules import made_of
-from fusedrnn.testing.plain_gru import ResetBeforeGRU
+from fusedrnn._engine.checks import as_given
+from fusedrnn.cells import Cell, cell_named
+from fusedrnn.testing.oracles import is_oracle, oracle_of
 
 Numbers = dict[str, Tensor]
 
@@ -41,7 +43,7 @@ FP64 = 1e-10
 
 @dataclass(frozen=True)
 class Case:
-    cell: str = "lstm"  # lstm, gru, gru_reset_before, rnn_tanh, rnn_relu
+    cell: str = "lstm"  # the name of one of fusedrnn.cells
     T: int = 5
     B: int = 4
     I: int = 6  # noqa: E741
@@ -65,8 +67,29 @@ class Case:
                 shown.append(field.name if value is True else f"{field.name}={value}")
         return "-".join(shown)
 
+    @property
+    def facts(self) -> Cell:
+        """What its cell is."""
+        return cell_named(self.cell)
+
+    def suits(self, cell: str) -> bool:
+        """Whether this is something that a cell may be."""
+        return not self.P or cell_named(cell).projects
+
+    def of(self, cell: str) -> Case:
+        """The same of another cell, without the projection if that one has none."""
+        return dataclasses.replace(self, cell=cell, P=self.P if self.suits(cell) else 0)
+
+    def hx_of(self, states: Sequence[Tensor]) -> Any:
+        """States as its modules take them: a tuple, or h itself; None if there are none."""
+        return as_given(states) if states else None
+
+    def states_of(self, final: Any) -> tuple[Tensor, ...]:
+        """The states that its modules return, h first."""
+        return tuple(final) if len(self.facts.states) > 1 else (final,)
+
     def module(self, package: object = fusedrnn, dtype: torch.dtype = torch.float64) -> nn.Module:
-        """The network in torch.nn (or as plain PyTorch) or fusedrnn.
+        """The network in torch.nn (or its oracle in plain PyTorch) or fusedrnn.
 
         Parameters depend on the seed alone.
         """
@@ -77,17 +100,16 @@ class Case:
         )  # fmt: skip
         if self.P:
             options["proj_size"] = self.P
-        if self.cell == "gru_reset_before" and package is nn:
-            return ResetBeforeGRU(self.I, self.H, **options).to(dtype)
-        name, of_cell = made_of(self.cell)
-        module: nn.Module = getattr(package, name)(self.I, self.H, **options, **of_cell)
+        if package is nn:
+            return oracle_of(self.cell)(self.I, self.H, **options).to(dtype)
+        kind, of_cell = getattr(package, self.facts.module), self.facts.options
+        module: nn.Module = kind(self.I, self.H, **options, **of_cell)
         return module.to(dtype)
 
     def inputs(self) -> Numbers:
         """Input, states and the weights of the loss, in fp64 with the precision of bf16."""
         generator = torch.Generator().manual_seed(self.seed + 1)
         directions = 2 if self.bidirectional else 1
-        width = self.P or self.H
 
         def normal(*sizes: int) -> Tensor:
             return torch.randn(*sizes, generator=generator).to(torch.bfloat16).double()
@@ -95,10 +117,9 @@ class Case:
         batch = () if self.unbatched else (self.B,)
         x = (self.B, self.T) if self.batch_first and not self.unbatched else (self.T, *batch)
         numbers = {"input": normal(*x, self.I)}
-        if self.hx:
-            numbers["h0"] = normal(self.layers * directions, *batch, width)
-            if self.cell == "lstm":
-                numbers["c0"] = normal(self.layers * directions, *batch, self.H)
+        for state in self.facts.states if self.hx else ():
+            width = (self.P or self.H) if state == "h" else self.H
+            numbers[f"{state}0"] = normal(self.layers * directions, *batch, width)
         return numbers
 
     def lengths(self) -> Tensor:
@@ -116,21 +137,21 @@ class Case:
         }
         x, *states = (strided(leaf) if self.strided else leaf for leaf in leaves.values())
         sequence: Tensor | PackedSequence = x
-        ours_padded = self.packed == "padded" and not isinstance(module, nn.RNN | nn.GRU | nn.LSTM)
+        ours_padded = self.packed == "padded" and not is_oracle(module)
         options = {"lengths": self.lengths()} if ours_padded else {}
         if self.packed and not ours_padded:
             sequence = pack_padded_sequence(
                 x, self.lengths(), self.batch_first, enforce_sorted=self.packed == "sorted"
             )
-        hx = None if not states else tuple(states) if self.cell == "lstm" else states[0]
         with warnings.catch_warnings(), torch.set_grad_enabled(grads):
             warnings.simplefilter("ignore")  # torch.nn's, that oneDNN has no projections
-            output, final = module(sequence, hx, **options)
-        hn, *cn = final if self.cell == "lstm" else (final,)
+            output, final = module(sequence, self.hx_of(states), **options)
         if self.packed == "padded" and not ours_padded:
             output, _ = pad_packed_sequence(output, self.batch_first, total_length=self.T)
         y = output.data if isinstance(output, PackedSequence) else output
-        results = {"output": y, "hn": hn} | ({"cn": cn[0]} if cn else {})
+        results = {"output": y}
+        for state, value in zip(self.facts.states, self.states_of(final), strict=True):
+            results[f"{state}n"] = value
         if grads:
             generator = torch.Generator().manual_seed(self.seed + 3)
             weights = [torch.randn(r.shape, generator=generator) for r in results.values()]
@@ -178,7 +199,8 @@ class Error:
     """How far one tensor of a case is from what it should be, and how far it may be.
 
     Attributes:
-        name: the tensor: "output", "hn", "cn" or "grad of" an input, state or parameter.
+        name: the tensor: "output", a final state ("hn", "cn") or "grad of" an input, state or
+            parameter.
         error: the largest difference, from torch.nn in float64 and else from the fp64 oracle.
         allowed: the most that the rule lets it be.
         largest: the tensor's largest magnitude, to see the error against.

@@ -20,6 +20,7 @@ A rebuild compiles what changed: ninja compares times (by depfiles) and command 
 from __future__ import annotations
 
 import fcntl
+import functools
 import importlib.util
 import os
 import shlex
@@ -28,10 +29,23 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "cuda_emulation"
+
+
+@functools.cache
+def load_setup() -> ModuleType:
+    """setup.py, which knows what the libraries are compiled from."""
+    spec = importlib.util.spec_from_file_location("fusedrnn_setup", ROOT / "setup.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
 
 # Device and host side of the CUDA backend; cuBLAS is found by another file here (cublas.cpp).
 KERNELS: tuple[Path, ...] = (
@@ -152,10 +166,13 @@ def library(
         if path.stem != "race" or variant == "race"
     }
     as_kernels = [*KERNEL_FLAGS[variant], "-x", "c++"]
-    kernels = {
-        path.name: (path.resolve(), [*flags, *(as_kernels if path.suffix == ".cu" else [])])
-        for path in sources
-    }
+    kernels: dict[str, tuple[Path, list[str]]] = {}
+    for path in sources:
+        instances = load_setup().cuda_instances() if path.name == "instance.cu" else {"": []}
+        for instance, more in instances.items():
+            kernel = f"{path.name} {instance}".strip().replace(" ", "-")
+            as_such = as_kernels if path.suffix == ".cu" else []
+            kernels[kernel] = (path.resolve(), [*flags, *more, *as_such])
     link = ["-shared", *FLAGS[variant], "-Wl,-Bsymbolic", *links, "-ldl"]
     if variant != "asan":  # there, symbols of the sanitizers' libraries are found when it is loaded
         link.append("-Wl,-z,defs")

@@ -1,4 +1,4 @@
-// Chance, and arrays of random numbers.
+// A random number generator, and arrays of random numbers.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ class Random {
   uint64_t state_;
 };
 
-// An allocation of just these bytes: what touches one more is seen.
+// An allocation of exactly these bytes: an access to one more is detected.
 class Array {
  public:
   Array() = default;

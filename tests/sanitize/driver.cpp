@@ -1,17 +1,17 @@
 // Runs the CPU kernels on random problems while a sanitizer watches: AddressSanitizer and UBSan, or
 // ThreadSanitizer. No torch, no OpenMP: threads are std::threads, so that ThreadSanitizer sees when
-// they begin and end, and nothing that it does not know is between them.
+// they begin and end, and they meet in no way that it does not understand.
 //
 //   driver [--seed 1] [--first 0] [--problems 60] [--seconds 1000] [--fault 0] [--late 0]
 //
-// Every array is an allocation of its exact size; between the arrays of scratch are poisoned gaps
-// (csrc/cpu/walk.h). Each problem is computed several times: by one thread, then shared among more
-// as other plans have it. Whatever is written was filled with something else before. Results have
-// to be finite, and the same bits each time.
+// Every array is an allocation of its exact size, and there are poisoned gaps between the arrays in
+// scratch memory (csrc/cpu/walk.h). Each problem is computed several times: by one thread, and then
+// by several threads, with other plans. Whatever is written was filled with something else before.
+// Results have to be finite, and have the same bits each time.
 //
-// A problem depends on nothing but the seed and its index. The first ones have every cell with
-// every split, with packed sequences and without. --fault 1 makes a mistake that every sanitizer
-// has to see; --late 1 tells what a team does whose threads come one after the other.
+// A problem depends only on the seed and its index. The first ones have every cell with every
+// split, with packed sequences and without. --fault 1 makes a mistake that every sanitizer has to
+// see; --late 1 shows what a team does when its threads come one after the other.
 #include <sanitizer/common_interface_defs.h>
 
 #include <algorithm>
@@ -28,10 +28,10 @@
 namespace fusedrnn::cpu {
 namespace {
 
-// The command that this is, and what it computes, for whoever reads a sanitizer's report.
+// This command and what it computes, for the reader of a sanitizer's report.
 std::string g_command, g_problem;
 
-// Runs that have to agree. What decides a rounding (csrc/cpu/plan.cpp) is the same in all of them.
+// Runs that have to agree. What affects rounding (csrc/cpu/plan.cpp) is the same in all of them.
 std::vector<How> ways(Random& random, const Dealt& dealt, const BackwardProblem& p) {
   std::string rounding = "fuse_input=" + std::to_string(dealt.fused);
   rounding += ",backward_steps=" + std::to_string(random.between(1, p.T));
@@ -98,7 +98,7 @@ bool solve(int64_t seed, int64_t index) {
     return agree([&](const How& how) { return run_layer(kernels, given.p, how); },
                  ways(random, dealt, given.p), given.p.dtype);
   }
-  if (!has_int8(dealt.cell)) return true;
+  if (!facts_of(dealt.cell).has_int8) return true;
   const Int8Kernels& kernels = kInt8[dealt.kernels - kFloat.size()];
   const Given given = random_int8(random, dealt, kernels);
   g_problem += given.text;
@@ -106,8 +106,8 @@ bool solve(int64_t seed, int64_t index) {
                ways(random, dealt, given.p), given.p.dtype);
 }
 
-// All threads write an array's last byte, then the byte after it. ThreadSanitizer stops at the
-// first: what it says about the second depends on whose memory that was.
+// All threads write an array's last byte, and then the byte after it. ThreadSanitizer stops at the
+// first of these: what it says about the second depends on whose memory that was.
 void commit_a_fault() {
   g_problem = g_command + " --fault 1";
   g_lent = 2;
@@ -118,7 +118,7 @@ void commit_a_fault() {
         g_lent, [](int64_t, int64_t, void* to) { ++*static_cast<volatile char*>(to); }, at);
 }
 
-// As torch's pool may do while another call has its threads.
+// Torch's pool may do this while another call has its threads.
 void one_after_the_other(int64_t n, void (*body)(int64_t, int64_t, void*), void* context) {
   for (int64_t i = 0; i < n; ++i) std::thread(body, i, i + 1, context).join();
 }

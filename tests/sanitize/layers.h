@@ -1,11 +1,12 @@
-// Random layers, float and int8, and a run of one: arrays are made, kernels called, and what they
-// wrote is returned.
+// Random layers, float and int8, and what runs one: it makes the arrays, calls the kernels and
+// returns what they wrote.
 //
-// FUSEDRNN_SANITIZED(of) and FUSEDRNN_SANITIZED_INT8(of) say which kernels there are.
+// FUSEDRNN_SANITIZED(of) says of which instruction sets there are kernels.
 #pragma once
 
 #include <algorithm>
 #include <cstdio>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -16,43 +17,58 @@
 #include "layer/plan_override.h"
 #include "layer/quantized.h"
 
-#define FUSEDRNN_DECLARE(isa, ...) FUSEDRNN_DECLARE_KERNELS(isa)
-FUSEDRNN_SANITIZED(FUSEDRNN_DECLARE)
-FUSEDRNN_SANITIZED_INT8(FUSEDRNN_DECLARE)
-
 namespace fusedrnn::cpu {
 
+#define FUSEDRNN_DECLARE(isa) \
+  namespace isa {             \
+  const Kernels& table();     \
+  }
+FUSEDRNN_SANITIZED(FUSEDRNN_DECLARE)
+
 struct FloatKernels {
-  const char* name;
+  std::string name;
   Dtype dtype;
   int64_t (*forward)(const Problem&, const Plan&, ParallelFor, void* scratch);
   int64_t (*backward)(const BackwardProblem&, const Plan&, ParallelFor, void* scratch);
-  int64_t (*pack)(const Problem&, void* panels);
+  int64_t (*make_panels)(const Problem&, void* panels);
 };
 struct Int8Kernels {
-  const char* name;
+  std::string name;
   int64_t (*forward)(const QuantizedProblem&, const Plan&, ParallelFor, void* scratch);
-  void (*quantize)(const Shape&, const Weights&, char* packed);
+  void (*quantize)(const Shape&, const Weights&, char* buffer);
 };
-#define FUSEDRNN_FLOAT(isa, dtype)                                                         \
-  {#isa " " #dtype, Dtype::dtype, isa::forward<Dtype::dtype>, isa::backward<Dtype::dtype>, \
-   isa::pack<Dtype::dtype>},
-#define FUSEDRNN_INT8(isa) {#isa " int8", isa::forward_quantized, isa::quantize_weights},
-inline const std::vector<FloatKernels> kFloat = {FUSEDRNN_SANITIZED(FUSEDRNN_FLOAT)};
-inline const std::vector<Int8Kernels> kInt8 = {FUSEDRNN_SANITIZED_INT8(FUSEDRNN_INT8)};
 
-constexpr Cell kEveryCell[] = {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn_tanh,
-                               Cell::rnn_relu};
-constexpr const char* kCellNames[kCells] = {"rnn_tanh", "rnn_relu", "lstm", "gru",
-                                            "gru_reset_before"};
+// All that the tables have.
+struct Sanitized {
+  std::vector<FloatKernels> of_floats;
+  std::vector<Int8Kernels> of_int8;
+
+  Sanitized() {
+#define FUSEDRNN_ADD(isa) add(#isa, isa::table());
+    FUSEDRNN_SANITIZED(FUSEDRNN_ADD)
+  }
+  void add(const std::string& isa, const Kernels& table) {
+    constexpr const char* kNames[kDtypes] = {"f64", "f32", "bf16", "f16"};
+    for (int i = 0; i < kDtypes; ++i)
+      if (table.forward[i])
+        of_floats.push_back({isa + " " + kNames[i], static_cast<Dtype>(i), table.forward[i],
+                             table.backward[i], table.make_panels[i]});
+    if (table.forward_quantized)
+      of_int8.push_back({isa + " int8", table.forward_quantized, table.quantize_weights});
+  }
+};
+inline const Sanitized kSanitized;
+inline const std::vector<FloatKernels>& kFloat = kSanitized.of_floats;
+inline const std::vector<Int8Kernels>& kInt8 = kSanitized.of_int8;
+
 constexpr const char* kSplits[] = {"batch", "units", "none"};
 
-// What differs from run to run, and may change no result.
+// What differs from run to run. It must not change any result.
 struct How {
   std::string plan;  // as FUSEDRNN_PLAN
-  int threads = 1;   // that the plan is made for
-  int lent = 1;      // that parallel_for then has
-  int fill = 0xff;   // the byte that is in all that is written: 0xff is NaN, and no address
+  int threads = 1;   // how many the plan is made for
+  int lent = 1;      // how many parallel_for then has
+  int fill = 0xff;   // the byte that fills what will be written: 0xff is NaN, and no address
 
   std::string text() const {
     char fills[8];
@@ -70,7 +86,7 @@ using Results = std::vector<Result>;
 
 inline int g_lent = 1;
 
-// As torch's: each of some threads has a range of the indices.
+// Like torch's: each of several threads has a range of the indices.
 inline void parallel_for(int64_t n, void (*body)(int64_t, int64_t, void*), void* context) {
   const int64_t each = div_up(n, g_lent);
   std::vector<std::thread> threads;
@@ -95,7 +111,7 @@ inline void ask(const std::string& plan) {
   }
 }
 
-// What every layer has: sizes, where its input is, weights.
+// What every layer has: sizes, input and weights.
 struct Given {
   BackwardProblem p;  // points into what follows
   std::vector<int64_t> offsets;
@@ -107,6 +123,14 @@ struct Given {
     return arrays.back().data();
   }
 };
+
+// The name of a cell's state, h first.
+inline std::string state_name(Cell cell, int state) {
+  std::istringstream words(facts_of(cell).names.states);
+  std::string word;
+  for (int i = 0; i <= state; ++i) words >> word;
+  return word;
+}
 
 // What is not left to chance: the first problems have every combination.
 struct Dealt {
@@ -123,7 +147,7 @@ struct Dealt {
       return digit;
     };
     forward_steps = 2 + index % 2;
-    cell = kEveryCell[next(kCells)];
+    cell = static_cast<Cell>(next(kCells));
     split = kSplits[next(3)];
     packed = next(2);
     kernels = static_cast<std::size_t>(next(static_cast<int64_t>(kinds)));
@@ -134,12 +158,12 @@ struct Dealt {
 inline void give_sizes(Random& random, const Dealt& dealt, Given& given) {
   BackwardProblem& p = given.p;
   p.cell = dealt.cell;
-  // The last chunk is a shorter one.
+  // The last chunk is shorter.
   p.T = random.chance(10) ? 1 : dealt.forward_steps * random.between(1, 3) + 1;
   p.B = random.chance(15) ? random.between(1, 2) : random.between(3, 9);
   p.I = random.between(1, random.chance(20) ? 70 : 20);
   p.H = random.between(1, random.chance(20) ? 70 : 20);
-  p.P = p.cell == Cell::lstm && random.chance(40) ? random.between(1, 20) : 0;
+  p.P = p.facts().projects && random.chance(40) ? random.between(1, 20) : 0;
   p.rows = p.T * p.B;
 }
 
@@ -155,7 +179,7 @@ inline void give_offsets(Random& random, Given& given) {
   p.rows = given.offsets.back();
 }
 
-// Steps or sequences first, rows apart or all the same one.
+// Steps first or sequences first; rows with gaps between them or without, or all the same row.
 inline void give_input(Random& random, Given& given) {
   BackwardProblem& p = given.p;
   const int64_t width = p.I + (random.chance(30) ? random.between(1, 5) : 0);
@@ -170,7 +194,7 @@ inline void give_input(Random& random, Given& given) {
 
 inline void give_weights(Random& random, Given& given) {
   BackwardProblem& p = given.p;
-  const int64_t rows = gates_of(p.cell) * p.H;
+  const int64_t rows = p.gate_rows(), of_units = p.facts().unit_weights * p.H;
   const bool biases = random.chance(70);
   for (int d = 0; d < p.directions; ++d) {
     Weights& w = p.weights[d];
@@ -178,74 +202,77 @@ inline void give_weights(Random& random, Given& given) {
     w.w_hh = given.random(random, rows * p.R(), 3);
     if (biases) w.b_ih = given.random(random, rows), w.b_hh = given.random(random, rows);
     if (p.P) w.w_hr = given.random(random, p.P * p.H, 3);
+    if (of_units) w.w_unit = given.random(random, of_units, 3);
   }
 }
 
 inline std::string text_of(const BackwardProblem& p) {
-  std::string text = kCellNames[static_cast<int>(p.cell)];
+  std::string text = p.facts().names.cell;
   const auto add = [&](const char* name, int64_t value) {
     text += std::string(" ") + name + "=" + std::to_string(value);
   };
   add("T", p.T), add("B", p.B), add("I", p.I), add("H", p.H), add("P", p.P), add("rows", p.rows);
   add("directions", p.directions), add("input_step", p.input_step), add("input_row", p.input_row);
-  const std::pair<const char*, bool> flags[] = {
-      {"training", p.training},       {"prepacked", p.prepacked},    {"backwards", p.backwards},
-      {"offsets", p.offsets},         {"biases", p.weights[0].b_ih}, {"hx", p.hx},
-      {"grad_output", p.grad_output}, {"grad_hn", p.grad_hn},        {"grad_cn", p.grad_cn},
-      {"grad_input", p.grad_input},   {"grad_hx", p.grad_hx},        {"grad_cx", p.grad_cx},
+  const auto flag = [&](const std::string& name, bool is) {
+    if (is) text += " " + name;
   };
-  for (const auto& [name, is] : flags)
-    if (is) text += std::string(" ") + name;
+  flag("training", p.training), flag("has_panels", p.has_panels), flag("backwards", p.backwards);
+  flag("offsets", p.offsets), flag("biases", p.weights[0].b_ih);
+  flag("grad_output", p.grad_output), flag("grad_input", p.grad_input);
+  for (int i = 0; i < p.facts().states; ++i) {
+    const std::string state = state_name(p.cell, i);
+    flag(state + "x", p.hx[i]);
+    flag("grad_" + state + "n", p.grad_hn[i]), flag("grad_" + state + "x", p.grad_hx[i]);
+  }
   return text;
 }
 
-// One run of forward and, if training, of backward. In p the gradients that are asked for are not
-// null: the results take their place.
+// Runs forward and, if training, backward. The gradients that are not null in `given` are asked
+// for; the results take their place.
 inline Results run_layer(const FloatKernels& kernels, const BackwardProblem& given,
                          const How& how) {
   BackwardProblem p = given;
   Results results;
-  const auto result = [&](const char* name, int64_t count) {
+  const auto result = [&](const std::string& name, int64_t count) {
     results.push_back({name, Array(count * size_of(p.dtype), how.fill)});
     return results.back().values.data();
   };
-  const auto wanted = [&](void*& gradient, const char* name, int64_t count) {
+  const auto wanted = [&](void*& gradient, const std::string& name, int64_t count) {
     if (gradient) gradient = result(name, count);
   };
   ask(how.plan);
-  const int64_t D = p.directions, hidden = D * p.B * p.R(), cells = D * p.B * p.H;
+  const int64_t D = p.directions;
+  const auto values_of = [&](int state) { return D * p.B * p.width(state); };
   p.output = result("output", p.rows * D * p.R());
-  p.hn = result("hn", hidden);
-  if (p.cell == Cell::lstm) p.cn = result("cn", cells);
-  if (p.training && saved_of(p.cell))
-    p.reserve = result("reserve", D * p.rows * saved_of(p.cell) * p.Hp());
+  const int states = p.facts().states;
+  for (int i = 0; i < states; ++i) p.hn[i] = result(state_name(p.cell, i) + "n", values_of(i));
+  if (p.training && p.facts().saved)
+    p.reserve = result("reserve", D * p.rows * p.facts().saved * p.Hp());
   Array panels;
-  if (p.prepacked) {
-    panels = Array(kernels.pack(p, nullptr), how.fill);
-    kernels.pack(p, panels.data());
+  if (p.has_panels) {
+    panels = Array(kernels.make_panels(p, nullptr), how.fill);
+    kernels.make_panels(p, panels.data());
     p.panels = panels.data();
-    if (p.hx && !p.training) {  // as a stream calls: states are replaced
-      const auto replace = [](const void*& before, void* after, int64_t bytes) {
-        std::memcpy(after, before, static_cast<std::size_t>(bytes));
-        before = after;
-      };
-      replace(p.hx, p.hn, hidden * size_of(p.dtype));
-      if (p.cx) replace(p.cx, p.cn, cells * size_of(p.dtype));
+    for (int i = 0; i < states && !p.training; ++i) {
+      if (!p.hx[i]) continue;  // else as a stream calls: states are replaced
+      std::memcpy(p.hn[i], p.hx[i], static_cast<std::size_t>(values_of(i) * size_of(p.dtype)));
+      p.hx[i] = p.hn[i];
     }
   }
   call(kernels.forward, static_cast<const Problem&>(p), plan_layer(p, how.threads), how);
   if (!p.training) return results;
 
-  p.prepacked = false, p.panels = nullptr;
+  p.has_panels = false, p.panels = nullptr;
   wanted(p.grad_input, "grad_input", p.rows * p.I);
-  wanted(p.grad_hx, "grad_hx", hidden);
-  wanted(p.grad_cx, "grad_cx", cells);
-  const int64_t rows = gates_of(p.cell) * p.H;
+  for (int i = 0; i < states; ++i)
+    wanted(p.grad_hx[i], "grad_" + state_name(p.cell, i) + "x", values_of(i));
+  const int64_t rows = p.gate_rows();
   for (int d = 0; d < p.directions; ++d) {
     WeightGradients& g = p.grad_weights[d];
     wanted(g.w_ih, "grad_w_ih", rows * p.I), wanted(g.w_hh, "grad_w_hh", rows * p.R());
     wanted(g.b_ih, "grad_b_ih", rows), wanted(g.b_hh, "grad_b_hh", rows);
     wanted(g.w_hr, "grad_w_hr", p.P * p.H);
+    wanted(g.w_unit, "grad_w_unit", p.facts().unit_weights * p.H);
   }
   call(kernels.backward, p, plan_layer(p, how.threads), how);
   return results;
@@ -261,31 +288,30 @@ inline Given random_layer(Random& random, const Dealt& dealt, const FloatKernels
   give_input(random, given);
   give_weights(random, given);
   p.training = random.chance(75);
-  p.prepacked = random.chance(25);
+  p.has_panels = random.chance(25);
   p.backwards = random.chance(20);
-  const bool lstm = p.cell == Cell::lstm;
-  const int64_t hidden = p.directions * p.B * p.R(), cells = p.directions * p.B * p.H;
-  if (random.chance(70)) {
-    p.hx = given.random(random, hidden);
-    if (lstm) p.cx = given.random(random, cells);
-  }
+  const int states = p.facts().states;
+  const auto values_of = [&](int state) { return p.directions * p.B * p.width(state); };
+  if (random.chance(70))
+    for (int i = 0; i < states; ++i) p.hx[i] = given.random(random, values_of(i));
   if (p.training) {
     if (random.chance(80)) p.grad_output = given.random(random, p.rows * p.directions * p.R());
-    if (random.chance(50)) p.grad_hn = given.random(random, hidden);
-    if (lstm && random.chance(50)) p.grad_cn = given.random(random, cells);
+    for (int i = 0; i < states; ++i)
+      if (random.chance(50)) p.grad_hn[i] = given.random(random, values_of(i));
     static char asked;
     const auto ask_for = [&](void*& gradient) { gradient = random.chance(70) ? &asked : nullptr; };
     ask_for(p.grad_input);
-    if (p.hx) ask_for(p.grad_hx);
-    if (p.cx) ask_for(p.grad_cx);
+    for (int i = 0; i < states; ++i)
+      if (p.hx[i]) ask_for(p.grad_hx[i]);
     for (int d = 0; d < p.directions; ++d) {
       WeightGradients& g = p.grad_weights[d];
       ask_for(g.w_ih), ask_for(g.w_hh);
       if (p.weights[0].b_ih) ask_for(g.b_ih), ask_for(g.b_hh);
       if (p.P) ask_for(g.w_hr);
+      if (p.facts().unit_weights) ask_for(g.w_unit);
     }
   }
-  given.text = std::string(kernels.name) + " " + text_of(p);
+  given.text = kernels.name + " " + text_of(p);
   return given;
 }
 
@@ -293,20 +319,20 @@ inline Results run_int8(const Int8Kernels& kernels, const BackwardProblem& given
   QuantizedProblem p;
   static_cast<Shape&>(p) = given;
   Results results;
-  const auto result = [&](const char* name, int64_t count, const void* before) {
+  const auto result = [&](const std::string& name, int64_t count, const void* before) {
     results.push_back({name, Array(count * int64_t{sizeof(float)}, how.fill)});
     Array& values = results.back().values;
     if (before) std::memcpy(values.data(), before, static_cast<std::size_t>(values.bytes()));
     return reinterpret_cast<float*>(values.data());
   };
-  const Array packed(QuantizedLayout(p).bytes, how.fill);
-  kernels.quantize(p, given.weights[0], packed.data());
-  p.packed = packed.data();
+  const Array buffer(QuantizedLayout(p).bytes, how.fill);
+  kernels.quantize(p, given.weights[0], buffer.data());
+  p.buffer = buffer.data();
   p.input = static_cast<const float*>(given.input);
   p.input_step = given.input_step, p.input_row = given.input_row;
   p.output = result("output", p.rows * p.R(), nullptr);
-  p.h = result("h", p.B * p.R(), given.hx);
-  if (p.cell == Cell::lstm) p.c = result("c", p.B * p.H, given.cx);
+  for (int i = 0; i < p.facts().states; ++i)
+    p.states[i] = result(state_name(p.cell, i), p.B * p.width(i), given.hx[i]);
   Plan plan;
   ask(how.plan);
   override_plan(p, how.threads, plan);
@@ -319,10 +345,10 @@ inline Given random_int8(Random& random, const Dealt& dealt, const Int8Kernels& 
   give_sizes(random, dealt, given);
   give_input(random, given);
   give_weights(random, given);
-  given.p.hx = given.random(random, given.p.B * given.p.R());
-  if (given.p.cell == Cell::lstm) given.p.cx = given.random(random, given.p.B * given.p.H);
-  given.p.prepacked = true;
-  given.text = std::string(kernels.name) + " " + text_of(given.p);
+  for (int i = 0; i < given.p.facts().states; ++i)
+    given.p.hx[i] = given.random(random, given.p.B * given.p.width(i));
+  given.p.has_panels = true;
+  given.text = kernels.name + " " + text_of(given.p);
   return given;
 }
 

@@ -2,10 +2,10 @@
 
     python -m sanitize.run          20 seconds of problems with each, on this machine's kernels
     python -m sanitize.run thread --seed 5 --seconds 600
-                                    other problems, and more of them, with one
+                                    other problems, and more of them, with one sanitizer
 
-Kernels are compiled as setup.py compiles them, but without optimisation: that takes a third of the
-time, and every access is one that the source has.
+Kernels are compiled as setup.py compiles them, but without optimisation. That takes a third of the
+time, and no access in the source is optimised away.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cuda_emulation.build import COMPILER, ROOT, compiled
 HERE = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "sanitize"
 
-# UBSan without what every access would be checked for a second time.
+# UBSan without the checks that would check every access a second time.
 UNDEFINED = "-fsanitize=undefined -fno-sanitize-recover "
 UNDEFINED += "-fno-sanitize=null,object-size,pointer-overflow,vptr"
 SANITIZERS = {
@@ -35,7 +35,10 @@ PLAIN = ("layer/plan_override.cpp",)
 PLAIN += tuple(f"cpu/{name}.cpp" for name in ("fork", "plan", "processors", "team"))
 
 Kernels = Sequence[tuple[str, str, str]]  # instruction set, file of csrc/cpu/isa/, dtype or ""
-FEW: Kernels = [("portable", name, "f32") for name in ("forward", "backward", "tiles")]
+FEW: Kernels = [
+    *(("portable", name, "f32") for name in ("forward", "backward", "tiles")),
+    ("portable", "table", ""),
+]
 
 
 class Missing(Exception):
@@ -48,18 +51,8 @@ def all_kernels(setup: dict) -> Kernels:
     return [file for file in files if file[2] in ("f32", "bf16", "")]
 
 
-def names_of(kernels: Kernels) -> list[str]:
-    """What the driver is told that it has."""
-    floats = [(isa, dtype) for isa, name, dtype in kernels if name == "forward"]
-    int8 = [isa for isa, name, _ in kernels if name == "quantized"]
-    return [
-        "-DFUSEDRNN_SANITIZED(of)=" + " ".join(f"of({isa}, {dtype})" for isa, dtype in floats),
-        "-DFUSEDRNN_SANITIZED_INT8(of)=" + " ".join(f"of({isa})" for isa in int8),
-    ]
-
-
 def built(sanitizer: str, kernels: Kernels | None = None) -> Path:
-    """The driver with some kernels, or with all."""
+    """Builds the driver with some kernels, or with all."""
     if shutil.which(COMPILER) is None:
         raise Missing(f"{COMPILER} was not found")
     setup = runpy.run_path(str(ROOT / "setup.py"))
@@ -75,12 +68,14 @@ def built(sanitizer: str, kernels: Kernels | None = None) -> Path:
                 f"-DFUSEDRNN_ISA={isa}",
                 *setup["INSTRUCTION_SETS"][isa],
                 *([f"-DFUSEDRNN_DTYPE={dtype}"] if dtype else []),
+                *(f"-DFUSEDRNN_TABLE_{kind}=1" for kind in setup["compiled_for"](isa, kernels)),
             ],
         )
         for isa, name, dtype in sorted(kernels, key=lambda file: file[1] != "tiles")
     }
     sources |= {Path(name).name: (ROOT / "csrc" / name, []) for name in PLAIN}
-    sources["driver.cpp"] = (HERE / "driver.cpp", names_of(kernels))
+    tables = " ".join(f"of({isa})" for isa, name, _ in sorted(kernels) if name == "table")
+    sources["driver.cpp"] = (HERE / "driver.cpp", [f"-DFUSEDRNN_SANITIZED(of)={tables}"])
     folder.mkdir(parents=True, exist_ok=True)
     with setup["alone"](folder):
         compiled(folder, command, sources, folder / "driver", link=flags)
@@ -88,7 +83,7 @@ def built(sanitizer: str, kernels: Kernels | None = None) -> Path:
 
 
 def run(driver: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs it, where memory has to be at fixed addresses with those."""
+    """Runs the driver, with fixed addresses if the sanitizer needs them."""
     command = [str(driver), *map(str, arguments)]
     for prefix in ([], ["setarch", "--addr-no-randomize"]):
         if prefix and shutil.which(prefix[0]) is None:

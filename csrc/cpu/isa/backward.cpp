@@ -1,5 +1,5 @@
-// Backward of one dtype.
-#include "cpu/backward.h"
+// Backward for one dtype.
+#include "cpu/backward_walk.h"
 
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {

@@ -1,5 +1,5 @@
-// The register tiles of one type of operands. All dtypes that are multiplied as it share them: half
-// precision is multiplied as float32 but where bf16 has instructions of its own.
+// The register tiles for one type of operands. All dtypes that are multiplied in this type share
+// them: half precision is multiplied as float32, except where bf16 has its own instructions.
 #include "cpu/gate_tile.h"
 #include "cpu/grad_tile.h"
 

@@ -8,7 +8,7 @@
 //   A::Rows              a fragment of weights, as a lane multiplies with it
 //   A::Columns           8 sequences of the right operand, as a lane multiplies with them
 //   load(rows, memory)   from the 512 bytes of a fragment, where lane l left its words at 16 l
-//   load(columns, ...)   from one step of k of the operand (layout: walk.h)
+//   load(columns, ...)   from the operand, as deep as a fragment (layout: walk.h)
 //   multiply(sum, rows, columns)
 //   fetch<kTransposed, kPairs>(weights, at)
 //                        a lane's four words of a fragment as they are in memory; at(row, k) is the
@@ -47,7 +47,7 @@ struct OperandOf {
   }
 };
 
-// Tensor cores: two cores along k are a step.
+// Tensor cores: a fragment is as deep as two cores of the operand.
 template <class E>
 struct OnTensorCores : OperandOf<E> {
   struct Rows {
@@ -114,7 +114,7 @@ struct HalfArithmetic : OnTensorCores<E> {
 
 struct Bf16 : HalfArithmetic<__nv_bfloat16> {
   static constexpr Arithmetic arithmetic = Arithmetic::bf16;
-  static constexpr int kDepth = depth_of(arithmetic);
+  static constexpr int kDepth = fragment_depth(arithmetic);
   static constexpr int kSince = 80;
   __device__ __forceinline__ static void multiply(float (&sum)[4], const Rows& rows,
                                                   const Columns& columns) {
@@ -124,7 +124,7 @@ struct Bf16 : HalfArithmetic<__nv_bfloat16> {
 
 struct F16 : HalfArithmetic<__half> {
   static constexpr Arithmetic arithmetic = Arithmetic::f16;
-  static constexpr int kDepth = depth_of(arithmetic);
+  static constexpr int kDepth = fragment_depth(arithmetic);
   static constexpr int kSince = 75;
   __device__ __forceinline__ static void multiply(float (&sum)[4], const Rows& rows,
                                                   const Columns& columns) {
@@ -134,7 +134,7 @@ struct F16 : HalfArithmetic<__half> {
 
 struct Tf32 : OnTensorCores<float> {
   static constexpr Arithmetic arithmetic = Arithmetic::tf32;
-  static constexpr int kDepth = depth_of(arithmetic);
+  static constexpr int kDepth = fragment_depth(arithmetic);
   static constexpr int kSince = 80;
   __device__ __forceinline__ static void multiply(float (&sum)[4], const Rows& rows,
                                                   const Columns& columns) {
@@ -166,7 +166,7 @@ struct Tf32 : OnTensorCores<float> {
 struct F32 : OperandOf<float> {
   static constexpr Arithmetic arithmetic = Arithmetic::f32;
   static constexpr int kSince = 0;
-  static constexpr int kDepth = depth_of(arithmetic);
+  static constexpr int kDepth = fragment_depth(arithmetic);
   struct Rows {
     float a[2][kDepth];  // of rows group and group + 8
   };
@@ -229,29 +229,29 @@ __device__ __forceinline__ void store_words(char* fragment, const Words& words) 
                                                       words.word[3]};
 }
 
-// A warp's weights: `kSteps` steps of k by `kTiles` fragments in registers, the rest in memory in
-// the order of their use.
-template <class A, int kTiles, int kSteps>
+// A warp's weights: `kHeldDepth` by `kTiles` fragments in registers, the rest in memory in the
+// order in which they are used. Along the depth (k) everything is counted in fragments.
+template <class A, int kTiles, int kHeldDepth>
 struct HeldWeights {
-  typename A::Rows rows[kSteps ? kSteps : 1][kTiles];
+  typename A::Rows rows[kHeldDepth ? kHeldDepth : 1][kTiles];
 
-  // Fetches what is held of `steps` steps by `tiles` fragments, and writes the rest to memory.
-  // fetch(k, tile) gives a fragment's words. Returns what is behind the last that was written.
+  // Fetches what is held of `depth` by `tiles` fragments, and writes the rest to memory.
+  // fetch(k, tile) gives a fragment's words. Returns the end of what was written.
   template <bool kTransposed, bool kToRegisters, class Fetch>
-  __device__ __forceinline__ char* load(const Fetch& fetch, char* stored, int steps, int tiles) {
-    // Two steps at a time: the loads of one would wait too often, of all take too many registers.
+  __device__ __forceinline__ char* load(const Fetch& fetch, char* stored, int depth, int tiles) {
+    // Two k at a time: the loads of one would wait too often, those of all take too many registers.
     if constexpr (kToRegisters) {
 #pragma unroll
-      for (int first = 0; first < kSteps; first += 2) {
+      for (int first = 0; first < kHeldDepth; first += 2) {
         Words words[2][kTiles];
 #pragma unroll
-        for (int k = first; k < first + 2 && k < kSteps; ++k)
+        for (int k = first; k < first + 2 && k < kHeldDepth; ++k)
 #pragma unroll
           for (int tile = 0; tile < kTiles; ++tile)
-            if (k < steps && tile < tiles) words[k - first][tile] = fetch(k, tile);
+            if (k < depth && tile < tiles) words[k - first][tile] = fetch(k, tile);
 #pragma unroll
-        for (int k = first; k < first + 2 && k < kSteps; ++k) {
-          if (k >= steps) continue;
+        for (int k = first; k < first + 2 && k < kHeldDepth; ++k) {
+          if (k >= depth) continue;
 #pragma unroll
           for (int tile = 0; tile < kTiles; ++tile) {
             A::template arrange<kTransposed>(words[k - first][tile]);
@@ -262,7 +262,7 @@ struct HeldWeights {
       }
     }
 #pragma unroll 1
-    for (int k = kToRegisters ? kSteps : 0; k < steps; ++k) {
+    for (int k = kToRegisters ? kHeldDepth : 0; k < depth; ++k) {
       Words words[kTiles];
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile)
@@ -278,12 +278,12 @@ struct HeldWeights {
     return stored;
   }
 
-  // sum[tile] = weights times operand over `steps` steps of k. The first `tiles` of kTiles count.
-  // With few tiles even and odd steps are summed apart: a product need not wait for the one before.
+  // sum[tile] = weights times operand over the depth. The first `tiles` of kTiles count. With few
+  // tiles even and odd k are summed apart: a product need not wait for the one before.
   template <bool kFromRegisters>
   __device__ __forceinline__ void multiply(float (&sum)[kTiles][4], const char* stored,
-                                           const char* operand, int steps, int tiles) const {
-    constexpr int kStepBytes = 2 * kCoreBytes;
+                                           const char* operand, int depth, int tiles) const {
+    constexpr int kBytes = 2 * kCoreBytes;
     constexpr bool kApart = kTiles < 3;
     float apart[kTiles][4];
 #pragma unroll
@@ -292,8 +292,8 @@ struct HeldWeights {
       for (int i = 0; i < 4; ++i) sum[tile][i] = apart[tile][i] = 0;
     float (&odd)[kTiles][4] = kApart ? apart : sum;
 
-    const auto step = [&](float (&to)[kTiles][4], const typename A::Rows(*held)[kTiles],
-                          const typename A::Columns& columns) {
+    const auto add = [&](float (&to)[kTiles][4], const typename A::Rows(*held)[kTiles],
+                         const typename A::Columns& columns) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
         if (tile >= tiles) continue;
@@ -308,31 +308,31 @@ struct HeldWeights {
       if (!held) stored += tiles * kFragmentBytes;
     };
 
-    constexpr int kHeld = kFromRegisters ? kSteps : 0;
+    constexpr int kHeld = kFromRegisters ? kHeldDepth : 0;
 #pragma unroll
     for (int k = 0; k < kHeld; k += 2) {
-      if (k + 1 < kHeld && k + 1 < steps) {
+      if (k + 1 < kHeld && k + 1 < depth) {
         typename A::Columns columns[2];
-        A::load(columns, operand + k * kStepBytes);
-        step(sum, &rows[k], columns[0]);
-        step(odd, &rows[k + 1 < kHeld ? k + 1 : k], columns[1]);
-      } else if (k < steps) {
+        A::load(columns, operand + k * kBytes);
+        add(sum, &rows[k], columns[0]);
+        add(odd, &rows[k + 1 < kHeld ? k + 1 : k], columns[1]);
+      } else if (k < depth) {
         typename A::Columns columns[1];
-        A::load(columns, operand + k * kStepBytes);
-        step(sum, &rows[k], columns[0]);
+        A::load(columns, operand + k * kBytes);
+        add(sum, &rows[k], columns[0]);
       }
     }
     int k = kHeld;
-    for (; k + 1 < steps; k += 2) {
+    for (; k + 1 < depth; k += 2) {
       typename A::Columns columns[2];
-      A::load(columns, operand + k * kStepBytes);
-      step(sum, nullptr, columns[0]);
-      step(odd, nullptr, columns[1]);
+      A::load(columns, operand + k * kBytes);
+      add(sum, nullptr, columns[0]);
+      add(odd, nullptr, columns[1]);
     }
-    if (k < steps) {
+    if (k < depth) {
       typename A::Columns columns[1];
-      A::load(columns, operand + k * kStepBytes);
-      step(sum, nullptr, columns[0]);
+      A::load(columns, operand + k * kBytes);
+      add(sum, nullptr, columns[0]);
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)

@@ -6,7 +6,8 @@
 //   backward   wait(e-1)  cell, block.sync, send(e): own share of everyone's dh, product by product
 //
 // Two buffers in turn are enough, and one wait a step: whoever writes exchange e + 2 into my buffer
-// has had my exchange e + 1, which I sent after a barrier of my block behind my last read of e.
+// has had my exchange e + 1, which I sent after a barrier of my block that follows my last read of
+// e.
 #pragma once
 
 #include "cuda/gpu.cuh"

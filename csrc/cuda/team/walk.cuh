@@ -1,23 +1,13 @@
-// What the forward and the backward walk share: where the steps and the rows of a sequence are, and
-// how a kernel is launched.
+// What the forward and the backward walk share: where the steps and the rows of a sequence are.
 #pragma once
 
 #include "arithmetic.cuh"
-#include "cuda/launch.cuh"
-#include "cuda/plan.h"
 #include "team.cuh"
+#include "walk_problem.h"
 
 namespace fusedrnn::cuda {
 
 constexpr int kMostThreads = kMostWarps * kLanes;
-
-// The same for both directions. Teams of one direction come after each other, those of the second
-// behind them.
-struct WalkProblem {
-  int H = 0, Hp = 0, B = 0, y_row = 0;
-  const int64_t* offsets = nullptr;  // [T + 1] on the device, packed only
-  int tiles = 0;                     // teams of a direction
-};
 
 // The sequences of one team: their places among all, and the steps that they have.
 struct Sequences {
@@ -95,6 +85,16 @@ struct Walker {
         sequences_(walk, seat_.tile, walk.sizes.rows),
         first_unit_(static_cast<int>(team_.rank()) * walk.sizes.units) {}
 
+  // Calls load(pairs), where the type of `pairs` says whether W_hh can be read two values at a
+  // time.
+  template <class A, class F>
+  __device__ __forceinline__ void with_pairs(const F& load) const {
+    if (A::has_pairs(d_.w_hh, w_.H))
+      load(std::true_type());
+    else
+      load(std::false_type());
+  }
+
   const Walk& w_;
   const decltype(Walk::sizes)& z_;
   const Seat seat_;
@@ -113,28 +113,5 @@ constexpr bool kRunsHere =
 #else
     true;
 #endif
-
-// Launches the teams of all directions, the blocks of one next to each other: its cluster.
-template <class Team, class Walk>
-void launch_teams(const char* what, void (*kernel)(Walk), const Walk& walk, const WalkPlan& plan,
-                  int directions, cudaStream_t stream) {
-  const unsigned blocks = static_cast<unsigned>(walk.sizes.blocks);
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {blocks, 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks * static_cast<unsigned>(walk.tiles * directions));
-  config.blockDim = dim3(static_cast<unsigned>(walk.sizes.warps * kLanes));
-  config.dynamicSmemBytes = static_cast<size_t>(walk.sizes.bytes);
-  config.stream = stream;
-  if (Team::kind == CudaTeam::cluster) config.attrs = &cluster, config.numAttrs = 1;
-  // Of the function, not of the launch: the same for all, whoever else launches it now.
-  check(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_limit),
-      what);
-  if (blocks > kPortableBlocks)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), what);
-  check(cudaLaunchKernelEx(&config, kernel, walk), what);
-}
 
 }  // namespace fusedrnn::cuda

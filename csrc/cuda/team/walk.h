@@ -3,8 +3,8 @@
 //
 // A team of `blocks` blocks walks the steps of `rows` sequences in one direction. Block r has the
 // units [r * units, (r + 1) * units): the rows of W_hh of all their gates. Products run on
-// fragments: 16 rows by `depth` columns of weights, 512 bytes, of which a warp holds some in its
-// registers and the rest in shared memory, in the order in which it uses them.
+// fragments: 16 rows by `fragment_depth` columns of weights, 512 bytes. A warp holds some of them
+// in its registers and the rest in shared memory, in the order in which it uses them.
 //
 //   forward    weights [16 = 8 units x 2 gates][k = hidden units]   times   h [k][8 sequences]
 //   backward   weights [16 = hidden units][k = own gates, units]    times   dgates [k][8 sequences]
@@ -35,7 +35,7 @@ enum class Arithmetic : int { f32, tf32, bf16, f16 };
 
 constexpr bool is_half(Arithmetic a) { return a == Arithmetic::bf16 || a == Arithmetic::f16; }
 constexpr int bytes_of(Arithmetic a) { return is_half(a) ? 2 : 4; }
-constexpr int depth_of(Arithmetic a) { return is_half(a) ? 16 : 8; }
+constexpr int fragment_depth(Arithmetic a) { return is_half(a) ? 16 : 8; }
 
 constexpr int kLanes = 32;
 constexpr int kMostWarps = 12;  // 384 threads, so that one has 168 registers
@@ -46,20 +46,26 @@ constexpr int kCoreBytes = 128;                       // 8 sequences x 16 bytes 
 constexpr int kPortableBlocks = 8, kMostBlocks = 16;  // of a cluster
 
 // Fragments of weights that a warp holds in registers, four registers of a thread each: forward the
-// first steps of k of its first group, backward the first steps of k of its first tiles; as many as
+// first fragments along the depth of its first group, backward those of its first tiles; as many as
 // compile without spills. Without tensor cores weights are read from shared memory by whoever needs
 // them.
 constexpr int kHeldTiles = 3;
 
-constexpr int halves_of(Cell cell) { return gates_of(cell) % 2 ? 2 : 1; }  // eights in a group
-constexpr int tiles_of(Cell cell) { return gates_of(cell) * halves_of(cell) / 2; }  // of a group
+constexpr int halves_of(Cell cell) {
+  return facts_of(cell).gates % 2 ? 2 : 1;
+}  // eights in a group
+constexpr int tiles_of(Cell cell) {
+  return facts_of(cell).gates * halves_of(cell) / 2;
+}  // of a group
 
-constexpr int held_forward(Cell cell, Arithmetic a) {  // steps of k
-  const int fragments = a == Arithmetic::tf32 || cell == Cell::gru ? 16 : 20;
+constexpr int held_forward(Cell cell, Arithmetic a) {  // along the depth
+  const int fragments = a == Arithmetic::tf32 || facts_of(cell).has_late_input ? 16 : 20;
   return a == Arithmetic::f32 ? 0 : fragments / tiles_of(cell);
 }
-constexpr int held_backward(Arithmetic a, CudaTeam team) {
-  return a == Arithmetic::f32 ? 0 : a == Arithmetic::tf32 || team == CudaTeam::block ? 6 : 7;
+constexpr int held_backward(Cell cell, Arithmetic a, CudaTeam team) {
+  if (a == Arithmetic::f32) return 0;
+  const int held = a == Arithmetic::tf32 || team == CudaTeam::block ? 6 : 7;
+  return facts_of(cell).unit_weights > 0 ? held - 1 : held;  // they take registers, too
 }
 
 constexpr int least(int a, int b) { return a < b ? a : b; }
@@ -90,7 +96,7 @@ constexpr int kBulkBytes = 2048;
 struct WalkSizes {
   int blocks = 1, units = 0, rows = 0;
   int warps = 0;
-  int steps = 0;         // of k
+  int depth = 0;         // of the product, in fragments
   int turns = 1;         // groups (backward: tiles) of a warp, one after the other
   int columns = 0;       // eights of sequences
   int operand = 0;       // bytes of the right operand, of which there are two in turn
@@ -104,25 +110,26 @@ struct WalkSizes {
 struct ForwardSizes : WalkSizes {
   int groups = 0, parts = 1;
   int leaders = 0;     // warps of one part; the first part's, or first two's, compute the cells
-  int part_steps = 0;  // of k
-  int sums = 0, biases = 0;
+  int part_depth = 0;  // of the product, in fragments
+  int sums = 0;
+  int biases = 0;  // and the unit weights
 };
 
 constexpr ForwardSizes forward_sizes(Cell cell, Arithmetic arithmetic, const Team& team) {
   ForwardSizes s;
   s.blocks = team.blocks, s.units = team.units, s.rows = team.rows;
   s.columns = team.rows / kColumns;
-  const int k = team.blocks * team.units, G = gates_of(cell), halves = halves_of(cell);
-  s.steps = k / depth_of(arithmetic);
+  const int k = team.blocks * team.units, G = facts_of(cell).gates, halves = halves_of(cell);
+  s.depth = k / fragment_depth(arithmetic);
   s.groups = team.units / (8 * halves);
   s.turns = cut(s.groups, kMostWarps);
   s.leaders = cut(s.groups, s.turns);
-  s.parts = s.turns > 1 ? 1 : most(1, least(kMostWarps / s.leaders, s.steps));
-  s.part_steps = cut(s.steps, s.parts);
-  s.parts = cut(s.steps, s.part_steps);  // none of them empty
+  s.parts = s.turns > 1 ? 1 : most(1, least(kMostWarps / s.leaders, s.depth));
+  s.part_depth = cut(s.depth, s.parts);
+  s.parts = cut(s.depth, s.part_depth);  // none of them empty
   s.warps = s.leaders * s.parts;
-  const int held = least(s.part_steps, held_forward(cell, arithmetic));
-  s.fragments_of_warp = (s.turns * s.part_steps - held) * tiles_of(cell);
+  const int held = least(s.part_depth, held_forward(cell, arithmetic));
+  s.fragments_of_warp = (s.turns * s.part_depth - held) * tiles_of(cell);
 
   Regions regions;
   s.column_bytes = kColumns * k * bytes_of(arithmetic);
@@ -130,8 +137,9 @@ constexpr ForwardSizes forward_sizes(Cell cell, Arithmetic arithmetic, const Tea
   regions.take(2 * s.operand);
   s.fragments = regions.take(s.warps * s.fragments_of_warp * kFragmentBytes);
   s.sums = regions.take(s.parts > 1 ? 2 * s.parts * s.groups * tiles_of(cell) * kLanes * 16 : 0);
-  s.biases = regions.take((G + 1) * team.units * 4);
-  s.state = regions.take(s.turns * s.columns * halves * 2 * 2 * s.leaders * kLanes * 4);
+  s.biases = regions.take((G + 1 + facts_of(cell).unit_weights) * team.units * 4);
+  s.state = regions.take(s.turns * s.columns * halves * 2 * facts_of(cell).states * s.leaders *
+                         kLanes * 4);
   s.barriers = regions.take(16);
   s.bytes = regions.bytes;
   return s;
@@ -145,15 +153,16 @@ struct BackwardSizes : WalkSizes {
   int block_tiles = 0;                // of one block's units
   int hop_blocks = 0, hop_tiles = 0;  // from a warp's tile to its next: blocks, tiles beyond them
   int items = 0;                      // eights of units times eights of sequences
-  bool shared_items = false;          // two warps have an item each, one every second sequence
+  int unit_weights = 0;
+  bool shared_items = false;  // two warps have an item each, one every second sequence
 };
 
 constexpr BackwardSizes backward_sizes(Cell cell, Arithmetic arithmetic, const Team& team) {
   BackwardSizes s;
   s.blocks = team.blocks, s.units = team.units, s.rows = team.rows;
   s.columns = team.rows / kColumns;
-  const int k = gates_of(cell) * team.units;
-  s.steps = k / depth_of(arithmetic);
+  const int k = facts_of(cell).gates * team.units;
+  s.depth = k / fragment_depth(arithmetic);
   s.tiles = team.blocks * team.units / kTile;
   s.items = team.units / 8 * s.columns;
   s.warps = least(kMostWarps, most(s.tiles, s.items));
@@ -163,9 +172,9 @@ constexpr BackwardSizes backward_sizes(Cell cell, Arithmetic arithmetic, const T
   s.block_tiles = team.units / kTile;
   s.hop_blocks = s.warps / s.block_tiles, s.hop_tiles = s.warps % s.block_tiles;
   s.full_warps = s.tiles - (s.turns - 1) * s.warps;
-  const int held_steps = least(s.steps, held_backward(arithmetic, team.kind()));
+  const int held_depth = least(s.depth, held_backward(cell, arithmetic, team.kind()));
   const auto fragments = [&](int tiles) {
-    return tiles * s.steps - least(tiles, kHeldTiles) * held_steps;
+    return tiles * s.depth - least(tiles, kHeldTiles) * held_depth;
   };
   s.fragments_of_warp = fragments(s.turns), s.fragments_of_other = fragments(s.turns - 1);
 
@@ -178,7 +187,8 @@ constexpr BackwardSizes backward_sizes(Cell cell, Arithmetic arithmetic, const T
   s.fragments = regions.take(
       (s.full_warps * s.fragments_of_warp + (s.warps - s.full_warps) * s.fragments_of_other) *
       kFragmentBytes);
-  s.state = regions.take(cut(s.items, s.warps) * 4 * s.warps * kLanes * 4);
+  s.unit_weights = regions.take(facts_of(cell).unit_weights * team.units * 4);
+  s.state = regions.take(cut(s.items, s.warps) * 2 * facts_of(cell).states * s.warps * kLanes * 4);
   s.barriers = regions.take(16);
   s.bytes = regions.bytes;
   return s;

@@ -2,10 +2,10 @@
 // are its own units', as forward. Per step:
 //
 //   dh of the own units = what everyone sent + what passes by the product + dy   (in that order)
-//   dh, dc and what forward kept -> gradients of the own gates     (dc never leaves its thread)
-//   gradients -> memory, for the large products after the walk, and the right operand
-//   own rows of W_hh, transposed, times the gradients -> this block's share of everyone's dh, each
-//   tile sent to the block whose units it is, as soon as it is there
+//   dh, dstates and what forward kept -> gradients of the own gates   (dstates stay in their
+//   thread) gradients -> memory, for the large products after the walk, and the right operand own
+//   rows of W_hh, transposed, times the gradients -> this block's share of everyone's dh, each tile
+//   sent to the block whose units it is, as soon as it is there
 //
 // The shares are added in the order of the blocks' ranks.
 #pragma once
@@ -15,32 +15,16 @@
 
 namespace fusedrnn::cuda {
 
-template <class E>
-struct BackwardWalk : WalkProblem {
-  BackwardSizes sizes;
-  int T = 0;
-  struct Direction {
-    const E* w_hh = nullptr;     // [G][H][H]
-    const E* hx = nullptr;       // [B][H], null: zeros
-    const E* grad_hn = nullptr;  // [B][H], null: zeros
-    const E* grad_cn = nullptr;
-    const E* grad_y = nullptr;  // rows of y_row, null: zeros
-    const E* y = nullptr;       // rows of y_row
-    const E* save = nullptr;    // [rows][saved][Hp]
-    E* grads = nullptr;         // [rows][grads][H]
-    E* grad_hx = nullptr;       // [B][H] or null
-    E* grad_cx = nullptr;
-  } direction[kMaxDirections];
-};
-
 template <class C, class A, class Team>
 class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
   using E = typename A::E;
   using Base = Walker<BackwardWalk<E>, Team>;
   using Base::sequences_, Base::first_unit_;
   using Base::w_, Base::z_, Base::seat_, Base::d_, Base::shared_, Base::team_;
-  static constexpr int kSaved = C::saved ? C::saved : 1;
-  static constexpr int kHeld = held_backward(A::arithmetic, Team::kind);  // steps of k
+  static constexpr int kSaved = kAtLeastOne<C::saved>;
+  static constexpr int kStates = C::states - 1;  // but for h
+  static constexpr int kHeld =
+      held_backward(C::cell, A::arithmetic, Team::kind);  // along the depth
   using Held = HeldWeights<A, kHeldTiles, kHeld>;
 
  public:
@@ -51,10 +35,8 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
 
   __device__ __forceinline__ void run() {
     Held held;
-    if (A::has_pairs(d_.w_hh, w_.H))
-      load_weights<true>(held);
-    else
-      load_weights<false>(held);
+    Base::template with_pairs<A>([&](auto pairs) { load_weights<pairs.value>(held); });
+    load_unit_weights();
     load_states();
     Steps steps;  // those of forward: the walk takes them from the last to the first
     steps.end = sequences_.end_of(0, w_.T), steps.backwards = seat_.direction == 1;
@@ -87,11 +69,11 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
         if (s > 0) load_kept(first, before, further, kept);
       }
       alive_after = now.alive, now = before, before = further;
-      if (s == 0 && !d_.grad_hx) continue;
+      if (s == 0 && !d_.grad_hx[0]) continue;
       team_.expect(sent, z_.inbox_bytes);
       multiply(held, operand, sent);
     }
-    if (d_.grad_hx && sent > 0) team_.wait_for_sent(sent - 1);
+    if (d_.grad_hx[0] && sent > 0) team_.wait_for_sent(sent - 1);
     store_states(alive_after, sent);
     team_.end();
   }
@@ -131,7 +113,7 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
   // packed: that would wait for the loads.
   struct Kept {
     E save[2][kSaved], dy[2];
-    E h[2];  // GRU: of the step before; RNN: of this one
+    E h[2];  // as C::backward_needs says
   };
   // Gradients of a lane's unit that are not stored yet.
   struct Found {
@@ -141,13 +123,17 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
   __device__ __forceinline__ Moment moment(const Steps& steps, int s) const {
     return s < 0 ? Moment() : sequences_.moment(steps.at(s));
   }
-  // Of all threads' state: what of dh has not come through a product, and dc.
+  // One of a lane's own gradients of states, among those of all threads; 0: what of dh has not come
+  // through a product.
   __device__ __forceinline__ float& state(const Item& item, int j, int kind) const {
     float* const all = reinterpret_cast<float*>(shared_ + z_.state);
-    return all[((item.turn * 2 + j) * 2 + kind) * static_cast<int>(blockDim.x) +
+    return all[((item.turn * 2 + j) * C::states + kind) * static_cast<int>(blockDim.x) +
                static_cast<int>(threadIdx.x)];
   }
-  __device__ __forceinline__ int held_steps() const { return z_.steps < kHeld ? z_.steps : kHeld; }
+  __device__ __forceinline__ float* unit_weights() const {  // [unit weights][units]
+    return reinterpret_cast<float*>(shared_ + z_.unit_weights);
+  }
+  __device__ __forceinline__ int held_depth() const { return z_.depth < kHeld ? z_.depth : kHeld; }
   __device__ __forceinline__ char* stored_weights() const {
     const int beyond = seat_.warp > z_.full_warps ? seat_.warp - z_.full_warps : 0;
     return shared_ + z_.fragments +
@@ -179,9 +165,17 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
         });
       };
       if (turn == 0)
-        stored = held.template load<true, true>(fetch, stored, z_.steps, tiles);
+        stored = held.template load<true, true>(fetch, stored, z_.depth, tiles);
       else
-        stored = held.template load<true, false>(fetch, stored, z_.steps, tiles);
+        stored = held.template load<true, false>(fetch, stored, z_.depth, tiles);
+    }
+  }
+
+  __device__ __forceinline__ void load_unit_weights() const {
+    const int count = C::unit_weights * z_.units;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+      const int unit = first_unit_ + i % z_.units;
+      unit_weights()[i] = unit < w_.H ? widen(d_.w_unit[i / z_.units * w_.H + unit]) : 0.0f;
     }
   }
 
@@ -200,18 +194,21 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
   }
   __device__ __forceinline__ void load_states() const {
     for_states([&](const Item& item, int j, int64_t at) {
-      state(item, j, 0) = at >= 0 && d_.grad_hn ? widen(d_.grad_hn[at]) : 0.0f;
-      state(item, j, 1) = at >= 0 && d_.grad_cn ? widen(d_.grad_cn[at]) : 0.0f;
+#pragma unroll
+      for (int i = 0; i < C::states; ++i)
+        state(item, j, i) = at >= 0 && d_.grad_hn[i] ? widen(d_.grad_hn[i][at]) : 0.0f;
     });
   }
   __device__ __forceinline__ void store_states(int alive, int sent) const {
     for_states([&](const Item& item, int j, int64_t at) {
-      if (d_.grad_hx) {
+      if (d_.grad_hx[0]) {
         float dh[2];
         load_dh(item, alive, sent, dh);
-        if (at >= 0) narrow(dh[j], d_.grad_hx[at]);
+        if (at >= 0) narrow(dh[j], d_.grad_hx[0][at]);
       }
-      if (at >= 0 && d_.grad_cx) narrow(state(item, j, 1), d_.grad_cx[at]);
+#pragma unroll
+      for (int i = 1; i < C::states; ++i)
+        if (at >= 0 && d_.grad_hx[i]) narrow(state(item, j, i), d_.grad_hx[i][at]);
     });
   }
 
@@ -240,8 +237,8 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
       const bool goes_on = b < before.alive;
       const E* const state = goes_on ? y_before + b * w_.y_row : hx ? hx + b * w_.H : nullptr;
       kept.h[j] = zero;
-      if (C::has_carry && there && state) kept.h[j] = *state;
-      if (!C::saved && there) kept.h[j] = y[b * w_.y_row];
+      if (C::backward_needs == Needs::h_prev && there && state) kept.h[j] = *state;
+      if (C::backward_needs == Needs::h && there) kept.h[j] = y[b * w_.y_row];
     }
   }
 
@@ -278,16 +275,23 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
     for (int j = 0; j < 2; ++j) {
       if (!mine(j)) continue;
       const bool alive = sequence(item, j) < now.alive && first_unit_ + own < w_.H;
-      float save[kSaved], grad[C::grads], carry = 0, dc = state(item, j, 1);
-      float h = widen(kept.h[j]);
+      Backward<C, float> of = {};
 #pragma unroll
-      for (int slot = 0; slot < kSaved; ++slot) save[slot] = widen(kept.save[j][slot]);
-      C::template backward<DeviceMath<float>>(save, h, dh[j] + widen(kept.dy[j]), dc, grad, carry);
-      state(item, j, 0) = !alive ? dh[j] : C::has_carry ? carry : 0.0f;
-      if (C::has_c && alive) state(item, j, 1) = dc;
+      for (int slot = 0; slot < kSaved; ++slot) of.save[slot] = widen(kept.save[j][slot]);
+#pragma unroll
+      for (int i = 0; i < C::unit_weights; ++i)
+        of.unit_weight[i] = unit_weights()[i * z_.units + own];
+#pragma unroll
+      for (int i = 0; i < kStates; ++i) of.dstate[i] = state(item, j, 1 + i);
+      of.h = widen(kept.h[j]), of.dresult = dh[j] + widen(kept.dy[j]);
+      C::template backward<DeviceMath<float>>(of);
+      state(item, j, 0) = !alive ? dh[j] : C::has_carry ? of.carry : 0.0f;
+#pragma unroll
+      for (int i = 0; i < kStates; ++i)
+        if (alive) state(item, j, 1 + i) = of.dstate[i];
 #pragma unroll
       for (int slot = 0; slot < C::grads; ++slot) {
-        const float value = alive ? grad[slot] : 0.0f;
+        const float value = alive ? of.grad[slot] : 0.0f;
         if (slot < C::products) A::put(to, slot * z_.units + own, 2 * seat_.t4 + j, value);
         grads[slot][j] = narrowed<E>(value);
       }
@@ -323,11 +327,11 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
         const int tiles = tiles_from(turn);
         float sum[kHeldTiles][4];
         if (turn == 0) {
-          held.template multiply<true>(sum, stored, from, z_.steps, tiles);
-          stored += (z_.steps - held_steps()) * tiles * kFragmentBytes;
+          held.template multiply<true>(sum, stored, from, z_.depth, tiles);
+          stored += (z_.depth - held_depth()) * tiles * kFragmentBytes;
         } else {
-          held.template multiply<false>(sum, stored, from, z_.steps, tiles);
-          stored += z_.steps * tiles * kFragmentBytes;
+          held.template multiply<false>(sum, stored, from, z_.depth, tiles);
+          stored += z_.depth * tiles * kFragmentBytes;
         }
 #pragma unroll
         for (int tile = 0; tile < kHeldTiles; ++tile) {

@@ -2,7 +2,7 @@
 // 8 sequences:
 //
 //   h of all units (from everyone's last step) times the group's rows of W_hh  -> sums in registers
-//   sums + projected input + biases -> activations -> c, h         (c never leaves its thread)
+//   sums + projected input + biases -> activations -> states, h    (states stay in their thread)
 //   h of the own units -> the next operand, here and in the other blocks
 //   y and what backward needs -> memory, while h is on its way
 //
@@ -15,27 +15,6 @@
 
 namespace fusedrnn::cuda {
 
-template <class E>
-struct ForwardWalk : WalkProblem {
-  ForwardSizes sizes;
-  bool first = true, last = true;  // of the launches that one walk may be cut into
-  struct Direction {
-    int begin = 0, end = 0;         // steps of this launch
-    const Sum<E>* gates = nullptr;  // [rows from first_row][G][H] input projection
-    int first_row = 0;
-    const E* w_hh = nullptr;  // [G][H][H]
-    const E* b_ih = nullptr;  // [G][H] or null
-    const E* b_hh = nullptr;
-    const E* h_in = nullptr;  // [B][H], null: zeros
-    E* h_out = nullptr;
-    const E* c_in = nullptr;  // of the first launch; null: zeros
-    E* c_out = nullptr;       // of the last
-    Sum<E>* c = nullptr;      // [B][H] between launches
-    E* y = nullptr;           // rows of y_row
-    E* save = nullptr;        // [rows][saved][Hp] or null
-  } direction[kMaxDirections];
-};
-
 template <class C, class A, class Team>
 class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
   using E = typename A::E;
@@ -44,9 +23,10 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
   using Base::w_, Base::z_, Base::seat_, Base::d_, Base::shared_, Base::team_;
   static constexpr int kHalves = halves_of(C::cell), kTiles = tiles_of(C::cell);
   static constexpr int kUnits = 8 * kHalves;  // of a group
-  static constexpr int kSaved = C::saved ? C::saved : 1;
-  static constexpr int kStateKinds = C::has_c ? 2 : 1;                // h, c
-  static constexpr int kHeld = held_forward(C::cell, A::arithmetic);  // steps of k
+  static constexpr int kSaved = kAtLeastOne<C::saved>;
+  static constexpr int kStates = C::states - 1;                                   // but for h
+  static constexpr int kFirstWeight = C::products + (C::has_late_input ? 1 : 0);  // after biases
+  static constexpr int kHeld = held_forward(C::cell, A::arithmetic);              // along the depth
   using Held = HeldWeights<A, kTiles, kHeld>;
 
  public:
@@ -55,10 +35,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
 
   __device__ __forceinline__ void run() {
     Held held;
-    if (A::has_pairs(d_.w_hh, w_.H))
-      load_weights<true>(held);
-    else
-      load_weights<false>(held);
+    Base::template with_pairs<A>([&](auto pairs) { load_weights<pairs.value>(held); });
     load_biases();
     load_states();
     Steps steps;
@@ -125,22 +102,23 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
   __device__ __forceinline__ int sequence(int column, int j) const {
     return column * kColumns + 2 * seat_.t4 + j;
   }
-  // Of all threads' state: a lane's own h or c.
+  // One of a lane's own states, among those of all threads; 0 is h.
   __device__ __forceinline__ float& state(int turn, int column, int half, int j, int kind) const {
-    const int index = (((turn * z_.columns + column) * kHalves + half) * 2 + j) * kStateKinds;
+    const int index = (((turn * z_.columns + column) * kHalves + half) * 2 + j) * C::states;
     float* const all = reinterpret_cast<float*>(shared_ + z_.state);
     return all[((index + kind) * z_.leaders + first_group_) * kLanes + seat_.lane];
   }
-  __device__ __forceinline__ float* biases() const {  // [products][units], then the late input's
+  // [products][units], then the late input's, then the unit weights
+  __device__ __forceinline__ float* biases() const {
     return reinterpret_cast<float*>(shared_ + z_.biases);
   }
-  __device__ __forceinline__ int held_steps() const { return z_.steps < kHeld ? z_.steps : kHeld; }
+  __device__ __forceinline__ int held_depth() const { return z_.depth < kHeld ? z_.depth : kHeld; }
   __device__ __forceinline__ char* stored_weights() const {
     return shared_ + z_.fragments + seat_.warp * z_.fragments_of_warp * kFragmentBytes;
   }
-  __device__ __forceinline__ int steps_of_part() const {
-    const int left = z_.steps - part_ * z_.part_steps;
-    return left < z_.part_steps ? left : z_.part_steps;
+  __device__ __forceinline__ int depth_of_part() const {
+    const int left = z_.depth - part_ * z_.part_depth;
+    return left < z_.part_depth ? left : z_.part_depth;
   }
   __device__ __forceinline__ int slice_bytes() const {  // of 8 sequences
     return z_.units / A::kPerCore * kCoreBytes;
@@ -156,7 +134,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
       const int first = first_unit_ + group(turn) * kUnits;
       const int end = group(turn) < z_.groups ? w_.H : 0;  // of the units that there are
       const auto fetch = [&](int k, int tile) {
-        const int from = (part_ * z_.part_steps + k) * A::kDepth;
+        const int from = (part_ * z_.part_depth + k) * A::kDepth;
         return A::template fetch<false, kPairs>(d_.w_hh, [&](int row, int column) {
           const int eight = tile * 2 + row / 8;  // 8 rows: one gate of 8 units
           const int unit = first + eight / C::products * 8 + row % 8;
@@ -166,28 +144,31 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
         });
       };
       if (turn == 0)
-        stored = held.template load<false, true>(fetch, stored, steps_of_part(), kTiles);
+        stored = held.template load<false, true>(fetch, stored, depth_of_part(), kTiles);
       else
-        stored = held.template load<false, false>(fetch, stored, z_.steps, kTiles);
+        stored = held.template load<false, false>(fetch, stored, z_.depth, kTiles);
     }
   }
 
   __device__ __forceinline__ void load_biases() const {
-    const int count = (C::products + (C::has_late_input ? 1 : 0)) * z_.units;
+    const int count = (kFirstWeight + C::unit_weights) * z_.units;
     for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
       const int slot = i / z_.units, unit = first_unit_ + i % z_.units;
-      float bias = 0;
-      if (unit < w_.H) {
-        const bool late = slot == C::products;
-        const int of_input = late ? C::inputs - 1 : C::input_of_product(slot);
-        if (d_.b_ih && of_input >= 0) bias += widen(d_.b_ih[of_input * w_.H + unit]);
-        if (d_.b_hh && !late) bias += widen(d_.b_hh[C::gate_of_product(slot) * w_.H + unit]);
-      }
-      biases()[i] = bias;
+      biases()[i] = unit >= w_.H           ? 0.0f
+                    : slot >= kFirstWeight ? widen(d_.w_unit[(slot - kFirstWeight) * w_.H + unit])
+                                           : bias_of(slot, unit);
     }
   }
+  __device__ __forceinline__ float bias_of(int slot, int unit) const {
+    const bool late = slot == C::products;
+    const int of_input = late ? C::inputs - 1 : C::input_of_product(slot);
+    float bias = 0;
+    if (d_.b_ih && of_input >= 0) bias += widen(d_.b_ih[of_input * w_.H + unit]);
+    if (d_.b_hh && !late) bias += widen(d_.b_hh[C::gate_of_product(slot) * w_.H + unit]);
+    return bias;
+  }
 
-  // h of all units to the first operand; h and c of the own ones to where their threads keep them.
+  // h of all units to the first operand; the own units' states to where their threads keep them.
   __device__ __forceinline__ void load_states() const {
     const int padded = z_.blocks * z_.units, count = padded * z_.rows;
     for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
@@ -195,21 +176,29 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
       char* const operand = shared_ + row / kColumns * z_.column_bytes;
       A::put(operand, unit, row % kColumns, given(d_.h_in, row, unit));
     }
-    for_states([&](int row, int unit, float& h, float& c) {
-      h = given(d_.h_in, row, unit);
-      if (!C::has_c) return;
-      c = w_.first ? given(d_.c_in, row, unit) : there(row, unit) ? d_.c[index(row, unit)] : 0.0f;
+    for_states([&](int row, int unit, const auto& state_of) {
+      state_of(0) = given(d_.h_in, row, unit);
+#pragma unroll
+      for (int i = 0; i < kStates; ++i) {
+        const auto& from = d_.state[i];
+        state_of(1 + i) = w_.first           ? given(from.in, row, unit)
+                          : there(row, unit) ? from.between[index(row, unit)]
+                                             : 0.0f;
+      }
     });
   }
   __device__ __forceinline__ void store_states() const {
-    for_states([&](int row, int unit, float& h, float& c) {
+    for_states([&](int row, int unit, const auto& state_of) {
       if (!there(row, unit)) return;
-      narrow(h, d_.h_out[index(row, unit)]);
-      if (!C::has_c) return;
-      if (w_.last)
-        narrow(c, d_.c_out[index(row, unit)]);
-      else
-        d_.c[index(row, unit)] = c;
+      narrow(state_of(0), d_.h_out[index(row, unit)]);
+#pragma unroll
+      for (int i = 0; i < kStates; ++i) {
+        const auto& to = d_.state[i];
+        if (w_.last)
+          narrow(state_of(1 + i), to.out[index(row, unit)]);
+        else
+          to.between[index(row, unit)] = state_of(1 + i);
+      }
     });
   }
   __device__ __forceinline__ bool there(int row, int unit) const {
@@ -221,7 +210,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
   __device__ __forceinline__ float given(const E* states, int row, int unit) const {
     return states && there(row, unit) ? widen(states[index(row, unit)]) : 0.0f;
   }
-  // f(sequence, unit, h, c) for the states of this thread.
+  // f(sequence, unit, state_of) for the units of this thread; state_of(0) is h.
   template <class F>
   __device__ __forceinline__ void for_states(const F& f) const {
     if (!works()) return;
@@ -232,8 +221,8 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
 #pragma unroll
           for (int j = 0; j < 2; ++j)
             if (group(turn) < z_.groups && mine(j))
-              f(sequence(column, j), unit_of(turn) + half * 8, state(turn, column, half, j, 0),
-                state(turn, column, half, j, kStateKinds - 1));
+              f(sequence(column, j), unit_of(turn) + half * 8,
+                [&](int kind) -> float& { return state(turn, column, half, j, kind); });
   }
 
   __device__ __forceinline__ void load_inputs(const Moment& at, int turn, int column,
@@ -258,11 +247,11 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
   __device__ __forceinline__ void multiply(const Held& held, const char* operand, int turn,
                                            int column, float (&sum)[kTiles][4]) const {
     const char* const from =
-        operand + column * z_.column_bytes + part_ * z_.part_steps * 2 * kCoreBytes;
+        operand + column * z_.column_bytes + part_ * z_.part_depth * 2 * kCoreBytes;
     if (turn == 0)
-      return held.template multiply<true>(sum, stored_weights(), from, steps_of_part(), kTiles);
-    const int before = (turn * z_.steps - held_steps()) * kTiles;
-    held.template multiply<false>(sum, stored_weights() + before * kFragmentBytes, from, z_.steps,
+      return held.template multiply<true>(sum, stored_weights(), from, depth_of_part(), kTiles);
+    const int before = (turn * z_.depth - held_depth()) * kTiles;
+    held.template multiply<false>(sum, stored_weights() + before * kFragmentBytes, from, z_.depth,
                                   kTiles);
   }
 
@@ -310,28 +299,35 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
       for (int j = 0; j < 2; ++j) {
         if (!mine(j)) continue;
         const float* const input = inputs.value[half][j];
-        float product[C::products], kept[kSaved];
+        Forward<C, float> of = {};
 #pragma unroll
         for (int slot = 0; slot < C::products; ++slot) {
           const int eight = half * C::products + slot, of_input = C::input_of_product(slot);
-          product[slot] = sum[eight / 2][eight % 2 * 2 + j] + bias[slot * z_.units];
-          if (of_input >= 0) product[slot] += input[of_input < 0 ? 0 : of_input];
+          of.product[slot] = sum[eight / 2][eight % 2 * 2 + j] + bias[slot * z_.units];
+          if (of_input >= 0) of.product[slot] += input[of_input < 0 ? 0 : of_input];
         }
-        float late = 0;
-        if (C::has_late_input) late = input[C::inputs - 1] + bias[C::products * z_.units];
+        if (C::has_late_input) of.late = input[C::inputs - 1] + bias[C::products * z_.units];
+#pragma unroll
+        for (int i = 0; i < C::unit_weights; ++i)
+          of.unit_weight[i] = bias[(kFirstWeight + i) * z_.units];
         const float h_before = state(turn, column, half, j, 0);
-        const float c_before = state(turn, column, half, j, kStateKinds - 1);
-        float c = c_before, h;
-        C::template forward<DeviceMath<float>>(product, late, h_before, c, h, kept);
+        float before[kAtLeastOne<kStates>];
+#pragma unroll
+        for (int i = 0; i < kStates; ++i)
+          of.state[i] = before[i] = state(turn, column, half, j, 1 + i);
+        of.h_prev = h_before;
+        C::template forward<DeviceMath<float>>(of);
         const bool exists = unit < w_.H, alive = sequence(column, j) < at.alive;
-        h = widen(narrowed<E>(h));  // the next step sees what the caller sees
+        float h = widen(narrowed<E>(of.result));  // the next step sees what the caller sees
         h = !alive ? h_before : exists ? h : 0.0f;
         state(turn, column, half, j, 0) = h;
-        if (C::has_c) state(turn, column, half, j, 1) = !alive ? c_before : exists ? c : 0.0f;
+#pragma unroll
+        for (int i = 0; i < kStates; ++i)
+          state(turn, column, half, j, 1 + i) = !alive ? before[i] : exists ? of.state[i] : 0.0f;
         A::put(next + column * z_.column_bytes, unit, 2 * seat_.t4 + j, h);
 #pragma unroll
         for (int slot = 0; slot < kSaved; ++slot)
-          save[slot][j] = narrowed<E>(C::saved && exists ? kept[slot] : 0.0f);
+          save[slot][j] = narrowed<E>(C::saved && exists ? of.save[slot] : 0.0f);
       }
 #pragma unroll
       for (int slot = 0; slot < kSaved; ++slot)

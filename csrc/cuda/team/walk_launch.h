@@ -1,17 +1,33 @@
-// The entry points that each cell and arithmetic compiles (instances/walk_*.cu), for the driver of
-// a layer to call. They throw std::runtime_error.
+// How the teams of a walk are launched.
 #pragma once
 
-#include "walk_backward.cuh"
-#include "walk_forward.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/plan.h"
+#include "walk_problem.h"
 
 namespace fusedrnn::cuda {
 
-template <class C, class A>
-void launch_forward(const WalkPlan& plan, const ForwardWalk<typename A::E>& walk, int directions,
-                    cudaStream_t stream);
-template <class C, class A>
-void launch_backward(const WalkPlan& plan, const BackwardWalk<typename A::E>& walk, int directions,
-                     cudaStream_t stream);
+// Launches the teams of all directions, the blocks of one next to each other: its cluster.
+template <class Walk>
+void launch_teams(const char* what, void (*kernel)(Walk), const Walk& walk, const WalkPlan& plan,
+                  int directions, cudaStream_t stream) {
+  const unsigned blocks = static_cast<unsigned>(walk.sizes.blocks);
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {blocks, 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks * static_cast<unsigned>(walk.tiles * directions));
+  config.blockDim = dim3(static_cast<unsigned>(walk.sizes.warps * kLanes));
+  config.dynamicSmemBytes = static_cast<size_t>(walk.sizes.bytes);
+  config.stream = stream;
+  if (plan.team == CudaTeam::cluster) config.attrs = &cluster, config.numAttrs = 1;
+  // The function has it, not the launch: it is the same for all, whoever else launches it now.
+  check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_limit),
+      what);
+  if (blocks > kPortableBlocks)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), what);
+  check(cudaLaunchKernelEx(&config, kernel, walk), what);
+}
 
 }  // namespace fusedrnn::cuda

@@ -32,18 +32,16 @@ Context poisoned(Lender& lender) {
 const char* forward(const Problem& p, const Context& context) {
   const int64_t D = p.directions;
   poison(p.output, p.rows * D * p.R(), p.dtype);
-  poison(p.hn, D * p.B * p.R(), p.dtype);
-  poison(p.cn, D * p.B * p.H, p.dtype);
-  poison(p.reserve, D * p.rows * saved_of(p.cell) * p.Hp(), p.dtype);
+  for (int i = 0; i < p.facts().states; ++i) poison(p.hn[i], D * p.B * p.width(i), p.dtype);
+  poison(p.reserve, D * p.rows * p.facts().saved * p.Hp(), p.dtype);
   Lender lender{context};
   return fusedrnn_cuda_backend()->forward(p, poisoned(lender));
 }
 
 const char* backward(const BackwardProblem& p, const Context& context) {
-  const int64_t D = p.directions, gates = gates_of(p.cell) * p.H;
+  const int64_t D = p.directions, gates = p.gate_rows();
   poison(p.grad_input, p.rows * p.I, p.dtype);
-  poison(p.grad_hx, D * p.B * p.R(), p.dtype);
-  poison(p.grad_cx, D * p.B * p.H, p.dtype);
+  for (int i = 0; i < p.facts().states; ++i) poison(p.grad_hx[i], D * p.B * p.width(i), p.dtype);
   for (int d = 0; d < p.directions; ++d) {
     const WeightGradients& weights = p.grad_weights[d];
     poison(weights.w_ih, gates * p.I, p.dtype);
@@ -51,6 +49,7 @@ const char* backward(const BackwardProblem& p, const Context& context) {
     poison(weights.b_ih, gates, p.dtype);
     poison(weights.b_hh, gates, p.dtype);
     poison(weights.w_hr, p.P * p.H, p.dtype);
+    poison(weights.w_unit, p.facts().unit_weights * p.H, p.dtype);
   }
   Lender lender{context};
   return fusedrnn_cuda_backend()->backward(p, poisoned(lender));

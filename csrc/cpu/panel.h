@@ -1,12 +1,11 @@
 // Weights in the order in which the tiles read them.
 //
-//   gate panels    [group][k][gate][nv][lanes]   for  gates[row] = a[row] * W^T   (K columns of W)
-//   column panels  [group][gate][k][nv][lanes]   for  out[row]   = g[row] * W     (k: units of a
-//   gate)
+//   gate panels    [group][k][gate][nv][lanes]   for  gates[row] = a[row] * W^T   k: columns of W
+//   column panels  [group][gate][k][nv][lanes]   for  out[row]   = g[row] * W     k: a gate's units
 //
 // W is torch's [gates*H][K], row-major. A group is nv consecutive vectors of units (gate panels) or
 // of columns (column panels); values beyond the last are zero. Operands that are multiplied in
-// pairs (tile.h) have k two by two: [k / 2]...[lanes][2].
+// pairs (tile.h) are stored in pairs of k: [k / 2]...[lanes][2].
 #pragma once
 
 #include "tile.h"
@@ -14,7 +13,8 @@
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
-// `vectors` vectors cut into `count` groups, as even as can be: the first `longer` have one more.
+// `vectors` vectors cut into `count` groups, as evenly as possible: the first `longer` groups have
+// one vector more.
 struct Groups {
   int64_t vectors = 0, count = 0;
 
@@ -30,7 +30,7 @@ struct Groups {
   FUSEDRNN_INLINE int64_t size(int64_t group) const { return base_ + (group < longer_); }
 
  private:
-  int64_t base_ = 0, longer_ = 0;  // kept: a step may be over in the time of a few divisions
+  int64_t base_ = 0, longer_ = 0;  // kept, since a step may take no longer than a few divisions
 };
 
 struct Range {
@@ -41,8 +41,8 @@ FUSEDRNN_INLINE Range share(int64_t n, int rank, int size) {
   return {n * rank / size, n * (rank + 1) / size};
 }
 
-// Transposes lanes x lanes values held in as many registers: log2(lanes) rounds of interleaving
-// register i with register i + lanes/2.
+// Transposes lanes x lanes values held in as many registers, in log2(lanes) rounds. Each round
+// interleaves register i with register i + lanes/2.
 template <class F>
 FUSEDRNN_INLINE void transpose(Vec<F> (&row)[kLanes<F>]) {
   constexpr int L = kLanes<F>;
@@ -66,15 +66,15 @@ FUSEDRNN_INLINE void transpose(Vec<F> (&row)[kLanes<F>]) {
   }
 }
 
-// A vector of pairs, from memory that is aligned for one element and not for a float.
+// Loads a vector of pairs from memory that is aligned only for one element, not for a float.
 template <class S>
 FUSEDRNN_INLINE Vec<float> load_pairs(const S* p) {
   return bit_cast<Vec<float>>(
       *reinterpret_cast<const typename VectorType<uint16_t>::unaligned*>(p));
 }
 
-// One vector of a panel is loaded from W as it will be multiplied: `n` values of k from p on, in
-// the compute type, or as pairs in the bits of a float.
+// Loads one vector of a panel from W as it will be multiplied: `n` values of k from p on, in the
+// compute type, or as pairs in the bits of a float.
 template <class E, class S>
 FUSEDRNN_INLINE auto load_operands(const S* p, int64_t n) {
   if constexpr (kTogether<E> == 1) {
@@ -88,16 +88,16 @@ FUSEDRNN_INLINE auto load_operands(const S* p, int64_t n) {
   }
 }
 
-// torch's gate that a product's slot belongs to, as a function that can be passed on. The cell's
-// own must be inlined, and below -O2 GCC does not inline a call through a pointer.
+// The gate of torch's that a product's slot belongs to, as a function that can be passed on. The
+// cell's own function must be inlined, and below -O2 GCC does not inline a call through a pointer.
 template <class C>
 constexpr int gate_of_product(int slot) {
   return C::gate_of_product(slot);
 }
 
-// Packs the gate panels of groups [range). `gate_of(g)` is torch's gate that panel gate g holds.
+// Makes the gate panels of the groups in `range`. Gate g of a panel is torch's gate `gate_of(g)`.
 template <class E, class S, class GateOf>
-void pack_gate_panels(const S* W, int64_t H, int64_t K, int gates, GateOf gate_of, Groups groups,
+void make_gate_panels(const S* W, int64_t H, int64_t K, int gates, GateOf gate_of, Groups groups,
                       Range range, E* panels) {
   using F = decltype(to_compute(S()));
   constexpr int64_t L = kLanes<F>, kPair = kTogether<E>;
@@ -123,19 +123,19 @@ void pack_gate_panels(const S* W, int64_t H, int64_t K, int gates, GateOf gate_o
   }
 }
 
-// Stores n values of each of two rows as a vector of pairs; a missing second row is zero.
+// Stores n values of each of two rows as a vector of pairs; a missing second row counts as zeros.
 FUSEDRNN_INLINE void store_pairs(BFloat16* to, const BFloat16* first, const BFloat16* second,
                                  int64_t n) {
   typedef VectorType<uint32_t>::type Bits;
   const Vec<float> a = load_n(first, n), b = second ? load_n(second, n) : Vec<float>{};
-  // As floats, bf16 values are their own upper halves.
+  // A bf16 value is the upper half of the bits of its float.
   const Bits pairs = bit_cast<Bits>(a) >> 16 | bit_cast<Bits>(b);
   store(reinterpret_cast<float*>(to), bit_cast<Vec<float>>(pairs));
 }
 
-// Packs the column panels of groups [range) of W's N columns.
+// Makes the column panels of the groups in `range`, which are groups of W's N columns.
 template <class E, class S, class GateOf>
-void pack_column_panels(const S* W, int64_t H, int64_t N, int gates, GateOf gate_of, Groups groups,
+void make_column_panels(const S* W, int64_t H, int64_t N, int gates, GateOf gate_of, Groups groups,
                         Range range, E* panels) {
   constexpr int64_t L = kLanes<decltype(to_compute(S()))>, kPair = kTogether<E>;
   for (int64_t group = range.begin; group < range.end; ++group) {

@@ -1,19 +1,21 @@
 // Forward of one layer: each direction is a walk over the steps by a team of threads.
 //
-//   prepare   pack the weights into panels, unless they come so; the initial state     (shared out)
+//   prepare   make panels of the weights, unless made ahead; load the initial state    (shared out)
 //   chunk     gates of the chunk's rows = bias + x W_ih^T, as one product        (own rows, units)
 //     step    acc = gates + h W_hh^T, and from the registers straight through the cell
 //
-// A cell of two parts (cell.h) has two such steps, its second on what the first left for all units.
+// With several stages (cells/cell.h) a step does this once for each. After the first stage, the
+// product takes the operand that the stage before left for all units, instead of h.
 //
-// A thread computes just the gates that it will itself consume, so that the chunk needs no barrier.
-// h is kept in two padded buffers, read and written in turn; c is updated in place. Groups of units
-// are taken forwards and backwards in turn, so that the weights last read, still in cache, come
-// first in the next step.
+// A thread computes only the gates that it will use itself, so the chunk needs no barrier. h is
+// kept in two padded buffers: a step reads one and writes the other. c is updated in place. Steps
+// take the groups of units forwards and backwards in turn: the weights read last, which are still
+// in cache, come first in the next step.
 //
 //   gates     [chunk rows][input slot][Hp]     chunk row (s - s0) * B + b
-//   h         [2][B][Rp]     c, hidden  [B][Hp]     hidden: h before its projection, or the second
-//                                                 part's operand
+//   h         [2][B][Rp]                     states  [those after h][B][Hp]
+//   hidden    [B][Hp]  h before its projection
+//   operand   [B][Hp]  for each stage but the first         handed  [handed slots][B][Hp]
 #pragma once
 
 #include "gate_tile.h"
@@ -28,78 +30,78 @@ namespace FUSEDRNN_ISA {
 template <class S, class F, class C>
 class ForwardWalk {
   using E = typename OperandOf<S>::type;
-  static constexpr bool kConvert = !std::is_same_v<S, F>;  // storage is not what is computed
-  static constexpr bool kConvertOperands = !std::is_same_v<S, E>;  // nor what is multiplied
+  static constexpr bool kConvert = !std::is_same_v<S, F>;          // from storage to compute type
+  static constexpr bool kConvertOperands = !std::is_same_v<S, E>;  // and to that of operands
   static constexpr int64_t L = kLanes<F>;
   static constexpr int64_t kMaxRows = 8;
-  using First = typename C::First;  // parts; for most cells the same, the cell itself
-  using Last = typename C::Last;
-  template <class Part>
-  using PanelsOf = WeightPanels<S, F, Part>;
+  static constexpr int kStages = stages_of<C>, kHanded = handed_of<C>;
 
  public:
-  ForwardWalk(const Problem& p, const Plan& plan, Layout& layout)
+  ForwardWalk(const Problem& p, const Plan& plan, Arena& arena)
       : p_(p),
         plan_(plan),
         Hp_(p.Hp()),
         Rp_(round_up(p.R(), kHiddenPadding)),
-        first_groups_(PanelsOf<First>::units_of(p, p.prepacked ? Plan() : plan)),
-        groups_(PanelsOf<Last>::units_of(p, p.prepacked ? Plan() : plan)),
-        outputs_(PanelsOf<Last>::outputs_of(p, p.prepacked ? Plan() : plan)) {
+        outputs_(output_groups(p, L, plan_of_panels())) {
+    for_each_stage<C>([&](auto own) {
+      using Stage = decltype(own);
+      groups_[Stage::index] = unit_groups<Stage>(p, L, plan_of_panels());
+    });
     const int64_t chunk_rows = plan.forward_steps * p.B;
-    if (p.prepacked) {
-      // Layout takes memory to write to; in these panels nothing is written.
-      Layout given(const_cast<void*>(p.panels));
+    if (p.has_panels) {
+      // An arena takes writable memory, but nothing is written to these panels.
+      Arena given(const_cast<void*>(p.panels));
       for (int d = 0; d < p.directions; ++d) panels_[d] = CellPanels<S, F, C>(p, Plan(), given);
     } else {
-      panels_[0] = CellPanels<S, F, C>(p, plan, layout);
+      panels_[0] = CellPanels<S, F, C>(p, plan, arena);
       for (int d = 1; d < p.directions; ++d) panels_[d] = panels_[0];
     }
-    for (E*& h : h_) h = layout.take<E>(p.B * Rp_);
-    if (C::has_c || has_parts<C>) c_ = layout.take<F>(p.B * Hp_);
-    if (p.P || has_parts<C>) hidden_ = layout.take<E>(p.B * Hp_);
-    if (!plan.fuse_input) gates_ = layout.take<F>(chunk_rows * C::inputs * Hp_);
-    if (kConvertOperands) x_ = layout.take<E>(chunk_rows * p.I);
-    if (plan.in_place) hidden_gates_ = layout.take<F>(p.B * Hp_);
-    x_rows_ = layout.take<const E*>(chunk_rows);
-    out_rows_ = layout.take<F*>(chunk_rows);
+    for (E*& h : h_) h = arena.take<E>(p.B * Rp_);
+    if (C::states > 1) states_ = arena.take<F>((C::states - 1) * p.B * Hp_);
+    if (kHanded) handed_ = arena.take<F>(kHanded * p.B * Hp_);
+    if (p.P) hidden_ = arena.take<E>(p.B * Hp_);
+    for (int i = 1; i < kStages; ++i) operands_[i] = arena.take<E>(p.B * Hp_);
+    if (!plan.fuse_input) gates_ = arena.take<F>(chunk_rows * C::inputs * Hp_);
+    if (kConvertOperands) x_ = arena.take<E>(chunk_rows * p.I);
+    if (plan.in_place) hidden_gates_ = arena.take<F>(p.B * Hp_);
+    x_rows_ = arena.take<const E*>(chunk_rows);
+    out_rows_ = arena.take<F*>(chunk_rows);
   }
 
   void run(int d, const Team& team) {
     const Steps steps{p_, d == 1};
-    const Range rows = row_share(p_, plan_, team), groups = group_share(groups_, plan_, team);
-    const Range first_groups = has_parts<C> ? group_share(first_groups_, plan_, team) : groups;
+    const Range rows = row_share(p_, plan_, team);
+    Range groups[kStages];
+    for (int i = 0; i < kStages; ++i) groups[i] = group_share(groups_[i], plan_, team);
+    const Range own = units_of(kStages - 1, groups[kStages - 1]);
     prepare(d, team);
     team.sync();
     for (int64_t s0 = 0; s0 < p_.T; s0 += plan_.forward_steps) {
       const int64_t s1 = least(s0 + plan_.forward_steps, p_.T);
-      project_input(d, steps, s0, s1, rows, first_groups, groups, team);
+      project_input(d, steps, s0, s1, rows, groups, team);
       for (int64_t s = s0; s < s1; ++s) {
         const Range alive{rows.begin, most(rows.begin, least(rows.end, steps.alive(s)))};
-        step<First>(d, steps, s, (s - s0) * p_.B, alive, first_groups);
-        if constexpr (has_parts<C>) {
-          if (plan_.split == Split::units) team.sync();
-          step<Last>(d, steps, s, (s - s0) * p_.B, alive, groups);
-        }
+        for_each_stage<C>([&](auto stage) {
+          using Stage = decltype(stage);
+          if (!is_first<Stage> && plan_.split == Split::units) team.sync();
+          step<Stage>(d, steps, s, (s - s0) * p_.B, alive, groups[Stage::index]);
+        });
         if (p_.P) {
           if (plan_.split == Split::units) team.sync();
           project_output(d, steps, s, alive, team);
         }
-        finish(d, steps, s, alive, groups, team);
+        finish(d, steps, s, alive, own, team);
         if (plan_.split == Split::units) team.sync();
       }
     }
   }
 
  private:
-  static int64_t depth(int64_t K) { return PanelsOf<Last>::depth(K); }
-  template <class Part>
-  const PanelsOf<Part>& panels(int d) const {
-    return panels_[d].template of<Part>();
-  }
-  template <class Part>
-  const Groups& groups_of() const {
-    return std::is_same_v<Part, Last> ? groups_ : first_groups_;
+  static int64_t depth(int64_t K) { return StagePanels<S, F>::depth(K); }
+  Plan plan_of_panels() const { return p_.has_panels ? Plan() : plan_; }
+  template <class Stage>
+  const StagePanels<S, F>& panels(int d) const {
+    return panels_[d].stage[Stage::index];
   }
   const S* weight(const void* w) const { return static_cast<const S*>(w); }
   S* output(int d, const Steps& steps, int64_t s, int64_t b) const {
@@ -110,14 +112,17 @@ class ForwardWalk {
   }
 
   void prepare(int d, const Team& team) {
-    if (!p_.prepacked) panels_[d].pack(p_, plan_, p_.weights[d], team);
+    if (!p_.has_panels) panels_[d].make(p_, plan_, p_.weights[d], team);
     const Range rows = share(p_.B, team.rank, team.size);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
-      for (E* h : h_) initial_row(p_.hx, d, b, p_.R(), Rp_, h);
-      if (C::has_c) initial_row(p_.cx, d, b, p_.H, Hp_, c_);
-      if (p_.P || has_parts<C>) fill(hidden_ + b * Hp_, Hp_);
+      for (E* h : h_) initial_row(p_.hx[0], d, b, p_.R(), Rp_, h);
+      for (int i = 1; i < C::states; ++i) initial_row(p_.hx[i], d, b, p_.H, Hp_, state(i));
+      if (p_.P) fill(hidden_ + b * Hp_, Hp_);
+      for (int i = 1; i < kStages; ++i) fill(operands_[i] + b * Hp_, Hp_);
     }
   }
+
+  F* state(int i) const { return states_ + (i - 1) * p_.B * Hp_; }  // i > 0: not h
 
   template <class T>
   void initial_row(const void* state, int d, int64_t b, int64_t n, int64_t padded, T* to) {
@@ -127,9 +132,9 @@ class ForwardWalk {
   }
 
   void project_input(int d, const Steps& steps, int64_t s0, int64_t s1, Range rows,
-                     Range first_groups, Range groups, const Team& team) {
+                     const Range (&groups)[kStages], const Team& team) {
     if (kConvertOperands) {
-      // Converted once by the team, where all of it is every thread's operand.
+      // When units are split, every thread needs all of x, so the team converts it together, once.
       const bool shared = plan_.split == Split::units;
       for (int64_t s = s0; s < s1; ++s) {
         const int64_t n = steps.alive(s);
@@ -141,9 +146,10 @@ class ForwardWalk {
       if (shared) team.sync();
     }
     if (plan_.fuse_input) return;
-    // The thread's own rows of the chunk, one after the other, whatever their strides. The list is
-    // the thread's own part of the arrays (units split: everybody writes the same; so one does).
-    // Its part begins at the same place in a shorter chunk: another thread may be a chunk behind.
+    // Lists the thread's own rows of the chunk, one after the other, whatever their strides. Each
+    // thread has its own section of the two arrays; when units are split, all would write the same,
+    // so one does. A section does not move in a shorter chunk, since another thread may still be in
+    // the chunk before.
     const int64_t first = plan_.split == Split::batch ? rows.begin * plan_.forward_steps : 0;
     const E** const from = x_rows_ + first;
     F** const to = out_rows_ + first;
@@ -154,30 +160,32 @@ class ForwardWalk {
       for (int64_t s = s0; s < s1; ++s) count += steps.alive(s);
     }
     if (plan_.split == Split::units) team.sync();
-    project_rows<First>(d, from, to, count, first_groups);
-    if constexpr (has_parts<C>) project_rows<Last>(d, from, to, count, groups);
+    for_each_stage<C>([&](auto own) {
+      using Stage = decltype(own);
+      project_rows<Stage>(d, from, to, count, groups[Stage::index]);
+    });
   }
 
-  template <class Part>
+  template <class Stage>
   void project_rows(int d, const E* const* from, F* const* to, int64_t count, Range groups) {
-    if (plan_.in_place) return project_in_place<Part>(d, from, to, count, groups);
-    constexpr int most_rows = tile_rows(Part::inputs * kGateVectors<Part>);
-    const Groups& all = groups_of<Part>();
+    if (plan_.in_place) return project_in_place<Stage>(d, from, to, count, groups);
+    constexpr int most_rows = tile_rows(Stage::inputs * kGateVectors<Stage>);
+    const Groups& all = groups_[Stage::index];
     for (int64_t group = groups.begin; group < groups.end; ++group) {
       const int64_t unit = all.begin(group) * L, nv = all.size(group);
       LinearTile<E, F> tile;
       tile.segments = {1, p_.I, 0};
-      tile.w = panels<Part>(d).w_ih + unit * Part::inputs * depth(p_.I);
-      tile.bias = panels<Part>(d).bias + unit;
-      tile.column_stride = tile.bias_stride = Part::inputs == 1 ? L : Hp_;
+      tile.w = panels<Stage>(d).w_ih + unit * Stage::inputs * depth(p_.I);
+      tile.bias = panels<Stage>(d).bias + unit;
+      tile.column_stride = tile.bias_stride = Stage::inputs == 1 ? L : Hp_;
       tile.columns = L;
       const Tiles tiles(count, most_rows);
       for (int64_t i = 0, r = 0; i < tiles.count; r += tiles.size(i++)) {
         for (int64_t j = 0; j < tiles.size(i); ++j) {
           tile.rows[j] = from[r + j];
-          tile.out[j] = to[r + j] + Part::first_gate * Hp_ + unit;
+          tile.out[j] = to[r + j] + Stage::first_gate * Hp_ + unit;
         }
-        linear(p_.rows == 1 ? 0 : tiles.size(i), Part::inputs * nv, tile);
+        linear(p_.rows == 1 ? 0 : tiles.size(i), Stage::inputs * nv, tile);
       }
     }
   }
@@ -186,7 +194,7 @@ class ForwardWalk {
     return static_cast<const S*>(p_.input) + p_.input_offset(steps.t(s), b);
   }
 
-  // The same in compute type; chunk_row is that of the step's first row.
+  // The same in the operands' type; chunk_row is the chunk row of the step's first row.
   const E* x_row(const Steps& steps, int64_t s, int64_t chunk_row, int64_t b) const {
     if constexpr (kConvertOperands)
       return x_ + (chunk_row + b) * p_.I;
@@ -207,77 +215,77 @@ class ForwardWalk {
     return count;
   }
 
-  // The units that a range of groups holds.
-  template <class Part>
-  Range units_of(Range groups) const {
-    const Groups& all = groups_of<Part>();
+  // The units in a range of a stage's groups.
+  Range units_of(int stage, Range groups) const {
+    const Groups& all = groups_[stage];
     return {all.begin(groups.begin) * L, least(all.begin(groups.end) * L, p_.H)};
   }
 
-  template <class Part>
+  template <class Stage>
   void project_in_place(int d, const E* const* from, F* const* to, int64_t count, Range groups) {
-    const Range units = units_of<Part>(groups);
+    const Range units = units_of(Stage::index, groups);
     for (int64_t r = 0; r < count; ++r)
-      for (int g = 0; g < Part::inputs; ++g) {
-        const int64_t gate = Part::first_gate + g;
+      for (int g = 0; g < Stage::inputs; ++g) {
+        const int64_t gate = Stage::first_gate + g;
         F* const out = to[r] + gate * Hp_ + units.begin;
-        convert(out, panels<Part>(d).bias + g * Hp_ + units.begin, units.size());
+        convert(out, panels<Stage>(d).bias + g * Hp_ + units.begin, units.size());
         fill(out + units.size(), round_up(units.size(), L) - units.size());
         add_dots(weight(p_.weights[d].w_ih) + (gate * p_.H + units.begin) * p_.I, p_.I,
                  units.size(), from[r], p_.I, out);
       }
   }
 
-  // The recurrent product into the gates (and hidden_gates for what the cell wants apart), weights
-  // in place.
-  template <class Part>
+  // Adds the recurrent product, with the weights in place, to the gates. A product without an input
+  // goes to hidden_gates (`apart`) instead.
+  template <class Stage>
   void multiply_in_place(int d, const E* operand, F* gates, F* apart, Range groups) {
-    const Range units = units_of<Part>(groups);
-    for (int slot = 0; slot < Part::products; ++slot) {
-      const int input = Part::input_of_product(slot);
-      const int64_t gate = Part::first_gate + Part::gate_of_product(slot);
+    const Range units = units_of(Stage::index, groups);
+    for (int slot = 0; slot < Stage::products; ++slot) {
+      const int input = Stage::input_of_product(slot);
+      const int64_t gate = Stage::first_gate + Stage::gate_of_product(slot);
       F* const out = (input < 0 ? apart : gates + input * Hp_) + units.begin;
       if (input < 0)
-        convert(out, panels<Part>(d).hidden_bias + units.begin, round_up(units.size(), L));
+        convert(out, panels<Stage>(d).hidden_bias + units.begin, round_up(units.size(), L));
       add_dots(weight(p_.weights[d].w_hh) + (gate * p_.H + units.begin) * p_.R(), p_.R(),
                units.size(), operand, p_.R(), out);
     }
   }
 
-  // One part of a step, which for most cells is all of it. In line, as `finish` is: a step of a few
-  // rows takes less than a microsecond, and most of what these begin with is the same at each.
-  template <class Part>
+  // One stage of a step. Both this and `finish` are inlined: a step of a few rows takes less than a
+  // microsecond, and most of what they do first is the same at every step.
+  template <class Stage>
   FUSEDRNN_INLINE void step(int d, const Steps& steps, int64_t s, int64_t chunk_row, Range rows,
                             Range groups) {
-    constexpr int kVectors = kGateVectors<Part>;
-    constexpr bool kGivesOperand = has_parts<C> && std::is_same_v<Part, First>;
-    constexpr bool kTakesOperand = has_parts<C> && std::is_same_v<Part, Last>;
-    const Groups& all = groups_of<Part>();
-    const PanelsOf<Part>& panel = panels<Part>(d);
-    const auto run_tile = std::is_same_v<Part, First> ? tiles_.first : tiles_.last;
+    constexpr int kVectors = kGateVectors<Stage>;
+    const Groups& all = groups_[Stage::index];
+    const StagePanels<S, F>& panel = panels<Stage>(d);
+    const auto run_tile = tiles_.stage[Stage::index];
     const E* const h_read = h_[s % 2];
-    E* const h_write = p_.P || kGivesOperand ? hidden_ : h_[(s + 1) % 2];
-    const int64_t write_row = p_.P || kGivesOperand ? Hp_ : Rp_;
-    const E* const operand = kTakesOperand ? hidden_ : h_read;
-    const int64_t operand_row = kTakesOperand ? Hp_ : Rp_;
-    F* const gates = gates_ + chunk_row * C::inputs * Hp_ + Part::first_gate * Hp_;
+    const E* const operand = is_first<Stage> ? h_read : operands_[Stage::index];
+    const int64_t operand_row = is_first<Stage> ? Rp_ : Hp_;
+    E* const result = !is_last<Stage> ? operands_[least(Stage::index + 1, kStages - 1)]
+                      : p_.P          ? hidden_
+                                      : h_[(s + 1) % 2];
+    const int64_t result_row = !is_last<Stage> || p_.P ? Hp_ : Rp_;
+    F* const gates = gates_ + chunk_row * C::inputs * Hp_ + Stage::first_gate * Hp_;
     if (plan_.in_place)
       for (int64_t b = rows.begin; b < rows.end; ++b)
-        multiply_in_place<Part>(d, operand + b * operand_row, gates + b * C::inputs * Hp_,
-                                hidden_gates_ + b * Hp_, groups);
+        multiply_in_place<Stage>(d, operand + b * operand_row, gates + b * C::inputs * Hp_,
+                                 hidden_gates_ + b * Hp_, groups);
 
-    F converted[kMaxRows * (Part::saved ? Part::saved : 1) * kVectors * L];
+    F converted[kMaxRows * (Stage::saved ? Stage::saved : 1) * kVectors * L];
     const bool project = plan_.fuse_input;
     GateTile<E, F> tile;
     tile.K = plan_.in_place ? 0 : p_.R();
     tile.I = p_.I;
     tile.hidden_bias_row = plan_.in_place ? Hp_ : 0;
     tile.gates_row = project ? 0 : C::inputs * Hp_;
-    tile.gates_slot = Hp_, tile.h_prev_row = Rp_;
-    tile.c_row = Hp_, tile.h_row = write_row, tile.y_row = p_.directions * p_.R();
-    const Tiles tiles(rows.size(), tile_rows(accumulators<Part>(project) * kVectors));
-    const int64_t unit_weights = Part::products * depth(p_.R());
-    // All parts' weights pass through the cache in a step.
+    tile.gates_slot = Hp_, tile.h_prev_row = Rp_, tile.Hp = Hp_;
+    tile.state_row = Hp_, tile.state_slot = tile.handed_slot = p_.B * Hp_;
+    tile.result_row = result_row, tile.y_row = p_.directions * p_.R();
+    const Tiles tiles(rows.size(), tile_rows(accumulators<Stage>(project) * kVectors));
+    const int64_t unit_weights = Stage::products * depth(p_.R());
+    // The weights of all stages pass through the cache in a step.
     const int64_t step_weights = C::products * depth(p_.R());
     const bool far = groups.size() * kVectors * L * step_weights * sizeof(E) > Ahead::kNear;
     const bool last_first = (s % 2 != 0) != p_.backwards;
@@ -293,10 +301,10 @@ class ForwardWalk {
       }
       tile.units = least(p_.H - unit - (nv - 1) * L, L);
       if (project) {
-        tile.w_ih = panel.w_ih + unit * Part::inputs * depth(p_.I);
+        tile.w_ih = panel.w_ih + unit * Stage::inputs * depth(p_.I);
         tile.gates = panel.bias + unit;
       }
-      tile.save_row = kConvert ? Part::saved * nv * L : C::saved * Hp_;
+      tile.save_row = kConvert ? Stage::saved * nv * L : C::saved * Hp_;
       tile.save_slot = kConvert ? nv * L : Hp_;
       for (int64_t j = 0, b = rows.begin; j < tiles.count; b += tiles.size(j++)) {
         const int64_t R = tiles.size(j);
@@ -309,53 +317,56 @@ class ForwardWalk {
         tile.hidden_bias =
             (tile.hidden_bias_row ? hidden_gates_ + b * Hp_ : panel.hidden_bias) + unit;
         tile.h_prev = h_read + b * Rp_ + unit;
-        tile.c = c_ + b * Hp_ + unit;
-        tile.h = h_write + b * write_row + unit;
+        tile.states = states_ + b * Hp_ + unit;
+        tile.handed = handed_ + b * Hp_ + unit;
+        tile.unit_weights = panel.w_unit + unit;
+        tile.result = result + b * result_row + unit;
         tile.y = nullptr, tile.save = nullptr;
-        if constexpr (!kConvertOperands && !kGivesOperand)
+        if constexpr (!kConvertOperands && is_last<Stage>)
           if (!p_.P) tile.y = output(d, steps, s, b) + unit;
         if constexpr (!kConvert) {
-          if (p_.reserve) tile.save = reserve(d, steps, s, b) + Part::first_slot * Hp_ + unit;
+          if (p_.reserve) tile.save = reserve(d, steps, s, b) + Stage::first_slot * Hp_ + unit;
         } else {
           if (p_.reserve) tile.save = converted;
         }
         run_tile(plan_.fuse_input, p_.B == 1 ? 0 : R, nv, tile);
-        if (std::is_same_v<Part, Last> && group + 1 == all.count) clear_padding(d, steps, s, b, R);
-        if (kConvert) convert_tile<Part>(d, steps, s, b, R, unit, nv, tile);
+        if (is_last<Stage> && group + 1 == all.count) clear_padding(d, steps, s, b, R);
+        if (kConvert) convert_tile<Stage>(d, steps, s, b, R, unit, nv, tile);
       }
     }
   }
 
-  // The reserve is a tensor: every call gives it the same values, those beyond the last vector too.
+  // The reserve is a tensor, so every call must give it the same values, even beyond the last
+  // vector.
   void clear_padding(int d, const Steps& steps, int64_t s, int64_t b, int64_t R) {
-    const int64_t first = groups_.vectors * L;
+    const int64_t first = groups_[kStages - 1].vectors * L;
     if (!p_.reserve || first == Hp_) return;
     for (int64_t r = 0; r < R; ++r)
       for (int g = 0; g < C::saved; ++g)
         fill(reserve(d, steps, s, b + r) + g * Hp_ + first, Hp_ - first);
   }
 
-  // Half precision: outputs and reserve of a tile, from compute to storage type. h is rounded too:
-  // a sequence cut in two calls gives the numbers of one call. What one part leaves for the other
-  // is no h, and is not.
-  template <class Part>
+  // In half precision: converts a tile's outputs and reserve from the compute type to the storage
+  // type. h is rounded, too, so that a sequence cut into two calls gives the same numbers as one
+  // call. What a stage leaves for the next one is not h, and is not rounded.
+  template <class Stage>
   void convert_tile(int d, const Steps& steps, int64_t s, int64_t b, int64_t R, int64_t unit,
                     int64_t nv, const GateTile<E, F>& tile) {
     const int64_t units = (nv - 1) * L + tile.units;
     for (int64_t r = 0; r < R; ++r) {
-      if (kConvertOperands && !p_.P && std::is_same_v<Part, Last>) {
+      if (kConvertOperands && !p_.P && is_last<Stage>) {
         S* const y = output(d, steps, s, b + r) + unit;
-        convert_inline(y, tile.h + r * tile.h_row, units);
-        convert_inline(tile.h + r * tile.h_row, y, units);
+        convert_inline(y, tile.result + r * tile.result_row, units);
+        convert_inline(tile.result + r * tile.result_row, y, units);
       }
       if (p_.reserve)
-        for (int g = 0; g < Part::saved; ++g)
-          convert_inline(reserve(d, steps, s, b + r) + (Part::first_slot + g) * Hp_ + unit,
+        for (int g = 0; g < Stage::saved; ++g)
+          convert_inline(reserve(d, steps, s, b + r) + (Stage::first_slot + g) * Hp_ + unit,
                          tile.save + r * tile.save_row + g * tile.save_slot, nv * L);
     }
   }
 
-  // Projected: h = W_hr (o tanh(c)).
+  // With a projection: h = W_hr times what the last stage left.
   void project_output(int d, const Steps& steps, int64_t s, Range rows, const Team& team) {
     const Range groups = group_share(outputs_, plan_, team);
     E* const h_write = h_[(s + 1) % 2];
@@ -367,7 +378,7 @@ class ForwardWalk {
     for (int64_t group = groups.begin; group < groups.end; ++group) {
       const int64_t column = outputs_.begin(group) * L, nv = outputs_.size(group);
       const int64_t valid = least(nv * L, p_.P - column);
-      tile.w = panels<Last>(d).w_hr + column * depth(p_.H);
+      tile.w = panels<LastStage<C>>(d).w_hr + column * depth(p_.H);
       const Tiles tiles(rows.size(), tile_rows(static_cast<int>(nv)));
       for (int64_t i = 0, b = rows.begin; i < tiles.count; b += tiles.size(i++)) {
         for (int64_t r = 0; r < tiles.size(i); ++r)
@@ -382,37 +393,35 @@ class ForwardWalk {
     }
   }
 
-  // Rows whose last step this was: their state is final.
-  FUSEDRNN_INLINE void finish(int d, const Steps& steps, int64_t s, Range rows, Range groups,
+  // Stores the states of rows whose last step this was.
+  FUSEDRNN_INLINE void finish(int d, const Steps& steps, int64_t s, Range rows, Range units,
                               const Team& team) {
-    const Range units = units_of<Last>(groups);
+    const auto put = [&](int state, int64_t b, const auto* from, Range mine) {
+      S* const to = static_cast<S*>(p_.hn[state]) + (d * p_.B + b) * p_.width(state);
+      if (mine.begin < mine.end) convert(to + mine.begin, from + mine.begin, mine.size());
+    };
     for (int64_t b = most(rows.begin, steps.alive_after(s)); b < rows.end; ++b) {
-      const E* const h = h_[(s + 1) % 2] + b * Rp_;
-      if (p_.P) {
-        const Range mine = group_share(outputs_, plan_, team);
-        const int64_t first = outputs_.begin(mine.begin) * L;
-        const int64_t last = least(outputs_.begin(mine.end) * L, p_.P);
-        if (last > first)
-          convert(static_cast<S*>(p_.hn) + (d * p_.B + b) * p_.P + first, h + first, last - first);
-      } else {
-        convert(static_cast<S*>(p_.hn) + (d * p_.B + b) * p_.H + units.begin, h + units.begin,
-                units.size());
-      }
-      if (C::has_c)
-        convert(static_cast<S*>(p_.cn) + (d * p_.B + b) * p_.H + units.begin,
-                c_ + b * Hp_ + units.begin, units.size());
+      put(0, b, h_[(s + 1) % 2] + b * Rp_, p_.P ? outputs_of(team) : units);
+      for (int i = 1; i < C::states; ++i) put(i, b, state(i) + b * Hp_, units);
     }
+  }
+
+  // The projected values that a thread computes.
+  Range outputs_of(const Team& team) const {
+    const Range mine = group_share(outputs_, plan_, team);
+    return {outputs_.begin(mine.begin) * L, least(outputs_.begin(mine.end) * L, p_.P)};
   }
 
   const Problem& p_;
   const Plan& plan_;
   const int64_t Hp_, Rp_;
-  const Groups first_groups_, groups_, outputs_;  // of units, by part; of projected values
+  Groups groups_[kStages];  // of units, by stage
+  const Groups outputs_;    // of projected values
   const GateTiles<E, F> tiles_ = GateTiles<E, F>::of(C::cell);
   CellPanels<S, F, C> panels_[kMaxDirections];
-  E *h_[2], *hidden_ = nullptr;
+  E *h_[2], *hidden_ = nullptr, *operands_[kStages] = {};
   E* x_ = nullptr;
-  F *c_ = nullptr, *gates_ = nullptr, *hidden_gates_ = nullptr;
+  F *states_ = nullptr, *handed_ = nullptr, *gates_ = nullptr, *hidden_gates_ = nullptr;
   const E** x_rows_;
   F** out_rows_;
 };
@@ -421,13 +430,13 @@ template <class S, class F, class C>
 int64_t forward_of_cell(const Problem& p, const Plan& plan, ParallelFor parallel_for,
                         void* scratch) {
   using Walk = ForwardWalk<S, F, C>;
-  Layout layout(scratch);
-  Walk first(p, plan, layout);
-  Walk second = plan.direction_teams > 1 ? Walk(p, plan, layout) : first;
+  Arena arena(scratch);
+  Walk first(p, plan, arena);
+  Walk second = plan.direction_teams > 1 ? Walk(p, plan, arena) : first;
   if (scratch)
     run_directions(p, plan, parallel_for,
                    [&](int d, const Team& team) { (d == 0 ? first : second).run(d, team); });
-  return layout.bytes();
+  return arena.bytes();
 }
 
 template <Dtype dtype>

@@ -1,0 +1,328 @@
+// Backward of one layer: the walk of forward in reverse, with dgates and dh.
+//
+//   prepare   make panels of the weights for the transposed products                  (shared out)
+//   chunk     gather h_prev (and, in half precision, everything else) for the chunk's rows
+//     step    dh = dy + dgates_next W_hh, and from the registers through the cell to dgates
+//   then      dx = dgates W_ih;   dW += dgates^T [x | h_prev];   db += sum of dgates
+//
+// With several stages (cells/cell.h) a step does this once for each, from the last stage to the
+// first. The last stage's product takes the dgates that the first stage had in the step after. The
+// product of any other stage takes the dgates of the stage after it, in this step.
+//
+// Chunks keep dgates small and in cache.
+#pragma once
+
+#include "grad_tile.h"
+#include "input_gradient.h"
+#include "kernels.h"
+#include "panels.h"
+#include "weight_gradients.h"
+
+namespace fusedrnn::cpu {
+namespace FUSEDRNN_ISA {
+
+template <class S, class F, class C>
+class BackwardWalk {
+  using Walked = Chunk<S, F, C>;
+  using E = typename Walked::E;
+  using Located = typename Walked::Located;
+  static constexpr int64_t L = kLanes<F>;
+  static constexpr int64_t kMostRows = 8;
+  static constexpr int kStages = stages_of<C>;
+
+ public:
+  BackwardWalk(const BackwardProblem& p, const Plan& plan, S* grad_input_reverse, Arena& arena)
+      : p_(p),
+        plan_(plan),
+        in_place_(plan.in_place && p.T == 1 && kStages == 1),
+        wants_states_(p.wants_states()),
+        units_(make_groups(p.H, L, kGroup, plan)),
+        state_(make_groups(p.R(), L, kGroup, plan)),
+        chunk_(p, plan, GradientsOfWeights<S, F, C>::wants(p, &WeightGradients::w_hh), arena),
+        inputs_(p, in_place_, grad_input_reverse, arena),
+        weights_(p, plan, arena) {
+    const bool recurrent = p.T > 1 || p.grad_hx[0];
+    for_each_stage<C>([&](auto own) {
+      using Stage = decltype(own);
+      if (is_first<Stage> ? recurrent && !in_place_ : true)
+        w_hh_[Stage::index] = arena.take<E>(state_.vectors * L * Stage::products * depth(p.H));
+    });
+    if (p.P) w_hr_ = arena.take<E>(units_.vectors * L * depth(p.P));
+    carry_ = arena.take<F>(p.B * chunk_.Rp);
+    if (C::states > 1) dstates_ = arena.take<F>((C::states - 1) * p.B * chunk_.Hp);
+    if (C::unit_weights) w_unit_ = arena.take<F>(C::unit_weights * chunk_.Hp);
+  }
+
+  void run(int d, const Team& team) {
+    const Steps steps{p_, d == 1};
+    const Range rows = row_share(p_, plan_, team), groups = group_share(units_, plan_, team);
+    prepare(d, team);
+    for (int64_t s1 = p_.T; s1 > 0; s1 -= plan_.backward_steps) {
+      const int64_t s0 = most<int64_t>(s1 - plan_.backward_steps, 0);
+      chunk_.gather(d, steps, s0, s1, team);
+      team.sync();
+      for (int64_t s = s1 - 1; s >= s0; --s) step(d, steps, s, s0, rows, groups, team);
+      team.sync();
+      const int64_t K = weights_.gather(chunk_, steps, s0, s1, team);
+      inputs_.run(chunk_, d, steps, s0, s1, team);
+      team.sync();
+      weights_.add(chunk_, d, steps, s0, s1, K, s1 == p_.T, team);
+      if (s0 > 0) chunk_.hand_over(least(s0, plan_.backward_steps), team);
+    }
+    weights_.store(d, team);
+  }
+
+ private:
+  static int64_t depth(int64_t K) { return Walked::depth(K); }
+  static const S* at(const void* p, int64_t offset) { return Walked::at(p, offset); }
+  static S* at(void* p, int64_t offset) { return Walked::at(p, offset); }
+  F* dstate(int i) const { return dstates_ + (i - 1) * p_.B * chunk_.Hp; }  // i > 0: not h
+
+  void prepare(int d, const Team& team) {
+    const Weights& w = p_.weights[d];
+    const auto mine = [&](const Groups& groups) {
+      return share(groups.count, team.rank, team.size);
+    };
+    for_each_stage<C>([&](auto own) {
+      using Stage = decltype(own);
+      if (w_hh_[Stage::index])
+        make_column_panels(at(w.w_hh, Stage::first_gate * p_.H * p_.R()), p_.H, p_.R(),
+                           Stage::products, gate_of_product<Stage>, state_, mine(state_),
+                           w_hh_[Stage::index]);
+    });
+    inputs_.prepare(d, team);
+    if (p_.P)
+      make_column_panels(
+          at(w.w_hr, 0), p_.P, p_.H, 1, [](int g) { return g; }, units_, mine(units_), w_hr_);
+    if (w_unit_ && team.rank == 0) pad_units<S>(p_, w.w_unit, C::unit_weights, w_unit_);
+    const Range rows = share(p_.B, team.rank, team.size);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      const auto load = [&](int i, int64_t padded, F* to) {
+        const int64_t n = p_.width(i);
+        Walked::load_row(p_.grad_hn[i], (d * p_.B + b) * n, n, padded, to + b * padded);
+      };
+      load(0, chunk_.Rp, carry_);
+      for (int i = 1; i < C::states; ++i) load(i, chunk_.Hp, dstate(i));
+    }
+  }
+
+  void step(int d, const Steps& steps, int64_t s, int64_t s0, Range rows, Range groups,
+            const Team& team) {
+    const int64_t j = s - s0, alive = steps.alive(s), after = steps.alive_after(s);
+    const bool meet = plan_.split == Split::units;
+    // Rows that go on after this step have dgates to take over; the others end with this step.
+    const Range going{rows.begin, most(rows.begin, least(rows.end, after))};
+    const Range ending{most(rows.begin, after), most(going.end, least(rows.end, alive))};
+    if (p_.P) {
+      const Range mine = group_share(state_, plan_, team);
+      projected_gradient(d, steps, s, j, going, true, mine);
+      projected_gradient(d, steps, s, j, ending, false, mine);
+      if (meet) team.sync();
+    }
+    for_each_stage_backwards<C>([&](auto own) {
+      using Stage = decltype(own);
+      if constexpr (is_last<Stage>) {
+        stage_gradient<Stage>(d, steps, s, j, going, true, groups);
+        stage_gradient<Stage>(d, steps, s, j, ending, false, groups);
+      } else {
+        stage_gradient<Stage>(d, steps, s, j, {going.begin, ending.end}, true, groups);
+      }
+      if (meet) team.sync();
+    });
+    if (!wants_states_) return;
+    const int64_t before = s > 0 ? steps.alive(s - 1) : 0;
+    const Range starting{most(rows.begin, before), most(rows.begin, least(rows.end, alive))};
+    if (starting.begin < starting.end)
+      state_gradients(d, j, starting, group_share(state_, plan_, team), groups);
+  }
+
+  // The product of the first stage's dgates with its rows of W_hh, for the columns of one group.
+  LinearTile<E, F> recurrent_tile(int64_t group) const {
+    constexpr int kProducts = FirstStage<C>::products;
+    LinearTile<E, F> tile;
+    tile.segments = {kProducts, p_.H, chunk_.Hp};
+    tile.w = w_hh_[0] + state_.begin(group) * L * kProducts * depth(p_.H);
+    tile.column_stride = L;
+    tile.columns = L;
+    return tile;
+  }
+
+  // With a projection: dr = dy + (dgates_next W_hh, or dhn), kept for dW_hr.
+  void projected_gradient(int d, const Steps& steps, int64_t s, int64_t j, Range rows, bool going,
+                          Range groups) {
+    F out[kMostRows][kGroup * L];
+    for (int64_t group = groups.begin; group < groups.end; ++group) {
+      const int64_t column = state_.begin(group) * L, nv = state_.size(group);
+      const int64_t valid = least(nv * L, p_.P - column);
+      LinearTile<E, F> tile = recurrent_tile(group);
+      if (!going) tile.segments.count = 0;
+      const Tiles tiles(rows.size(), tile_rows(static_cast<int>(nv)));
+      for (int64_t i = 0, b = rows.begin; i < tiles.count; b += tiles.size(i++)) {
+        for (int64_t r = 0; r < tiles.size(i); ++r)
+          tile.rows[r] = chunk_.dgates(j + 1, b + r), tile.out[r] = out[r];
+        linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);
+        const Located dy = chunk_.dy(d, steps, s, j, b);
+        for (int64_t r = 0; r < tiles.size(i); ++r) {
+          for (int64_t u = 0; u < valid; ++u) {
+            if (dy.first) out[r][u] += dy.first[r * dy.stride + column + u];
+            if (!going) out[r][u] += carry_[(b + r) * chunk_.Rp + column + u];
+          }
+          convert(chunk_.dr(j, b + r) + column, out[r], nv * L);
+        }
+      }
+    }
+  }
+
+  // One stage of a step, inlined as in forward.
+  template <class Stage>
+  FUSEDRNN_INLINE void stage_gradient(int d, const Steps& steps, int64_t s, int64_t j, Range rows,
+                                      bool going, Range groups) {
+    // The product takes the dgates and the weights of the stage that follows. After the last stage
+    // that is the first one, of the step after.
+    using Following = StageOf<C, (Stage::index + 1) % kStages>;
+    const int64_t Hp = chunk_.Hp, Rp = chunk_.Rp;
+    const auto run_tile = tiles_.stage[Stage::index];
+    GradTile<E, F> tile;
+    tile.segments = p_.P    ? Segments{1, p_.P, 0}
+                    : going ? Segments{Following::products, p_.H, Hp}
+                            : Segments{0, 0, 0};
+    tile.carry_row = Rp, tile.h_row = Rp, tile.dstate_row = Hp, tile.dstate_slot = p_.B * Hp;
+    tile.grad_row = chunk_.grad_row, tile.result_row = Hp, tile.Hp = Hp;
+    const Tiles tiles(rows.size(), tile_rows(kGroup));
+    const E* const weights = p_.P ? w_hr_ : w_hh_[Following::index];
+    const int64_t unit_weights = p_.P ? depth(p_.P) : Following::products * depth(p_.H);
+    // The weights of all stages pass through the cache in a step.
+    const int64_t step_weights = kStages > 1 ? C::products * depth(p_.H) : unit_weights;
+    const bool far = groups.size() * kGroup * L * step_weights * sizeof(E) > Ahead::kNear;
+    for (int64_t i = 0; i < groups.size(); ++i) {
+      const int64_t group = s % 2 ? groups.end - 1 - i : groups.begin + i;
+      const int64_t unit = units_.begin(group) * L, nv = units_.size(group);
+      tile.w = weights + unit * unit_weights;
+      Ahead ahead;
+      if (far && i + 1 < groups.size() && tile.segments.count) {
+        const int64_t next = s % 2 ? group - 1 : group + 1;
+        ahead.set(weights + units_.begin(next) * L * unit_weights,
+                  units_.size(next) * L * unit_weights, unit_weights);
+      }
+      tile.units = least(p_.H - unit - (nv - 1) * L, L);
+      tile.unit_weights = w_unit_ + unit;
+      for (int64_t k = 0, b = rows.begin; k < tiles.count; b += tiles.size(k++)) {
+        const int64_t R = tiles.size(k);
+        for (int64_t r = 0; r < R; ++r)
+          tile.rows[r] =
+              p_.P ? chunk_.dr(j, b + r)
+                   : chunk_.dgates(is_last<Stage> ? j + 1 : j, b + r) + Following::first_gate * Hp;
+        tile.ahead = ahead.of_tile(k);
+        const Located dy = p_.P || !is_last<Stage> ? Located{} : chunk_.dy(d, steps, s, j, b);
+        tile.dy = dy.first ? dy.first + unit : nullptr, tile.dy_row = dy.stride;
+        tile.carry = carry_ + b * Rp + unit;
+        const bool carried = is_last<Stage> && !p_.P && (C::has_carry || !going);
+        tile.carry_in = carried ? tile.carry : nullptr;
+        const Located kept = chunk_.saved(d, steps, s, j, b);
+        tile.saved = C::saved ? kept.first + Stage::first_slot * Hp + unit : nullptr;
+        tile.saved_row = kept.stride;
+        tile.h = chunk_.h_prev(Stage::backward_needs == Needs::h ? j + 1 : j, b) + unit;
+        tile.dstates = dstates_ + b * Hp + unit;
+        tile.grad = chunk_.dgates(j, b) + Stage::first_slot * Hp + unit;
+        E* const restored = chunk_.restored(Stage::index, j, b);
+        tile.result = restored ? restored + unit : nullptr;
+        run_tile(p_.B == 1 ? 0 : R, nv, tile);
+      }
+    }
+  }
+
+  // Rows whose first step this is: gradients of their initial states.
+  void state_gradients(int d, int64_t j, Range rows, Range state_groups, Range groups) {
+    if (p_.grad_hx[0])
+      for (int64_t group = state_groups.begin; group < state_groups.end; ++group)
+        state_gradient(d, j, rows, group);
+    const int64_t first = units_.begin(groups.begin) * L;
+    const int64_t last = least(units_.begin(groups.end) * L, p_.H);
+    for (int i = 1; i < C::states; ++i)
+      for (int64_t b = rows.begin; p_.grad_hx[i] && b < rows.end; ++b)
+        convert(at(p_.grad_hx[i], (d * p_.B + b) * p_.H + first), dstate(i) + b * chunk_.Hp + first,
+                last - first);
+  }
+
+  void state_gradient(int d, int64_t j, Range rows, int64_t group) {
+    using Stage = FirstStage<C>;
+    F out[kMostRows][kGroup * L];
+    const int64_t column = state_.begin(group) * L, nv = state_.size(group);
+    const int64_t valid = least(nv * L, p_.R() - column);
+    LinearTile<E, F> tile = recurrent_tile(group);
+    const Tiles tiles(rows.size(), tile_rows(static_cast<int>(nv)));
+    for (int64_t i = 0, b = rows.begin; i < tiles.count; b += tiles.size(i++)) {
+      for (int64_t r = 0; r < tiles.size(i); ++r)
+        tile.rows[r] = chunk_.dgates(j, b + r), tile.out[r] = out[r];
+      if (in_place_) {
+        for (int64_t r = 0; r < tiles.size(i); ++r)
+          row_times_weights(tile.rows[r], Stage::products, chunk_.Hp, gate_of_product<Stage>,
+                            at(p_.weights[d].w_hh, 0), p_.H, p_.R(), column, valid, out[r]);
+      } else {
+        linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);
+      }
+      for (int64_t r = 0; r < tiles.size(i); ++r) {
+        if (C::has_carry)
+          for (int64_t u = 0; u < valid; ++u) out[r][u] += carry_[(b + r) * chunk_.Rp + column + u];
+        convert(at(p_.grad_hx[0], (d * p_.B + b + r) * p_.R() + column), out[r], valid);
+      }
+    }
+  }
+
+  const BackwardProblem& p_;
+  const Plan& plan_;
+  const bool in_place_, wants_states_;
+  const Groups units_, state_;  // groups of columns: of units, and of h
+  Walked chunk_;
+  InputGradient<S, F, C> inputs_;
+  GradientsOfWeights<S, F, C> weights_;
+  const GradTiles<E, F> tiles_ = GradTiles<E, F>::of(C::cell);
+  E *w_hh_[kStages] = {}, *w_hr_ = nullptr;
+  F *carry_, *dstates_ = nullptr;  // [B][Rp]: dh past the products; [states after h][B][Hp]
+  F* w_unit_ = nullptr;
+};
+
+template <class S, class F, class C>
+int64_t backward_of_cell(const BackwardProblem& p, const Plan& plan, ParallelFor parallel_for,
+                         void* scratch) {
+  using Walk = BackwardWalk<S, F, C>;
+  Arena arena(scratch);
+  const int64_t inputs = p.rows * p.I;
+  S* const reverse = p.directions == 2 && p.grad_input ? arena.template take<S>(inputs) : nullptr;
+  Walk first(p, plan, reverse, arena);
+  Walk second = plan.direction_teams > 1 ? Walk(p, plan, reverse, arena) : first;
+  if (!scratch) return arena.bytes();
+  run_directions(p, plan, parallel_for,
+                 [&](int d, const Team& team) { (d == 0 ? first : second).run(d, team); });
+  if (reverse) {
+    struct Sum {
+      S* to;
+      const S* from;
+      int64_t n;
+    } sum{static_cast<S*>(p.grad_input), reverse, inputs};
+    run_team(
+        parallel_for, plan.threads, static_cast<double>(inputs),
+        [](int rank, int size, void* sum_) {
+          const Sum& s = *static_cast<const Sum*>(sum_);
+          const Range mine = share(s.n, rank, size);
+          for (int64_t i = mine.begin; i < mine.end; i += kLanes<F>) {
+            const int64_t n = mine.end - i;
+            store_n(s.to + i, load_n(s.to + i, n) + load_n(s.from + i, n), n);
+          }
+        },
+        &sum);
+  }
+  return arena.bytes();
+}
+
+template <Dtype dtype>
+int64_t backward(const BackwardProblem& p, const Plan& plan, ParallelFor parallel_for,
+                 void* scratch) {
+  return with_cell(p.cell, [&](auto cell) {
+    return backward_of_cell<StorageOf<dtype>, ComputeOf<dtype>, decltype(cell)>(
+        p, plan, parallel_for, scratch);
+  });
+}
+
+}  // namespace FUSEDRNN_ISA
+}  // namespace fusedrnn::cpu

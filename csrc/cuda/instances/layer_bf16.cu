@@ -1,9 +1,0 @@
-#include "cuda/layer_backward.cuh"
-#include "cuda/layer_forward.cuh"
-
-namespace fusedrnn::cuda {
-
-template void layer_forward<__nv_bfloat16>(const Problem&, const Context&);
-template void layer_backward<__nv_bfloat16>(const BackwardProblem&, const Context&);
-
-}  // namespace fusedrnn::cuda

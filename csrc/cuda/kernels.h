@@ -1,0 +1,73 @@
+// A cell's kernels as the drivers know them: a table of functions for each cell and arithmetic,
+// which one compilation of instance.cu defines. So the drivers are compiled once for each storage
+// type, whatever cells there are. A cell that was not compiled is missing when the library is
+// linked.
+#pragma once
+
+#include "stepwise/steps.cuh"
+#include "team/walk_problem.h"
+
+namespace fusedrnn::cuda {
+
+// A stage of a step: which rows of W_hh it multiplies, and its two kernels. Each is there for one
+// unit per thread and for 16 bytes of them.
+template <class E>
+struct StageKernels {
+  int first_gate, products;
+  void (*forward[2])(ForwardSteps<E>);
+  void (*backward[2])(BackwardSteps<E>);
+};
+
+template <class E>
+struct Kernels {
+  // Stepwise; a storage type's tables in other arithmetics have none.
+  const StageKernels<E>* stages = nullptr;
+  int handed = 0;  // values per unit that stages hand on
+  // For teams of one block and for clusters; null if no team walks the cell.
+  void (*walk_forward[2])(ForwardWalk<E>) = {};
+  void (*walk_backward[2])(BackwardWalk<E>) = {};
+};
+
+// The arithmetics that are compiled (team/arithmetic.cuh; no team walks in fp64).
+struct F64;
+struct F32;
+struct Tf32;
+struct Bf16;
+struct F16;
+
+// The table of cell C in arithmetic A, whose storage type is E.
+template <class E, class C, class A>
+const Kernels<E>* kernels();
+
+// A storage type's own arithmetic, in which products are as exact as it is.
+template <class E>
+struct OwnArithmetic;
+template <>
+struct OwnArithmetic<double> {
+  using type = F64;
+};
+template <>
+struct OwnArithmetic<float> {
+  using type = F32;
+};
+template <>
+struct OwnArithmetic<__nv_bfloat16> {
+  using type = Bf16;
+};
+template <>
+struct OwnArithmetic<__half> {
+  using type = F16;
+};
+
+template <class E, class A = typename OwnArithmetic<E>::type>
+const Kernels<E>& kernels_of(Cell cell) {
+  return *with_cell(cell, [](auto c) { return kernels<E, decltype(c), A>(); });
+}
+template <class E>
+const Kernels<E>& kernels_of(Cell cell, Arithmetic arithmetic) {
+  if constexpr (std::is_same_v<E, float>)
+    if (arithmetic == Arithmetic::tf32) return kernels_of<float, Tf32>(cell);
+  return kernels_of<E>(cell);
+}
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,163 @@
+// The kernels of a stage (steps.cuh says what they compute). A thread has N neighbouring units of
+// one sequence.
+#pragma once
+
+#include "cells/cell.h"
+#include "cuda/launch.cuh"
+#include "steps.cuh"
+
+namespace fusedrnn::cuda {
+
+// N units of each of `count` slots; at(slot) is where they are.
+template <int count, int M, int N, class V, class At>
+__device__ __forceinline__ void load_slots(V (&to)[M][N], const At& at) {
+#pragma unroll
+  for (int slot = 0; slot < count; ++slot) load<N>(at(slot), to[slot]);
+}
+template <int count, int M, int N, class V, class At>
+__device__ __forceinline__ void store_slots(const V (&from)[M][N], const At& at) {
+#pragma unroll
+  for (int slot = 0; slot < count; ++slot) store<N>(from[slot], at(slot));
+}
+// Unit n of each slot, and back.
+template <int count, int M, int N, class V>
+__device__ __forceinline__ void take(const V (&from)[M][N], int n, V (&to)[M]) {
+#pragma unroll
+  for (int slot = 0; slot < count; ++slot) to[slot] = from[slot][n];
+}
+template <int count, int M, int N, class V>
+__device__ __forceinline__ void put(const V (&from)[M], int n, V (&to)[M][N]) {
+#pragma unroll
+  for (int slot = 0; slot < count; ++slot) to[slot][n] = from[slot];
+}
+
+template <class S, class E, int N>
+__global__ void __launch_bounds__(kBlockThreads)
+    forward_cell(const __grid_constant__ ForwardSteps<E> steps) {
+  using V = Sum<E>;
+  using C = typename S::Whole;
+  constexpr int kStates = C::states - 1, kUnitWeights = C::unit_weights;
+  constexpr int kHanded = kAtLeastOne<(S::takes > S::gives ? S::takes : S::gives)>;
+  static_assert(S::gives <= handed_of<C>, "the first stage hands on the most");
+  const ForwardStep<E>& s = steps.direction[blockIdx.z];
+  const Place at = place_of_thread<N>();
+  const int64_t H = steps.H, row = at.row, unit = at.column;
+  if (row >= s.rows) return;
+  const auto save_of = [&](int slot) {
+    return s.save + (row * C::saved + S::first_slot + slot) * steps.Hp + unit;
+  };
+  if (unit >= H) {  // what is kept has room for more units than there are
+    const V zeros[kAtLeastOne<S::saved>][N] = {};
+    if (s.save && unit < steps.Hp) store_slots<S::saved>(zeros, save_of);
+    return;
+  }
+
+  V input[S::inputs][N], product[S::products][N];
+#pragma unroll
+  for (int g = 0; g < S::inputs; ++g) {
+    V bias[N];
+    load<N>(s.gates + (row * C::inputs + S::first_gate + g) * H + unit, input[g]);
+    load_or_zero<N>(s.b_ih ? s.b_ih + (S::first_gate + g) * H + unit : nullptr, bias);
+#pragma unroll
+    for (int n = 0; n < N; ++n) input[g][n] += bias[n];
+  }
+#pragma unroll
+  for (int slot = 0; slot < S::products; ++slot) {
+    V bias[N];
+    const int gate = S::gate_of_product(slot), of_input = S::input_of_product(slot);
+    load<N>(s.product + (row * S::products + gate) * H + unit, product[slot]);
+    load_or_zero<N>(s.b_hh ? s.b_hh + (S::first_gate + gate) * H + unit : nullptr, bias);
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      product[slot][n] += of_input < 0 ? bias[n] : bias[n] + input[of_input < 0 ? 0 : of_input][n];
+  }
+  const auto handed_at = [&](int slot) {
+    return s.handed + (row * handed_of<C> + slot) * H + unit;
+  };
+  const auto state_at = [&](int i) { return s.state[i] + row * H + unit; };
+  V h_prev[N], result[N], state[kAtLeastOne<kStates>][N], handed[kHanded][N];
+  V weight[kAtLeastOne<kUnitWeights>][N], save[kAtLeastOne<S::saved>][N];
+  if (S::has_carry) load<N>(s.h + row * H + unit, h_prev);
+  load_slots<kStates>(state, state_at);
+  load_slots<S::takes>(handed, handed_at);
+  load_slots<kUnitWeights>(weight, [&](int i) { return s.w_unit + i * H + unit; });
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    Forward<S, V> of = {};
+    take<S::products>(product, n, of.product);
+    if (S::has_late_input) of.late = input[S::inputs - 1][n];
+    if (S::has_carry) of.h_prev = h_prev[n];
+    take<kStates>(state, n, of.state);
+    take<S::takes>(handed, n, of.handed);
+    take<kUnitWeights>(weight, n, of.unit_weight);
+    S::template forward<DeviceMath<V>>(of);
+    result[n] = of.result;
+    put<kStates>(of.state, n, state);
+    put<S::gives>(of.handed, n, handed);
+    put<S::saved>(of.save, n, save);
+  }
+  if constexpr (is_last<S>) {
+    store<N>(result, s.h + row * H + unit);
+    if (s.y) store<N>(result, s.y + row * s.y_row + unit);
+  } else {
+    store<N>(result, s.operand + row * H + unit);
+  }
+  store_slots<kStates>(state, state_at);
+  store_slots<S::gives>(handed, handed_at);
+  if (s.save) store_slots<S::saved>(save, save_of);
+}
+
+template <class S, class E, int N>
+__global__ void __launch_bounds__(kBlockThreads)
+    backward_cell(const __grid_constant__ BackwardSteps<E> steps) {
+  using V = Sum<E>;
+  using C = typename S::Whole;
+  constexpr int kStates = C::states - 1, kUnitWeights = C::unit_weights;
+  // What a later stage carried past the products stays where it is if a stage has nothing to add.
+  constexpr bool kCarries = FirstStage<C>::has_carry && (S::has_carry || is_last<S>);
+  const BackwardStep<E>& s = steps.direction[blockIdx.z];
+  const Place at = place_of_thread<N>();
+  const int64_t H = steps.H, row = at.row, unit = at.column;
+  if (row >= s.rows || unit >= H) return;
+
+  const auto state_at = [&](int i) { return s.dstate[i] + row * H + unit; };
+  V dresult[N], dy[N], carry[N] = {}, h[N], dstate[kAtLeastOne<kStates>][N];
+  V save[kAtLeastOne<S::saved>][N], weight[kAtLeastOne<kUnitWeights>][N], grad[S::grads][N];
+  load<N>(s.dresult + row * H + unit, dresult);
+  load_or_zero<N>(s.grad_y ? s.grad_y + row * steps.y_row + unit : nullptr, dy);
+  if (kCarries && !is_last<S>) load<N>(s.carry + row * H + unit, carry);
+  load_slots<kStates>(dstate, state_at);
+  load_slots<S::saved>(save, [&](int slot) {
+    return s.save + (row * C::saved + S::first_slot + slot) * steps.Hp + unit;
+  });
+  load_slots<kUnitWeights>(weight, [&](int i) { return s.w_unit + i * H + unit; });
+  if (S::backward_needs == Needs::h_prev || s.h_before) {
+    load_before<N>(s.before, steps.y_row, H, row, unit, h);
+    if (s.h_before) store<N>(h, s.h_before + row * H + unit);
+  }
+  if (S::backward_needs == Needs::h) load<N>(s.y + row * steps.y_row + unit, h);
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    Backward<S, V> of = {};
+    take<S::saved>(save, n, of.save);
+    take<kUnitWeights>(weight, n, of.unit_weight);
+    if (S::backward_needs != Needs::nothing) of.h = h[n];
+    of.dresult = dresult[n] + dy[n];
+    take<kStates>(dstate, n, of.dstate);
+    of.carry = carry[n];
+    S::template backward<DeviceMath<V>>(of);
+    put<kStates>(of.dstate, n, dstate);
+    carry[n] = of.carry;
+    if (S::restores) h[n] = of.result;
+    put<S::grads>(of.grad, n, grad);
+  }
+  store_slots<S::grads>(grad, [&](int slot) {
+    const int at_slot = slot < S::products ? S::gate_of_product(slot) : slot;
+    return s.grads + (row * C::grads + S::first_slot + at_slot) * H + unit;
+  });
+  store_slots<kStates>(dstate, state_at);
+  if (kCarries) store<N>(carry, s.carry + row * H + unit);
+  if (S::restores && s.result) store<N>(h, s.result + row * H + unit);
+}
+
+}  // namespace fusedrnn::cuda
