@@ -188,7 +188,7 @@ def kernel_flags() -> list[str]:
 
 
 def nvcc_flags() -> list[str]:
-    """nvcc's flags but for the architectures; multiply-adds are fused, maths is not approximate."""
+    """nvcc's flags except the architectures; multiply-adds are fused, maths is not approximate."""
     # nvcc wants only a compiler, with no cache before it and no options after it.
     words = compiler()
     while len(words) > 1 and Path(words[0]).name in ("ccache", "sccache", "distcc", "icecc"):
@@ -419,7 +419,7 @@ def kernel_files(capabilities: Collection[str]) -> list[tuple[str, str, str]]:
         files |= {(int8, "quantized", ""), *((isa, "table", "") for isa in (bf16, int8, other))}
         for isa, dtype in ((other, "f64"), (other, "f32"), (other, "f16"), (bf16, "bf16")):
             files |= {(isa, "forward", dtype), (isa, "backward", dtype)}
-        # Half precision has the tiles of f32, but for bf16 with instructions of its own.
+        # Half precision has the tiles of f32, except bf16 with instructions of its own.
         tiles = [(other, "f64"), (other, "f32"), *([(bf16, "bf16")] if bf16 != other else [])]
         files |= {(isa, "tiles", dtype) for isa, dtype in tiles}
     order = list(INSTRUCTION_SETS)

@@ -148,7 +148,7 @@ def markdown(results: Results) -> str:
         f"- {results['gpu'] or 'no GPU: nothing was measured, predictions are for an H200'}; "
         f"commit {results['commit']}, {results['date']}",
         "- predicted: by the model of csrc/cuda/plan.cpp (docs/kernels.md), of all waves; "
-        "measured: of the walk's kernels alone, without a team of all kernels of a call",
+        "measured: of the walk's kernels only; without a team, of all kernels of a call",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|---" * len(COLUMNS) + "|",

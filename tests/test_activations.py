@@ -78,7 +78,7 @@ def check_all() -> None:
             assert layer(nan, 0, [1.0]).isnan().all() and layer(nan, 1, [1.0]).isnan().all()
             assert layer(nan, 3, [0.0, 1.0, 0.0]).isnan().all(), hex(bits)
             bias = torch.zeros(3, dtype=dtype)
-            bias[0] = nan  # of the reset gate alone
+            bias[0] = nan  # only of the reset gate
             w = torch.ones(3, 1, dtype=dtype)
             one = [torch.ones(1, 1, 1, dtype=dtype)] * 2
             after = torch.ops.fusedrnn.layer_forward(

@@ -33,7 +33,7 @@ def test_numbers_are_those_of_torch_nn(peer, kind, cell) -> None:
         pytest.skip(f"{peer.name} is not installed")
     row = ROWS[kind]
     if cell not in row.cells:
-        pytest.skip("torch.nn projects the LSTM alone")
+        pytest.skip("torch.nn projects only the LSTM")
     chosen = [
         case
         for mode, dtype in (("forward", "float32"), ("train", "float32"), ("forward", "int8"))

@@ -37,7 +37,7 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not on the path")
 
 @dataclass(frozen=True)
 class Kernel:
-    """What ptxas says of a kernel, in bytes but for the registers (per thread)."""
+    """What ptxas says of a kernel, in bytes except for the registers (per thread)."""
 
     name: str
     registers: int

@@ -50,7 +50,7 @@ def test_two_processes(check: str, answers: list[dict[str, str]]) -> None:
 
 
 def state_of(checkpoint: Path, scratch: Path) -> dict[str, Any]:
-    """What a checkpoint holds but for the settings of the optimizer, its progress unpacked."""
+    """What a checkpoint holds except the settings of the optimizer, its progress unpacked."""
     dcp_to_torch_save(checkpoint, scratch / "whole.pt")
     state = torch.load(scratch / "whole.pt", weights_only=False)
     state["optimizer"] = state["optimizer"]["state"]

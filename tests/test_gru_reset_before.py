@@ -107,7 +107,7 @@ def test_only_a_bool(value: Any) -> None:
     with pytest.raises(TypeError, match=message):
         functional.gru(torch.ones(2, 5), None, list(module.parameters()), reset_after=value)
     with pytest.raises(TypeError):
-        fusedrnn.GRU(5, 6, 1, True, False, 0.0, False, None, None, False)  # by keyword alone
+        fusedrnn.GRU(5, 6, 1, True, False, 0.0, False, None, None, False)  # only by keyword
     for kind in (fusedrnn.LSTM, fusedrnn.RNN):
         with pytest.raises(TypeError, match="reset_after"):
             kind(5, 6, reset_after=False)

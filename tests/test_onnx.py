@@ -206,7 +206,7 @@ def test_cells_and_single_sequences() -> None:
 
 
 class Three(nn.Module):
-    """One LSTM, GRU and RNN each behind the other."""
+    """One LSTM, GRU and RNN one after the other."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -283,7 +283,7 @@ def test_weights_are_stored_in_order_however_large(tmp_path: Path) -> None:
     assert not (tmp_path / "one.onnx.data").exists()
     same_weights(fusedrnn.from_onnx(str(path)), model.lstm)
 
-    # By the table alone they are in order as soon as somebody folds what is constant.
+    # By the table only they are in order as soon as somebody folds what is constant.
     table = fusedrnn.onnx.translation_table()
     program = torch.onnx.export(
         model, (x,), dynamo=True, custom_translation_table=table, verbose=False

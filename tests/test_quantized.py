@@ -439,7 +439,7 @@ def test_a_header_that_was_changed_is_refused() -> None:
 
 
 def test_no_history() -> None:
-    """For inference alone: parameters may be given as they are, and nothing is kept of them."""
+    """For inference only: parameters may be given as they are, and nothing is kept of them."""
     layer = Layer()
     x, hx = layer.inputs()
     weights = [weight.requires_grad_() for weight in layer.weights()]
@@ -461,7 +461,7 @@ def test_other_devices_are_refused() -> None:
         "weights": (x, quantized.to("meta"), hx),
         r"hx\[0\]": (x, quantized, [h.to("meta"), c]),
         r"hx\[1\]": (x, quantized, [h, c.to("meta")]),
-    }.items():  # a tensor of the meta device makes torch ask for shapes alone
+    }.items():  # a tensor of the meta device makes torch ask only for shapes
         with pytest.raises(RuntimeError, match=f"{name}: expected the device of the input, cpu"):
             ops.quantized_forward(*given)
 

@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(kSumColumns* kSumWarps)
 }
 
 // Gradients of biases and unit weights from the sums. b_hh takes the first G*H columns; b_ih the
-// same, but for a late input, whose gate (the last of G*H) has its gradients in the columns after
-// them; unit weights the last ones.
+// same, except for a late input, whose gate (the last of G*H) has its gradients in the columns
+// after them; unit weights the last ones.
 template <class E>
 struct RowSums {
   const Sum<E>* partial = nullptr;  // [slices][columns]

@@ -33,7 +33,7 @@ struct Storage<__half> : StoredAs<float, Dtype::f16, Dtype::f32> {};
 template <class E>
 using Sum = typename Storage<E>::Sum;
 
-// A sum's type is its own storage type, but for the half-precision types.
+// A sum's type is its own storage type, except for the half-precision types.
 template <class E>
 constexpr bool kIsHalf = sizeof(E) == 2;
 

@@ -34,7 +34,7 @@ inline ReadyBytes ready_bytes(const char* name, const Tensor& ready, const Tenso
   return {static_cast<const char*>(data), ready.numel()};
 }
 
-// One layer's part of a call; rows are dense but for the first layer's input.
+// One layer's part of a call; rows are dense except in the first layer's input.
 struct StackedLayer {
   Shape shape;
   int64_t at = 0;  // where in the weights it begins

@@ -1,9 +1,9 @@
 // A cell's states as the ops take them: a list, h first, in the order of the cell's facts.
 //
-// An argument `hx` is empty, for zeros, or has all of them. Of gradients one may be missing while
-// another is there: then a tensor of shape [0] stands in its place, as it does in results that
-// were not asked for. (A list of optional tensors would say it, too, but autograd takes no part in
-// lists that have a None.) Part of the op layer, like layer_ops.cpp.
+// An argument `hx` has all of them, or is none or empty, which stands for zeros. One gradient may
+// be missing while another is there: then a tensor of shape [0] stands in its place, as it does in
+// results that were not asked for. (A list of optional tensors would say it, too, but torch's
+// autograd takes no part in lists that hold a None.) Part of the op layer, like layer_ops.cpp.
 #pragma once
 
 #include <vector>

@@ -343,7 +343,7 @@ class _Chunk:
     is_reverse: bool
 
     def operands(self, input: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor]) -> Operands:
-        """Of the layer that walks the chunk, from the states before it."""
+        """Those of the layer that walks the chunk, from the states before it."""
         return Operands(self.of(input), self.batch_sizes, hx, weights)
 
     def of(self, tensor: Tensor) -> Tensor:

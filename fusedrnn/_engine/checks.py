@@ -111,7 +111,7 @@ def check_batch_sizes(batch_sizes: Any) -> None:
 
 
 def check_lengths(lengths: Any, input: Tensor, batch_sizes: Tensor | None = None) -> None:
-    """Checks the lengths of the sequences of `input` [T, B, I], but for their values."""
+    """Checks the lengths of the sequences of `input` [T, B, I], except for their values."""
     if batch_sizes is not None:
         raise ValueError("lengths: expected None with a packed input, which has its own lengths")
     if input.dim() != 3:

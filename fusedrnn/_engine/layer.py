@@ -59,7 +59,7 @@ class Layer(NamedTuple):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Of the weights of one direction."""
+        """What the weights of one direction are, in their order."""
         return self.cell.roles(self.biases, self.projected)
 
 

@@ -86,7 +86,7 @@ def _place(module: ModuleType) -> str:
 
 
 def _import_introspection() -> ModuleType:
-    # Here alone: an editable installation would find that of its source folder for any copy.
+    # Only from here: an editable installation would find that of its source folder for any copy.
     spec = PathFinder.find_spec("fusedrnn._C", [str(PACKAGE)])
     if spec is None or spec.origin is None:
         others = sorted(path.name for path in PACKAGE.glob("_C.*.so"))

@@ -74,12 +74,12 @@ Row = dict[str, Any]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument(
-        "--cell", choices=CELL_NAMES, action="append", help="this cell alone; may be repeated"
+        "--cell", choices=CELL_NAMES, action="append", help="only this cell; may be repeated"
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, action="append", help="this dtype alone; may be repeated"
+        "--dtype", choices=DTYPES, action="append", help="only this dtype; may be repeated"
     )
-    parser.add_argument("--device", type=device, help="cpu or cuda alone (all that are found)")
+    parser.add_argument("--device", type=device, help="only cpu or cuda (all that are found)")
     parser.add_argument("--quick", action="store_true", help="one size in place of three")
     parser.add_argument(
         "--all-capabilities",

@@ -50,7 +50,7 @@ class Direction:
 
     @property
     def width(self) -> int:
-        """Of the output: R."""
+        """How many features the output has: R."""
         return self.weights["weight_hh"].size(1)
 
     @property

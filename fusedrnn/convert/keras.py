@@ -1,8 +1,8 @@
 """`from_keras`: a recurrent layer of Keras, with its weights, as a module of ours.
 
 Keras is not imported. A layer is known by the names of its class and attributes, which Keras 2 and
-3 share, so any version and backend will do, and arrays alone will do too. Gates are stacked along
-the last axis there and along the first here:
+3 share, so any version and backend will do, and arrays without a layer will do, too. Gates are
+stacked along the last axis there and along the first here:
 
                 kernel      recurrent kernel    gates        biases
     LSTM        [I, 4H]     [H, 4H]             i f g o      [4H]
@@ -47,7 +47,7 @@ def from_keras(
     Keras 3 on any backend and `tf.keras` of TensorFlow 2; the layer has to be built, that is, has
     to have its weights. What would give other numbers is refused: `activation` other than tanh (or
     relu in a SimpleRNN), `recurrent_activation` other than sigmoid, `go_backwards`, `stateful`, a
-    `merge_mode` other than "concat". `dropout` and `recurrent_dropout` act in training alone: they
+    `merge_mode` other than "concat". `dropout` and `recurrent_dropout` act only in training: they
     are left out with a warning. Regularizers and constraints are left out as well; `unroll`,
     `implementation` and `use_cudnn` change nothing.
 
@@ -198,7 +198,7 @@ def _warn_of_dropout(name: str, cells: Sequence[Sequence[Any]]) -> None:
         if any(rates.values()):
             shown = " and ".join(f"{n}={value}" for n, value in rates.items() if value)
             warnings.warn(
-                f"{_label(name, cell)} has {shown}, in training alone; it is left out. Inference "
+                f"{_label(name, cell)} has {shown}, only in training; it is left out. Inference "
                 f"is the same",
                 UserWarning,
                 stacklevel=3,

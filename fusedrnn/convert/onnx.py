@@ -5,7 +5,7 @@
     from_onnx("model.onnx", "node name")  a module with the weights of one operator
 
 What differs is how weights are stored. ONNX has one tensor for both directions, the gates in
-another order, and both biases behind each other:
+another order, and both biases one after the other:
 
     torch   for each direction  w_ih [G*H, I]   w_hh [G*H, H]   b_ih, b_hh [G*H]     i f g o   r z n
     ONNX                        W [D, G*H, I]   R [D, G*H, H]   B [D, 2*G*H]         i o f g   z r n

@@ -91,7 +91,7 @@ class Case:
     def module(self, package: object = fusedrnn, dtype: torch.dtype = torch.float64) -> nn.Module:
         """The network in torch.nn (or its oracle in plain PyTorch) or fusedrnn.
 
-        Parameters depend on the seed alone.
+        Parameters depend only on the seed.
         """
         torch.manual_seed(self.seed)
         options: dict[str, Any] = dict(

@@ -1,4 +1,4 @@
-// What a launch leaves for the host: its error, and the report behind it.
+// What a launch leaves for the host: its error, and the report on it.
 #pragma once
 
 #include <string>

@@ -45,7 +45,7 @@ def installed(
 ) -> Iterator[ctypes.CDLL]:
     """CPU tensors are computed by the CUDA kernels, in the order of threads that `seed` gives.
 
-    `plan` overrides plans as FUSEDRNN_PLAN does, for the emulated device alone, and instead of it.
+    `plan` overrides plans as FUSEDRNN_PLAN does, only for the emulated device, and instead of it.
     Results and scratch begin as NaN (kernels/poison.cpp): memory that no kernel wrote shows.
     """
     emulation = load(variant)

@@ -78,7 +78,7 @@ struct Barrier {  // a phase ends when `needed` threads have arrived
 struct alignas(16) Slot {
   unsigned char bytes[64];
 };
-// Of the lanes of one mask. Two sets of slots: a fast lane may be a round ahead of a slow one.
+// For the lanes of one mask. Two sets of slots: a fast lane may be a round ahead of a slow one.
 struct Collective {
   uint32_t mask = 0, arrived = 0;
   uint64_t round = 0;

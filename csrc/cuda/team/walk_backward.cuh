@@ -22,7 +22,7 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
   using Base::sequences_, Base::first_unit_;
   using Base::w_, Base::z_, Base::seat_, Base::d_, Base::shared_, Base::team_;
   static constexpr int kSaved = kAtLeastOne<C::saved>;
-  static constexpr int kStates = C::states - 1;  // but for h
+  static constexpr int kStates = C::states - 1;  // except h
   static constexpr int kHeld =
       held_backward(C::cell, A::arithmetic, Team::kind);  // along the depth
   using Held = HeldWeights<A, kHeldTiles, kHeld>;

@@ -24,7 +24,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
   static constexpr int kHalves = halves_of(C::cell), kTiles = tiles_of(C::cell);
   static constexpr int kUnits = 8 * kHalves;  // of a group
   static constexpr int kSaved = kAtLeastOne<C::saved>;
-  static constexpr int kStates = C::states - 1;                                   // but for h
+  static constexpr int kStates = C::states - 1;                                   // except h
   static constexpr int kFirstWeight = C::products + (C::has_late_input ? 1 : 0);  // after biases
   static constexpr int kHeld = held_forward(C::cell, A::arithmetic);              // along the depth
   using Held = HeldWeights<A, kTiles, kHeld>;
