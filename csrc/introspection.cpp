@@ -225,9 +225,9 @@ PYBIND11_MODULE(_C, m) {
   def_limit(m, "fma_peak", &fusedrnn::cpu::fma_peak,
             "Measured fp32 multiply-add peak in FLOP/s of `threads` threads together.");
   def_limit(m, "bf16_peak", &fusedrnn::cpu::bf16_peak,
-            "The same for dot products of bf16; 0 where this processor has none.");
+            "Measured peak of bf16 dot products in FLOP/s; 0 where this processor has none.");
   def_limit(m, "int8_peak", &fusedrnn::cpu::int8_peak,
-            "The same for dot products of int8, in operations per second.");
+            "Measured peak of int8 dot products in operations/s; 0 where this processor has none.");
   def_limit(m, "barrier_seconds", &fusedrnn::cpu::barrier_seconds,
             "Measured seconds of one barrier for `threads` threads.");
   m.def(

@@ -41,7 +41,7 @@ from fusedrnn._engine.checks import (
     states_of,
 )
 from fusedrnn._engine.docstrings import completed_from
-from fusedrnn._engine.layer import LAYERS, Layer, Network, Operands
+from fusedrnn._engine.layer import Layer, Network, Operands, layer_of
 from fusedrnn._engine.sequences import Layout
 from fusedrnn._engine.torch_private import (
     has_no_values,
@@ -109,15 +109,9 @@ def rnn_tanh(
         AttributeError: `input` or `hx` is not a tensor.
     """
     network = network_of(
-        cell_named("rnn_tanh"),
-        "rnn_tanh",
-        num_layers,
-        bias,
-        False,
-        bidirectional,
-        batch_first,
+        cell_named("rnn_tanh"), "rnn_tanh", num_layers, bias, False, bidirectional, batch_first,
         checkpoint,
-    )
+    )  # fmt: skip
     dropout = dropout if training else 0.0
     return _run(network, dropout, input, hx, weights, batch_sizes, lengths)
 
@@ -140,15 +134,9 @@ def rnn_relu(
 ) -> tuple[Tensor, Tensor]:
     """Elman networks with relu: h' = relu(W_ih x + b_ih + W_hh h + b_hh)."""
     network = network_of(
-        cell_named("rnn_relu"),
-        "rnn_relu",
-        num_layers,
-        bias,
-        False,
-        bidirectional,
-        batch_first,
+        cell_named("rnn_relu"), "rnn_relu", num_layers, bias, False, bidirectional, batch_first,
         checkpoint,
-    )
+    )  # fmt: skip
     dropout = dropout if training else 0.0
     return _run(network, dropout, input, hx, weights, batch_sizes, lengths)
 
@@ -188,15 +176,9 @@ def lstm(
     """
     check_proj_size(proj_size)
     network = network_of(
-        cell_named("lstm"),
-        "lstm",
-        num_layers,
-        bias,
-        proj_size > 0,
-        bidirectional,
-        batch_first,
+        cell_named("lstm"), "lstm", num_layers, bias, proj_size > 0, bidirectional, batch_first,
         checkpoint,
-    )
+    )  # fmt: skip
     dropout = dropout if training else 0.0
     return _run(network, dropout, input, hx, weights, batch_sizes, lengths, proj_size)
 
@@ -270,7 +252,7 @@ def network_of(
     checkpoint: int | None,
 ) -> Network:
     """What `run_network` takes, from what modules and functions are given."""
-    layer = LAYERS[cell.number][biases][projected][bidirectional]
+    layer = layer_of(cell.number, biases, projected, bidirectional)
     if checkpoint is not None:
         check_checkpoint(checkpoint)
         layer = layer._replace(checkpoint=checkpoint)
@@ -387,7 +369,9 @@ def run_cell(
         hx = [state.unsqueeze(0) for state in hx]
     if is_any_autocast_on() and torch.is_autocast_enabled(input.device.type):
         input, hx, weights = _cast(cell, input, hx, weights, one_op=False)
-    layer = Layer(cell, biases, False, False, 0, ops.allow_tf32(input))
+    layer = layer_of(cell.number, biases, projected=False, bidirectional=False)
+    if input.is_cuda and ops.allow_tf32(input):
+        layer = layer._replace(allow_tf32=True)
     # Sizes of nothing are allowed in a cell and unknown to the ops.
     run = run_layer if weights[W_IH].numel() else reference.layer
     _, hn = run(

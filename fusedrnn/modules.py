@@ -536,7 +536,7 @@ class _Cell(RNNCellBase):
     __jit_ignored_attributes__ = property(_Unscriptable)
 
     def _cell(self) -> Cell:
-        """Which cell it is, as its attributes are now."""
+        """The cell that the module's attributes, as they are now, describe."""
         raise NotImplementedError
 
     def forward(self, input: Any, hx: Any = None) -> Any:

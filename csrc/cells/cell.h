@@ -163,7 +163,7 @@ inline __attribute__((always_inline)) void for_each_stage(const F& f) {
   f(StageOf<C, i>());
   if constexpr (i + 1 < stages_of<C>) for_each_stage<C, i + 1>(f);
 }
-// The same from the last stage to the first.
+// Calls f(S()) for each stage S of a cell, from the last to the first.
 template <class C, int i = stages_of<C> - 1, class F>
 inline __attribute__((always_inline)) void for_each_stage_backwards(const F& f) {
   f(StageOf<C, i>());

@@ -53,6 +53,9 @@ constexpr bool stage_fits() {
   static_assert(S::row_sums == 0, "no backend adds over the units of a row yet");
   static_assert(i > 0 ? S::takes <= handed_of<C> : S::takes == 0,
                 "a stage takes what an earlier one gives");
+  static_assert(S::has_carry == C::has_carry,
+                "h_prev passes by the products of all stages or none");
+  static_assert(i == 0 || !S::has_late_input, "only a first stage has a late input");
   if constexpr (i + 1 < stages_of<C>) {
     using Next = StageOf<C, i + 1>;
     static_assert(S::restores, "the gradient of W_hh needs the next stage's operand again");
@@ -88,7 +91,7 @@ constexpr Facts of() {
   facts.grads = C::grads, facts.states = C::states, facts.unit_weights = C::unit_weights;
   facts.stages = stages_of<C>;
   facts.has_late_input = FirstStage<C>::has_late_input;
-  facts.has_carry = FirstStage<C>::has_carry;
+  facts.has_carry = C::has_carry;
   facts.projects = stages_of<C> == 1 && LastStage<C>::restores;
   facts.has_int8 = has_int8<C>;
   return facts;

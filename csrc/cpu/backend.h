@@ -8,7 +8,7 @@ namespace fusedrnn::cpu {
 
 const Backend& backend();
 
-// The same for int8 weights (layer/quantized.h).
+// Layers with int8 weights (layer/quantized.h):
 
 // Writes the quantized buffer except for its header. The weights are finite float32; biases may be
 // null.

@@ -44,7 +44,7 @@ class BackwardWalk {
     const bool recurrent = p.T > 1 || p.grad_hx[0];
     for_each_stage<C>([&](auto own) {
       using Stage = decltype(own);
-      if (is_first<Stage> ? recurrent && !in_place_ : true)
+      if (!is_first<Stage> || (recurrent && !in_place_))
         w_hh_[Stage::index] = arena.take<E>(state_.vectors * L * Stage::products * depth(p.H));
     });
     if (p.P) w_hr_ = arena.take<E>(units_.vectors * L * depth(p.P));

@@ -194,7 +194,7 @@ class ForwardWalk {
     return static_cast<const S*>(p_.input) + p_.input_offset(steps.t(s), b);
   }
 
-  // The same in the operands' type; chunk_row is the chunk row of the step's first row.
+  // The input row as an operand of the product; chunk_row is where the step starts in the chunk.
   const E* x_row(const Steps& steps, int64_t s, int64_t chunk_row, int64_t b) const {
     if constexpr (kConvertOperands)
       return x_ + (chunk_row + b) * p_.I;

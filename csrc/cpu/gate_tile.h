@@ -131,11 +131,11 @@ __attribute__((noinline)) void gate_tile(const GateTile<E, F>& t) {
   }
 }
 
-// The tiles of one stage, for any number of rows (0: a single row) and vectors. Like `linear` they
-// are compiled once: where half precision is multiplied as float32, it uses the tiles of float32.
 template <class E, class F>
 using RunGateTile = void (*)(bool project, int64_t rows, int64_t vectors, const GateTile<E, F>&);
 
+// The tiles of one stage, for any number of rows (0: a single row) and vectors. Like `linear` they
+// are compiled once: where half precision is multiplied as float32, it uses the tiles of float32.
 template <class S, bool kProject, class E, class F>
 void run_gate_tile(int64_t rows, int64_t vectors, const GateTile<E, F>& tile) {
   with_vectors(vectors, [&](auto v) {

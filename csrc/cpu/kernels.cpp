@@ -1,4 +1,4 @@
-// Which instruction sets' kernels each capability runs. setup.py has the same table: it compiles
+// The instruction sets whose kernels each capability runs. setup.py has the same table: it compiles
 // the kernels for the capabilities that a build is for (FUSEDRNN_HAS_<name>).
 #include "kernels.h"
 

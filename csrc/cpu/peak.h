@@ -10,8 +10,8 @@ namespace fusedrnn::cpu {
 // Operations per second (two per multiply-add) that `threads` threads reach together with
 // independent multiply-adds in registers, measured for `seconds`.
 double fma_peak(int threads, double seconds);  // fp32
-// The same for dot products of two bf16 or four int8 values, with AVX-512; 0 where the chip has no
-// such instruction.
+// Operations per second of AVX-512's dot products of two bf16 or four int8 values; 0 where the chip
+// has no such instruction.
 double bf16_peak(int threads, double seconds);
 double int8_peak(int threads, double seconds);
 

@@ -73,17 +73,9 @@ def run_layer(
         with below_autograd():
             input, batch_sizes, hx, weights = operands
             output, hn, _ = _forward_at_once(
-                input,
-                batch_sizes,
-                hx or None,
-                weights,
-                cell.number,
-                biases,
-                projected,
-                bidirectional,
-                False,
-                allow_tf32,
-            )
+                input, batch_sizes, hx or None, weights, cell.number, biases, projected,
+                bidirectional, False, allow_tf32,
+            )  # fmt: skip
         return output, hn
     if layer.checkpoint and not layer.cell.saved:
         layer = layer._replace(checkpoint=0)
@@ -333,7 +325,7 @@ def _wanted(needs: int, tensors: Optionals) -> list[int]:
     return [i for i, tensor in enumerate(tensors) if needs >> i & 1 and tensor is not None]
 
 
-# The same in plain PyTorch, and its transforms.
+# The layer and its gradients in plain PyTorch, and the transforms of both.
 
 
 def _reference_layer(layer: Layer, batch_sizes: Tensor | None) -> Callable[..., Tensors]:

@@ -10,8 +10,8 @@ arguments of an op that is written in Python. For autograd the operands are one 
 
     input, a first state or None for each state of the cell, the weights
 
-in which `needs`, a mask of bits, gradients and tangents have the same places: `flat` and `unflat`
-are the only functions that know it.
+in which `needs`, a mask of bits, gradients and tangents have the same places. `flat` makes it,
+`parts_of_flat` and `unflat` take it apart, and `names_of_flat` says what stands where.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Layer(NamedTuple):
 
 
 _BOTH = (False, True)
-LAYERS = tuple(
+_LAYERS = tuple(
     tuple(tuple(tuple(Layer(cell, b, p, d) for d in _BOTH) for p in _BOTH) for b in _BOTH)
     for cell in CELLS
 )
@@ -138,7 +138,7 @@ def layer_of(cell: int, biases: bool, projected: bool, bidirectional: bool) -> L
     """The layer that a schema's arguments describe."""
     if not 0 <= cell < len(CELLS):
         raise RuntimeError(f"cell: expected 0 to {len(CELLS) - 1}, got {cell}")
-    return LAYERS[cell][biases][projected][bidirectional]
+    return _LAYERS[cell][biases][projected][bidirectional]
 
 
 class ForwardArguments(NamedTuple):

@@ -127,7 +127,7 @@ def allow_tf32(input: Tensor) -> bool:
 
 
 def tf32_is_allowed() -> bool:
-    """The same for any float32 layer on a CUDA device."""
+    """Whether float32 layers on CUDA devices may round their products to tf32."""
     precision: str = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
     return precision == "tf32"
 
@@ -167,7 +167,7 @@ def as_list(tensors: Sequence[Tensor | None], input: Tensor) -> list[Tensor]:
 
 
 def as_optionals(tensors: Sequence[Tensor], cell: Cell) -> Sequence[Tensor | None]:
-    """The same back, one for each state of the cell."""
+    """Undoes `as_list`: one gradient or None for each state of the cell."""
     if not tensors:
         return [None] * len(cell.states)
     return [None if tensor.shape == (0,) else tensor for tensor in tensors]
@@ -204,7 +204,7 @@ def layer_backward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Ten
 
 
 def backward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The same of an op with `checkpoint` before `needs`."""
+    """The results of a backward op that takes `checkpoint` before `needs`."""
     given = backward_arguments(*arguments)
     _, needs, *_ = given.rest
     return _gradients_fake(given, needs)

@@ -90,7 +90,7 @@ class Layout:
         return [self._in_order(state, self.order) for state in states]
 
     def unsort(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """The same back."""
+        """Packed states, or gradients of them, back into the order of the batch."""
         return [self._in_order(state, self.place) for state in states]
 
     def _in_order(self, state: Tensor, order: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
 def _keep_for_backward(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], Tensor]
 ) -> None:
-    """torch passes the results by this keyword."""
+    """`output` are all three results: torch passes them by that name."""
     layer, (input, lengths, hx, weights), rest = forward_arguments(*inputs)
     ctx.save, ctx.layer = _settings(layer, *rest)
     y, _, reserve = output

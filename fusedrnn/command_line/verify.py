@@ -3,7 +3,7 @@
 Every cell runs in every dtype, plain and in each variant (packed, bidirectional, ...), on every
 device found. float64 may differ from torch.nn by 1e-10 of a tensor's largest magnitude; in the
 other dtypes the error against torch.nn in float64 may be twice that of torch.nn in that dtype, plus
-a floor (fusedrnn/testing/parity.py). A cell that torch.nn has not is held to plain PyTorch in
+a floor (fusedrnn/testing/parity.py). A cell that torch.nn lacks is held to plain PyTorch in
 its place. The figures are the largest error as a part of what is allowed: above 1 the rule is
 broken.
 

@@ -23,7 +23,7 @@ from fusedrnn.cells import CELLS, Cell, cell_named
 from fusedrnn.testing.plain_gru import ResetBeforeGRU
 
 WRITTEN_APART: dict[str, type[nn.Module]] = {"gru_reset_before": ResetBeforeGRU}
-"""Oracles of cells that torch.nn has not, which share nothing with fusedrnn/reference.py."""
+"""Oracles of cells that torch.nn lacks, which share nothing with fusedrnn/reference.py."""
 
 
 @cache

@@ -77,7 +77,7 @@ class Case:
         return not self.P or cell_named(cell).projects
 
     def of(self, cell: str) -> Case:
-        """The same of another cell, without the projection if that one has none."""
+        """This case with another cell, without the projection if that cell has none."""
         return dataclasses.replace(self, cell=cell, P=self.P if self.suits(cell) else 0)
 
     def hx_of(self, states: Sequence[Tensor]) -> Any:

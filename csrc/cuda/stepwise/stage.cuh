@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   using C = typename S::Whole;
   constexpr int kStates = C::states - 1, kUnitWeights = C::unit_weights;
   // What a later stage carried past the products stays where it is if a stage has nothing to add.
-  constexpr bool kCarries = FirstStage<C>::has_carry && (S::has_carry || is_last<S>);
+  constexpr bool kCarries = C::has_carry && (S::has_carry || is_last<S>);
   const BackwardStep<E>& s = steps.direction[blockIdx.z];
   const Place at = place_of_thread<N>();
   const int64_t H = steps.H, row = at.row, unit = at.column;

@@ -3,8 +3,7 @@
 // are not touched.
 //
 //   forward    gates + product + biases -> activations -> states, h, y, what backward needs
-//   backward   dh, dstates and what forward kept -> gradients of the gates, dstates of the step
-//   before
+//   backward   dh, dstates and what forward kept -> gradients of the gates, earlier step's dstates
 //
 // Gates are in torch's order, [G][H] per row. Gradients are [grads][H] per row: first those of the
 // recurrent product in the order of the gates, then those that a late input has apart (the GRU's

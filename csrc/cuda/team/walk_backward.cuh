@@ -2,10 +2,10 @@
 // are its own units', as forward. Per step:
 //
 //   dh of the own units = what everyone sent + what passes by the product + dy   (in that order)
-//   dh, dstates and what forward kept -> gradients of the own gates   (dstates stay in their
-//   thread) gradients -> memory, for the large products after the walk, and the right operand own
-//   rows of W_hh, transposed, times the gradients -> this block's share of everyone's dh, each tile
-//   sent to the block whose units it is, as soon as it is there
+//   dh, dstates and what forward kept -> gradients of the own gates; dstates stay in their thread
+//   gradients -> memory, for the large products after the walk, and the right operand
+//   own rows of W_hh, transposed, times the gradients -> this block's share of everyone's dh
+//   each tile of that share -> the block whose units it is, as soon as it is there
 //
 // The shares are added in the order of the blocks' ranks.
 #pragma once

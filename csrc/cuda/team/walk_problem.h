@@ -6,8 +6,8 @@
 
 namespace fusedrnn::cuda {
 
-// The same for both directions. Teams of one direction come after each other, and then those of the
-// second.
+// What both directions have in common. The teams of the first direction are numbered before those
+// of the second.
 struct WalkProblem {
   int H = 0, Hp = 0, B = 0, y_row = 0;
   const int64_t* offsets = nullptr;  // [T + 1] on the device, packed only
