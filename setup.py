@@ -603,6 +603,7 @@ class NinjaBuild(build_ext):
             objects = {
                 OPS: [
                     compile(ROOT / "csrc/ops/layer_ops.cpp", stable),
+                    compile(ROOT / "csrc/ops/mask_ops.cpp", stable),
                     compile(ROOT / "csrc/ops/quantized_ops.cpp", stable),
                     *shared.values(),
                     *cpu.values(),

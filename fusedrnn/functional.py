@@ -18,22 +18,27 @@ The equations and their sources are in reference.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fusedrnn import reference
 from fusedrnn._engine import ops
-from fusedrnn._engine.autograd import is_captured, run_layer
+from fusedrnn._engine.autograd import is_captured, run_layer, run_modified
 from fusedrnn._engine.checks import (
     as_given,
+    as_lengths,
     check_cell,
     check_checkpoint,
+    check_cu_seqlens,
     check_input,
     check_lengths,
     check_proj_size,
+    check_reset,
     check_reset_after,
+    check_reset_states,
+    check_reset_values,
     check_states,
     check_weights,
     reject_nested,
@@ -41,15 +46,16 @@ from fusedrnn._engine.checks import (
     states_of,
 )
 from fusedrnn._engine.docstrings import completed_from
-from fusedrnn._engine.layer import Layer, Network, Operands, layer_of
-from fusedrnn._engine.sequences import Layout
+from fusedrnn._engine.dropouts import Dropouts, Masks
+from fusedrnn._engine.layer import Layer, Modifiers, Network, Operands, layer_of
+from fusedrnn._engine.sequences import layout_of_joined, layout_of_padded
 from fusedrnn._engine.torch_private import (
     has_no_values,
     is_any_autocast_on,
     is_onednn_on,
     onednn_dtypes,
 )
-from fusedrnn.cells import W_IH, Cell, by_option, cell_named
+from fusedrnn.cells import W_HH, W_IH, Cell, by_option, cell_named
 
 __all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
 
@@ -69,7 +75,7 @@ def rnn_tanh(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
     checkpoint: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Elman networks with tanh: h' = tanh(W_ih x + b_ih + W_hh h + b_hh).
@@ -88,10 +94,11 @@ def rnn_tanh(
         batch_first: whether input and output are [B, T, ...].
         batch_sizes: makes the input a packed one: int64 [T] on the CPU, how many sequences are
             alive at each step, as in torch's `PackedSequence`, sorted.
-        lengths: int64 or int32 [B] on any device, the steps of each sequence of a padded input,
-            from 1 to T. The output after a sequence's end is zero, its final state is that of its
-            last step, and the reverse direction begins there; what the input holds after the end
-            is not read. None if all have T steps.
+        lengths: int64 or int32 [B] on any device, or a list of ints: the steps of each sequence of
+            a padded input, from 0 to T. The output after a sequence's end is zero, its final state
+            is that of its last step, and the reverse direction begins there; what the input holds
+            after the end is not read, and a sequence of no steps keeps its state. None if all have
+            T steps.
         checkpoint: keeps the states of every so many steps for backward and no gates, which are
             computed again there: less memory for more time, see `fusedrnn.LSTM`. It changes nothing
             in simple networks, which keep no gates, nor where no gradient is needed.
@@ -105,7 +112,7 @@ def rnn_tanh(
             `checkpoint` is less than 1, or there are `lengths` of an input that has none.
         TypeError: `checkpoint` is neither None nor an int, or `lengths` no tensor of integers.
         RuntimeError: a size, device or dtype does not fit, `batch_sizes` is not valid, or a length
-            is less than 1 or more than T.
+            is less than 0 or more than T.
         AttributeError: `input` or `hx` is not a tensor.
     """
     network = network_of(
@@ -129,7 +136,7 @@ def rnn_relu(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
     checkpoint: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Elman networks with relu: h' = relu(W_ih x + b_ih + W_hh h + b_hh)."""
@@ -154,7 +161,7 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
     checkpoint: int | None = None,
     proj_size: int = 0,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -196,7 +203,7 @@ def gru(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
     checkpoint: int | None = None,
     reset_after: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -218,7 +225,7 @@ def gru(
         TypeError: `checkpoint` is neither None nor an int, `lengths` no tensor of integers, or
             `reset_after` no bool.
         RuntimeError: a size, device or dtype does not fit, `batch_sizes` is not valid, or a length
-            is less than 1 or more than T.
+            is less than 0 or more than T.
         AttributeError: `input` or `hx` is not a tensor.
     """
     network = network_of(
@@ -266,12 +273,12 @@ def _run(
     hx: Any,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
-    lengths: Tensor | None,
+    lengths: Tensor | Sequence[int] | None,
     proj_size: int = 0,
 ) -> tuple[Tensor, Any]:
     check_weights(network, weights, proj_size)
     states = states_of(network.layer.cell, hx)
-    output, hn = run_network(network, dropout, input, states, weights, batch_sizes, lengths)
+    output, hn, _ = run_network(network, dropout, input, states, weights, batch_sizes, lengths)
     return output, as_given(hn)
 
 
@@ -282,72 +289,216 @@ def run_network(
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """All layers of a network whose weights are known to be complete, to (output, hn).
+    lengths: Any = None,
+    extras: Extras | None = None,
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """All layers of a network whose weights are known to be complete, to (output, hn, states).
 
-    `dropout` is that between the layers, 0 out of training; `hx` is empty for zeros. In a small
-    network every microsecond here counts.
+    `dropout` is that between the layers, 0 out of training; `hx` is empty for zeros. `states` are
+    those after every step if `extras` want them. In a small network every microsecond here counts.
     """
     layer, name, num_layers, batch_first = network
     dims = check_input(name, input, batch_sizes, weights)
     if input.is_nested:
-        reject_nested(input, batch_first)
-    one = batch_sizes is None and dims == 2
-    if batch_sizes is None:
+        return _run_jagged(network, dropout, input, hx, weights, batch_sizes, lengths, extras)
+    cu_seqlens = None if extras is None else extras.cu_seqlens
+    if cu_seqlens is not None:
+        _check_joined(cu_seqlens, input, batch_sizes, lengths)
+    one = batch_sizes is None and dims == 2 and cu_seqlens is None
+    if batch_sizes is None and cu_seqlens is None:
         if batch_first and not one:
             input = input.transpose(0, 1)
         if input.size(0) == 0:
             reject_no_steps()
     if hx:
         parts = 2 * num_layers if layer.bidirectional else num_layers
-        batch = None if one else _batch(input, batch_sizes, hx)
+        if cu_seqlens is not None:
+            batch: int | None = len(cu_seqlens) - 1
+        else:
+            batch = None if one else _batch(input, batch_sizes, hx)
         check_states(layer.cell, hx, parts, batch, input, weights)
-    layout = None
+    boundaries = _UNMODIFIED
+    if extras is not None and (extras.reset is not None or extras.reset_states is not None):
+        boundaries = _boundaries(network, extras, input, batch_sizes, weights)
+    layout, first = None, hx
     if lengths is not None:
+        lengths = as_lengths(lengths)
         check_lengths(lengths, input, batch_sizes)
         if input.size(1) == 0:
             lengths = None
         elif not (is_captured() or has_no_values(input)):
-            layout, lengths = Layout(input, lengths), None
-            ops.check_storages(**ops.named("hx", hx))
-            input, batch_sizes = layout.pack(input), layout.batch_sizes
-            hx = layout.sort(hx)
+            layout, lengths = layout_of_padded(input, lengths), None
+            boundaries = layout.sort_modifiers(boundaries)
+    elif cu_seqlens is not None:
+        layout = layout_of_joined(input, cu_seqlens)
+        if boundaries.reset is not None:
+            by = layout.sort_modifiers(Modifiers(reset_states=boundaries.reset_states)).reset_states
+            boundaries = Modifiers(layout.sort_rows(boundaries.reset), by)
+    if layout is not None:
+        ops.check_storages(**ops.named("hx", hx))
+        input, batch_sizes = layout.pack(input), layout.batch_sizes
+        hx = layout.sort(hx)
     if one:
         input = input.unsqueeze(1)
         hx = [state.unsqueeze(1) for state in hx]
 
     empty = batch_sizes is not None and input.size(0) == 0 and int(batch_sizes.sum()) == 0
     if empty:  # a packed batch of no sequences: to the ops, one step of a batch of none
-        input, batch_sizes = input.unsqueeze(0), None
+        input, batch_sizes, boundaries = input.unsqueeze(0), None, _UNMODIFIED
 
     autocast = is_any_autocast_on() and torch.is_autocast_enabled(input.device.type)
     if autocast:
         one_op = batch_sizes is None and lengths is None and not (empty or layer.projected)
         one_op = one_op and _is_one_op_in_torch(input)
         input, hx, weights = _cast(layer.cell, input, hx, weights, one_op)
+        by = [state.to(input.dtype) for state in boundaries.reset_states]
+        boundaries = boundaries._replace(reset_states=by)
     if input.is_cuda and ops.allow_tf32(input):
         layer = layer._replace(allow_tf32=True)
-    operands = Operands(input, batch_sizes, hx, weights)
-    if num_layers == 1:
+    operands = Operands(input, batch_sizes, hx, weights, boundaries)
+    states: Sequence[Tensor] = ()
+    if num_layers == 1 and extras is None:
         output, hn = run_layer(layer, operands, lengths)
     else:
-        output, hn = _run_stack(layer, num_layers, dropout, operands, lengths)
+        output, hn, states = _run_stack(layer, num_layers, dropout, operands, lengths, extras)
     if autocast and layer.projected and output.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(input.device.type)
         h, *others = hn
         output, hn = output.to(dtype), (h.to(dtype), *others)
+        states = [*(h.to(dtype) for h in states[:1]), *states[1:]]
 
     if layout is not None:
         output, batch_sizes = layout.pad(output), None
-        hn = layout.unsort(hn)
+        hn = layout.unsort(hn, first)
+        states = [layout.pad(each.flatten(-2)).unflatten(-1, each.shape[-2:]) for each in states]
+    if cu_seqlens is not None:
+        return output, hn, [each.transpose(0, 1) for each in states]
+    if states and batch_sizes is None and not empty:  # [T, B, L*D, R] -> [L*D, T, B, R]
+        order = (2, 1, 0, 3) if batch_first and not one else (2, 0, 1, 3)
+        states = [each.permute(order) for each in states]
     if one:
-        return output.squeeze(1), [state.squeeze(1) for state in hn]
+        return output.squeeze(1), [s.squeeze(1) for s in hn], [s.squeeze(2) for s in states]
     if empty:
-        return output.squeeze(0), hn
+        return output.squeeze(0), hn, [each.squeeze(0) for each in states]
     if batch_first and batch_sizes is None:
         output = output.transpose(0, 1)
-    return output, hn
+    return output, hn, states
+
+
+class Extras(NamedTuple):
+    """What a call may have that torch.nn's has not, see `fusedrnn.RNN`.
+
+    Attributes:
+        reset, reset_states: as the user gives them, or None.
+        return_states: whether the states after every step are wanted.
+        dropouts: those within the recurrence.
+        training: whether they are applied.
+        order: the sequences of `reset` and `reset_states` that a packed input has, in its order.
+        cu_seqlens: where in an input of sequences one after the other each begins.
+    """
+
+    reset: Tensor | None = None
+    reset_states: Any = None
+    return_states: bool = False
+    dropouts: Dropouts | None = None
+    training: bool = False
+    order: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+
+
+_UNMODIFIED = Modifiers()
+
+
+def _check_joined(cu_seqlens: Any, input: Tensor, batch_sizes: Tensor | None, lengths: Any) -> None:
+    """Checks what tells the sequences of an input apart that stand one after the other."""
+    if batch_sizes is not None or lengths is not None:
+        raise ValueError("cu_seqlens: expected None with a packed input or with lengths")
+    if is_captured():
+        raise NotImplementedError(
+            "cu_seqlens: how many steps the longest sequence has is a value, which a graph has no "
+            "loop over; compile or export the model with a padded input and lengths"
+        )
+    check_cu_seqlens(cu_seqlens, input)
+
+
+def _run_jagged(
+    network: Network,
+    dropout: float,
+    input: Tensor,
+    hx: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Any,
+    extras: Extras | None,
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """As `run_network`, of a nested input, whose results are nested in the same way."""
+    jagged = input.layout == torch.jagged and network.batch_first and input.dim() == 3
+    if not jagged or batch_sizes is not None or lengths is not None or is_captured():
+        reject_nested(input, network.batch_first)
+    nested: Any = input
+    if nested._lengths is not None or nested._ragged_idx != 1:
+        reject_nested(input, network.batch_first)
+    offsets = nested.offsets()
+    extras = (extras or Extras())._replace(cu_seqlens=offsets)
+    reset = extras.reset
+    if isinstance(reset, Tensor) and reset.is_nested:
+        extras = extras._replace(reset=reset.values())
+    output, hn, states = run_network(network, dropout, nested.values(), hx, weights, extras=extras)
+
+    def as_nested(values: Tensor) -> Tensor:
+        return torch.nested.nested_tensor_from_jagged(values, offsets)
+
+    return as_nested(output), hn, [as_nested(each.transpose(0, 1)) for each in states]
+
+
+def _boundaries(
+    network: Network,
+    extras: Extras,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    weights: Sequence[Tensor],
+) -> Modifiers:
+    """Boundaries as ops take them, for all layers; an `input` that is not packed has time first."""
+    layer, _, num_layers, batch_first = network
+    cell = layer.cell
+    if extras.reset is None:
+        raise ValueError("reset_states: expected None without reset")
+    joined = extras.cu_seqlens is not None
+    one = batch_sizes is None and input.dim() == 2  # or all of them, one after the other
+    steps = input.size(0) if batch_sizes is None else len(batch_sizes)
+    batch: tuple[int, ...]
+    if batch_sizes is not None and torch.compiler.is_compiling():  # it has no value
+        batch = extras.reset.shape[slice(1) if batch_first else slice(1, 2)]
+    else:
+        batch = () if one else (_batch(input, batch_sizes, ()),)
+    check_reset(extras.reset, (*batch, steps) if batch_first else (steps, *batch))
+    reset = extras.reset.reshape(extras.reset.shape[: 1 + len(batch)])
+    if reset.dtype != torch.bool:
+        if not (is_captured() or has_no_values(reset)):
+            check_reset_values(reset)
+        reset = reset != 0
+    if one and not joined:
+        reset = reset.unsqueeze(1)
+    elif batch_first and not one:
+        reset = reset.transpose(0, 1)
+    by: Sequence[Tensor] = states_of(cell, extras.reset_states)
+    if by:
+        w_hh = weights[W_HH]
+        _, *others = cell.states
+        widths = (w_hh.size(1), *[w_hh.size(0) // len(cell.gates)] * len(others))
+        if extras.cu_seqlens is not None:
+            batch = (len(extras.cu_seqlens) - 1,)
+        shapes = [(num_layers * layer.directions, *batch, width) for width in widths]
+        check_reset_states(cell, by, shapes, None if joined else steps, input)
+        by = [state.unsqueeze(-2) if one and not joined else state for state in by]
+        by = [state if state.dim() == 4 else state.unsqueeze(0) for state in by]
+    if not is_captured():
+        ops.check_storages(reset=reset, **ops.named("reset_states", by))
+    boundaries = Modifiers(reset.to(input.device), by)
+    if extras.order is None:
+        return boundaries
+    order = extras.order
+    return boundaries.each(lambda tensor, sequences: tensor.index_select(sequences, order))
 
 
 def run_cell(
@@ -382,13 +533,24 @@ def run_cell(
 
 
 def _run_stack(
-    layer: Layer, num_layers: int, dropout: float, operands: Operands, lengths: Tensor | None
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """The layers one after the other, with dropout between them."""
-    input, batch_sizes, hx, weights = operands
+    layer: Layer,
+    num_layers: int,
+    dropout: float,
+    operands: Operands,
+    lengths: Tensor | None,
+    extras: Extras | None,
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """The layers one after the other, with dropout between them.
+
+    The states after every step, if they are wanted, are [T, B, L*D, R], or packed [N, L*D, R].
+    """
+    input, batch_sizes, hx, weights, boundaries = operands
     directions = layer.directions
     count = len(weights) // num_layers
-    output, finals = input, []
+    output, finals, steps = input, [], []
+    masks = None
+    if extras is not None and extras.dropouts is not None:
+        masks = Masks(extras.dropouts, extras.training, input, batch_sizes)
     for i in range(num_layers):
         parts = slice(i * directions, (i + 1) * directions)
         own = Operands(
@@ -397,11 +559,60 @@ def _run_stack(
             [state[parts] for state in hx],
             weights[i * count : (i + 1) * count],
         )
-        output, hn = run_layer(layer, own, lengths)
+        if extras is None:
+            output, hn = run_layer(layer, own, lengths)
+        else:
+            by = [state[:, parts] for state in boundaries.reset_states]
+            own = own._replace(modifiers=Modifiers(boundaries.reset, by))
+            output, hn, every = _run_with_extras(layer, own, lengths, extras, masks)
+            steps.append([each.unflatten(-1, (directions, -1)) for each in every])
+            if masks is not None:
+                output = masks.output(output)
         finals.append(hn)
         if dropout and i < num_layers - 1:
             output = torch.dropout(output, dropout, True)
-    return output, [torch.cat(states) for states in zip(*finals, strict=True)]
+    if num_layers == 1:
+        return output, finals[0], steps[0] if steps else ()
+    return (
+        output,
+        [torch.cat(states) for states in zip(*finals, strict=True)],
+        [torch.cat(states, dim=-2) for states in zip(*steps, strict=True)],
+    )
+
+
+def _run_with_extras(
+    layer: Layer,
+    operands: Operands,
+    lengths: Tensor | None,
+    extras: Extras,
+    masks: Masks | None,
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """One layer; the states after every step, if they are wanted, are laid out as its output."""
+    modifiers = operands.modifiers
+    if masks is not None:
+        roles, w_hh = layer.roles, operands.weights[W_HH]
+        widths = (w_hh.size(1), *[w_hh.size(0) // len(layer.cell.gates)] * len(layer.cell.states))
+        modifiers = modifiers._replace(
+            recurrent_factor=masks.recurrent(layer.directions, w_hh.size(1)),
+            keep=masks.keep(layer.directions, widths),
+        )
+        weights = [
+            masks.weight(weight) if i % len(roles) == W_HH else weight
+            for i, weight in enumerate(operands.weights)
+        ]
+        operands = operands._replace(input=masks.input(operands.input), weights=weights)
+    wanted = extras.return_states
+    all_states = wanted and len(layer.cell.states) > 1
+    if all_states or modifiers.reset is not None or modifiers.recurrent_factor is not None or (
+        modifiers.keep
+    ):  # fmt: skip
+        layer = layer._replace(modified=True, all_states=all_states)
+        operands = operands._replace(modifiers=modifiers)
+        output, hn, others = run_modified(layer, operands, lengths)
+    else:
+        output, hn = run_layer(layer, operands, lengths)
+        others = ()
+    return output, hn, (output, *others) if wanted else ()
 
 
 def _batch(input: Tensor, batch_sizes: Tensor | None, hx: Sequence[Tensor]) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from inspect import signature
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -42,7 +42,9 @@ from fusedrnn._engine.checks import (
     states_of,
 )
 from fusedrnn._engine.docstrings import completed_from
+from fusedrnn._engine.dropouts import Dropouts, dropouts_of
 from fusedrnn.cells import CELLS, PARAMETER, Cell, by_option, cell_named
+from fusedrnn.functional import Extras
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -117,7 +119,9 @@ def _record_call(module: torch.nn.Module, input: Any, *arguments: Any, **options
     if not isinstance(input, Proxy):
         reject_input(input)
     given = (input, *(argument for argument in arguments if argument is not None))
-    named = {name: option for name, option in options.items() if option is not None}
+    named = {
+        name: value for name, value in options.items() if value is not None and value is not False
+    }
     tracer: Any = input.tracer
     if tracer.root is module:
         raise TraceError(
@@ -128,21 +132,42 @@ def _record_call(module: torch.nn.Module, input: Any, *arguments: Any, **options
     return tracer.create_proxy("call_module", tracer.path_of_module(module), given, named)
 
 
+_DROPOUTS = (
+    "input_dropout", "output_dropout", "recurrent_dropout", "zoneout", "weight_dropout",
+    "dropout_mask",
+)  # fmt: skip
+"""The arguments of `dropouts_of`, which are attributes of a module, too."""
+
+
 class _Layers(RNNBase):
-    """What RNN, LSTM and GRU share: from the module's arguments to `functional.run_layers`."""
+    """What RNN, LSTM and GRU share: from the module's arguments to `functional.run_network`."""
 
     checkpoint: int | None = None
     """Class-level default: modules that `replace` converted, or older pickles, lack their own."""
+    input_dropout: float = 0.0
+    output_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout: float | Sequence[float] = 0.0
+    weight_dropout: float = 0.0
+    dropout_mask: str = "sequence"
+    _dropouts: Dropouts | None = None  # those six, or None if there are none
 
     __prepare_scriptable__ = _refuse_script
     __jit_ignored_attributes__ = property(_Unscriptable)
 
     def __init__(self, *arguments: Any, checkpoint: int | None = None, **options: Any) -> None:
         check_checkpoint(checkpoint)
+        dropouts = {name: options.pop(name) for name in _DROPOUTS}
         super().__init__(*arguments, **options)
         self.checkpoint = checkpoint
+        for name, value in dropouts.items():
+            if value != getattr(self, name):
+                setattr(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _DROPOUTS:
+            arguments = {other: getattr(self, other) for other in _DROPOUTS} | {name: value}
+            self._dropouts = dropouts_of(cell_of(self), *arguments.values())
         super().__setattr__(name, value)
         torch_private.keep_up_flat_weights(self, name)
 
@@ -153,18 +178,44 @@ class _Layers(RNNBase):
     def extra_repr(self) -> str:
         """The arguments that are not at their default."""
         text: str = super().extra_repr()
-        return text if self.checkpoint is None else f"{text}, checkpoint={self.checkpoint}"
+        for name in ("checkpoint", *_DROPOUTS):
+            value = getattr(self, name)
+            if value != getattr(_Layers, name):
+                text += f", {name}={value!r}"
+        return text
 
-    def forward(self, input: Any, hx: Any = None, *, lengths: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        cu_seqlens: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_states: Any = None,
+        return_states: bool = False,
+    ) -> Any:
         """Runs all layers over `input` from the states `hx`; see the class."""
+        if not isinstance(input, (Tensor, PackedSequence)):
+            return _record_call(
+                self, input, hx, lengths=lengths, cu_seqlens=cu_seqlens, reset=reset,
+                reset_states=reset_states, return_states=return_states,
+            )  # fmt: skip
+        extras = None
+        dropouts = self._dropouts
+        if return_states or dropouts or not (reset is reset_states is cu_seqlens is None):
+            extras = Extras(
+                reset, reset_states, return_states, dropouts, self.training,
+                cu_seqlens=cu_seqlens,
+            )  # fmt: skip
         if isinstance(input, Tensor):
             cell = cell_of(self)
             states = () if hx is None else states_of(cell, hx)
-            output, hn = self._run(cell, input, states, None, lengths)
+            output, hn, every = self._run(cell, input, states, None, lengths, extras)
+            if return_states:
+                return output, as_given(hn), as_given(every)
             return output, as_given(hn)
-        if not isinstance(input, PackedSequence):
-            return _record_call(self, input, hx, lengths=lengths)
-        return self._run_packed(input, hx, lengths)
+        return self._run_packed(input, hx, lengths, extras)
 
     def _run(
         self,
@@ -172,8 +223,9 @@ class _Layers(RNNBase):
         input: Tensor,
         hx: Sequence[Tensor],
         batch_sizes: Tensor | None,
-        lengths: Tensor | None,
-    ) -> tuple[Tensor, Sequence[Tensor]]:
+        lengths: Tensor | Sequence[int] | None,
+        extras: Extras | None,
+    ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
         network = functional.network_of(
             cell, cell.module, self.num_layers, self.bias, self.proj_size > 0, self.bidirectional,
             self.batch_first, self.checkpoint,
@@ -182,11 +234,17 @@ class _Layers(RNNBase):
         weights = torch_private.parameters_of(self)
         if weights is None:
             weights = _other_weights(self)
-        return functional.run_network(network, dropout, input, hx, weights, batch_sizes, lengths)
+        return functional.run_network(
+            network, dropout, input, hx, weights, batch_sizes, lengths, extras
+        )
 
     def _run_packed(
-        self, input: PackedSequence, hx: Any, lengths: Tensor | None
-    ) -> tuple[PackedSequence, Any]:
+        self,
+        input: PackedSequence,
+        hx: Any,
+        lengths: Tensor | Sequence[int] | None,
+        extras: Extras | None,
+    ) -> tuple[Any, ...]:
         """States come and go in the order of the sequences that the user packed."""
         if torch.onnx.is_in_onnx_export():  # said here: torch.export may fail on sizes of no value
             raise NotImplementedError(PACKED_IN_ONNX)
@@ -197,11 +255,18 @@ class _Layers(RNNBase):
             parts = self.num_layers * (1 + self.bidirectional)
             check_states(cell, states, parts, len(sorted_indices), data, weights_of(self))
             states = [state.index_select(1, sorted_indices) for state in states]
-        output, hn = self._run(cell, data, states, batch_sizes, lengths)
+        if extras is not None:
+            extras = extras._replace(order=sorted_indices)
+        output, hn, every = self._run(cell, data, states, batch_sizes, lengths, extras)
         if unsorted_indices is not None:
             hn = [state.index_select(1, unsorted_indices) for state in hn]
-        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-        return packed, as_given(hn)
+
+        def packed(data: Tensor) -> Any:
+            return PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices)
+
+        if extras is not None and extras.return_states:
+            return packed(output), as_given(hn), as_given([packed(each) for each in every])
+        return packed(output), as_given(hn)
 
 
 class _OneState(_Layers):
@@ -209,17 +274,55 @@ class _OneState(_Layers):
 
     if TYPE_CHECKING:
 
-        @overload
+        @overload  # type: ignore[override]
         def forward(
-            self, input: Tensor, hx: Tensor | None = None, *, lengths: Tensor | None = None
+            self,
+            input: Tensor,
+            hx: Tensor | None = None,
+            *,
+            lengths: Tensor | Sequence[int] | None = None,
+            cu_seqlens: Tensor | None = None,
+            reset: Tensor | None = None,
+            reset_states: Tensor | None = None,
+            return_states: Literal[False] = False,
         ) -> tuple[Tensor, Tensor]: ...
 
         @overload
         def forward(
-            self, input: PackedSequence, hx: Tensor | None = None
+            self,
+            input: Tensor,
+            hx: Tensor | None = None,
+            *,
+            lengths: Tensor | Sequence[int] | None = None,
+            cu_seqlens: Tensor | None = None,
+            reset: Tensor | None = None,
+            reset_states: Tensor | None = None,
+            return_states: Literal[True],
+        ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+        @overload
+        def forward(
+            self,
+            input: PackedSequence,
+            hx: Tensor | None = None,
+            *,
+            reset: Tensor | None = None,
+            reset_states: Tensor | None = None,
+            return_states: Literal[False] = False,
         ) -> tuple[PackedSequence, Tensor]: ...
 
-        def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any: ...
+        @overload
+        def forward(
+            self,
+            input: PackedSequence,
+            hx: Tensor | None = None,
+            *,
+            reset: Tensor | None = None,
+            reset_states: Tensor | None = None,
+            return_states: Literal[True],
+        ) -> tuple[PackedSequence, Tensor, PackedSequence]: ...
+
+        def forward(self, input: Any, hx: Any = None, **options: Any) -> Any: ...
 
 
 class RNN(_OneState):
@@ -238,25 +341,58 @@ class RNN(_OneState):
         bidirectional: whether each layer also walks from the last step to the first.
         device, dtype: of the parameters.
         checkpoint: as in `LSTM`; accepted, but without effect: backward needs no gates here.
+        input_dropout, output_dropout: the probability of a zero in the input, or in the output, of
+            each layer, in training.
+        recurrent_dropout: the same in what W_hh multiplies, h of the step before.
+        zoneout: the probability that a unit keeps its state of the step before, or one for each
+            state, as (h, c) of an LSTM.
+        weight_dropout: the probability of a zero in W_hh, in training.
+        dropout_mask: whether input, output and recurrent dropouts have a mask for each "sequence",
+            the same at all of its steps, or one for each "step".
 
     **Calls.** Call it with `input`, [T, B, I] or as `batch_first` says, [T, I] for one sequence, or
     a `PackedSequence`; and `hx`, the first states [num_layers * D, B, H] ([num_layers * D, H] for
     one sequence), D the number of directions, or None for zeros. It returns the output of the last
     layer, [T, B, D*H] or laid out as the input, and the final states, laid out as `hx`.
 
-    **Lengths.** A padded input may come with `lengths`, int64 or int32 [B] on any device: how many
-    steps each sequence has, from 1 to T. Output after a sequence's end is zero, its final state is
-    that of its last step, where the reverse direction begins, and no work is done for the padding.
-    It is what `pack_padded_sequence` and `pad_packed_sequence` around the layers would compute, in
-    one call and within one graph of `torch.compile` or `torch.export`.
+    **Lengths.** A padded input may come with `lengths`, int64 or int32 [B] on any device or a list
+    of ints: how many steps each sequence has, from 0 to T. Output after a sequence's end is zero,
+    its final state is that of its last step, where the reverse direction begins, and no work is
+    done for the padding; a sequence of no steps keeps its state. It is what `pack_padded_sequence`
+    and `pad_packed_sequence` around the layers would compute, in one call and within one graph of
+    `torch.compile` or `torch.export`. Sequences may also come without padding: one after the other
+    as [N, I] with `cu_seqlens`, int64 or int32 [B + 1], the rows where each begins and the end; or,
+    if `batch_first`, as a jagged tensor of `torch.nested`. The output is laid out in the same way.
+
+    **Resets.** With `reset`, bool, uint8 or float of 0 and 1, [T, B] or [B, T] as `batch_first`
+    says ([T] for one sequence, [N] with `cu_seqlens`), a sequence begins anew with every step that
+    is marked: each part is computed as if it were alone, also by the reverse direction, and no
+    gradient leaves it. Its states begin with zeros, or with `reset_states`: laid out as `hx`, or
+    [T, num_layers * D, B, H] for every step, of which those of marked steps are read, and get a
+    gradient. A first step that is marked does not see `hx`. (TorchRL calls this `is_init`.)
+
+    **States.** With `return_states=True` there is a third result, the states of every layer and
+    direction after every step: h [num_layers * D, T, B, H], with T and B as in the output; all
+    states of an LSTM, as a pair. Of a `PackedSequence` they are packed, [N, num_layers * D, H].
+
+    **Dropouts.** With a mask for each sequence, input and recurrent dropout are those of Gal and
+    Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks",
+    2016. Zoneout is that of Krueger et al., "Zoneout: regularizing RNNs by randomly preserving
+    hidden activations", 2017: in training a unit keeps its state or not, at each step anew; in
+    evaluation it keeps as much of it as is expected. Weight dropout is that of Merity, Keskar and
+    Socher, "Regularizing and optimizing LSTM language models", 2018. What is not zero is scaled, as
+    torch's dropout does it. Masks come from torch's generator of the device, and all arguments may
+    be changed as attributes.
 
     Raises:
         ValueError: a size or a probability is out of range, or a name unknown. In a call: the input
-            is neither 2-D nor 3-D, or has another dtype than the weights.
+            is neither 2-D nor 3-D, or has another dtype than the weights; `reset` has other values
+            than 0 and 1; or arguments exclude each other.
         TypeError: an argument is of the wrong type, or unknown. In a call: a weight is not a
             tensor, or `lengths` is not a tensor of integers.
-        RuntimeError: in a call: a size of `input`, `hx` or `lengths` does not fit, or a device or
-            dtype is another than the module's.
+        RuntimeError: in a call: a size of `input`, `hx`, `lengths`, `reset` or `reset_states` does
+            not fit, or a device or dtype is another than the module's.
+        NotImplementedError: in a call within a graph: `cu_seqlens`.
         AttributeError: in a call: `input` or `hx` is not a tensor.
 
         >>> rnn = fusedrnn.RNN(10, 20, num_layers=2)
@@ -279,6 +415,12 @@ class RNN(_OneState):
         dtype: torch.dtype | None = None,
         *,
         checkpoint: int | None = None,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | Sequence[float] = 0.0,
+        weight_dropout: float = 0.0,
+        dropout_mask: str = "sequence",
         **unsupported: Any,
     ) -> None:
         if unsupported:
@@ -291,6 +433,9 @@ class RNN(_OneState):
         super().__init__(
             f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, bias, batch_first,
             dropout, bidirectional, device=device, dtype=dtype, checkpoint=checkpoint,
+            input_dropout=input_dropout, output_dropout=output_dropout,
+            recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_dropout=weight_dropout,
+            dropout_mask=dropout_mask,
         )  # fmt: skip
 
 
@@ -342,6 +487,12 @@ class GRU(_WithResetGate, _OneState):
         dtype: torch.dtype | None = None,
         *,
         checkpoint: int | None = None,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | Sequence[float] = 0.0,
+        weight_dropout: float = 0.0,
+        dropout_mask: str = "sequence",
         reset_after: bool = True,
         **unsupported: Any,
     ) -> None:
@@ -351,6 +502,9 @@ class GRU(_WithResetGate, _OneState):
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             device=device, dtype=dtype, checkpoint=checkpoint,
+            input_dropout=input_dropout, output_dropout=output_dropout,
+            recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_dropout=weight_dropout,
+            dropout_mask=dropout_mask,
         )  # fmt: skip
         self.reset_after = reset_after
 
@@ -408,13 +562,35 @@ class LSTM(_Layers):
         dtype: torch.dtype | None = None,
         *,
         checkpoint: int | None = None,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | Sequence[float] = 0.0,
+        weight_dropout: float = 0.0,
+        dropout_mask: str = "sequence",
     ) -> None:
         super().__init__(
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             proj_size, device=device, dtype=dtype, checkpoint=checkpoint,
+            input_dropout=input_dropout, output_dropout=output_dropout,
+            recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_dropout=weight_dropout,
+            dropout_mask=dropout_mask,
         )  # fmt: skip
 
     if TYPE_CHECKING:
+
+        @overload  # type: ignore[override]
+        def forward(
+            self,
+            input: Tensor,
+            hx: tuple[Tensor, Tensor] | None = None,
+            *,
+            lengths: Tensor | Sequence[int] | None = None,
+            cu_seqlens: Tensor | None = None,
+            reset: Tensor | None = None,
+            reset_states: tuple[Tensor, Tensor] | None = None,
+            return_states: Literal[False] = False,
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
         @overload
         def forward(
@@ -422,15 +598,38 @@ class LSTM(_Layers):
             input: Tensor,
             hx: tuple[Tensor, Tensor] | None = None,
             *,
-            lengths: Tensor | None = None,
-        ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+            lengths: Tensor | Sequence[int] | None = None,
+            cu_seqlens: Tensor | None = None,
+            reset: Tensor | None = None,
+            reset_states: tuple[Tensor, Tensor] | None = None,
+            return_states: Literal[True],
+        ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]: ...
 
         @overload
         def forward(
-            self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+            self,
+            input: PackedSequence,
+            hx: tuple[Tensor, Tensor] | None = None,
+            *,
+            reset: Tensor | None = None,
+            reset_states: tuple[Tensor, Tensor] | None = None,
+            return_states: Literal[False] = False,
         ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
-        def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any: ...
+        @overload
+        def forward(
+            self,
+            input: PackedSequence,
+            hx: tuple[Tensor, Tensor] | None = None,
+            *,
+            reset: Tensor | None = None,
+            reset_states: tuple[Tensor, Tensor] | None = None,
+            return_states: Literal[True],
+        ) -> tuple[
+            PackedSequence, tuple[Tensor, Tensor], tuple[PackedSequence, PackedSequence]
+        ]: ...
+
+        def forward(self, input: Any, hx: Any = None, **options: Any) -> Any: ...
 
     def get_expected_cell_size(
         self, input: Tensor, batch_sizes: Tensor | None
@@ -485,6 +684,12 @@ class _Recurrent(_Layers):
         dtype: torch.dtype | None = None,
         *,
         checkpoint: int | None = None,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | Sequence[float] = 0.0,
+        weight_dropout: float = 0.0,
+        dropout_mask: str = "sequence",
     ) -> None:
         cell = cell_named(self.cell)
         if proj_size and not cell.projects:
@@ -493,6 +698,9 @@ class _Recurrent(_Layers):
         super().__init__(
             "RNN_TANH", input_size, hidden_size, num_layers, bias, batch_first, dropout,
             bidirectional, proj_size, device="meta", checkpoint=checkpoint,
+            input_dropout=input_dropout, output_dropout=output_dropout,
+            recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_dropout=weight_dropout,
+            dropout_mask=dropout_mask,
         )  # fmt: skip
         self.mode = cell.name.upper()
         weights = []

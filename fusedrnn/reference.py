@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedrnn._engine.layer import Layer, Operands, States
+from fusedrnn._engine.layer import Layer, Modifiers, Operands, States
 from fusedrnn.cells import CELLS
 
 
@@ -37,6 +37,11 @@ class Weights(NamedTuple):
     b_hh: Tensor | None = None
     w_hr: Tensor | None = None
     w_unit: Tensor | None = None
+    recurrent_factor: Tensor | None = None  # no weight: what the operands of W_hh are times
+
+    def masked(self, operand: Tensor) -> Tensor:
+        """An operand of W_hh, [B, R], as it is multiplied."""
+        return operand if self.recurrent_factor is None else operand * self.recurrent_factor
 
 
 Cell = Callable[[Tensor, Sequence[Tensor], Weights], States]
@@ -48,7 +53,7 @@ def rnn_tanh_cell(x: Tensor, states: Sequence[Tensor], weights: Weights) -> Stat
     h' = tanh(x + W_hh h + b_hh)              x = W_ih x_t + b_ih
     """
     (h,) = states
-    return (torch.tanh(x + F.linear(h, weights.w_hh, weights.b_hh)),)
+    return (torch.tanh(x + F.linear(weights.masked(h), weights.w_hh, weights.b_hh)),)
 
 
 def rnn_relu_cell(x: Tensor, states: Sequence[Tensor], weights: Weights) -> States:
@@ -60,7 +65,7 @@ def rnn_relu_cell(x: Tensor, states: Sequence[Tensor], weights: Weights) -> Stat
     units", 2015.
     """
     (h,) = states
-    return (torch.relu(x + F.linear(h, weights.w_hh, weights.b_hh)),)
+    return (torch.relu(x + F.linear(weights.masked(h), weights.w_hh, weights.b_hh)),)
 
 
 def lstm_cell(x: Tensor, states: Sequence[Tensor], weights: Weights) -> States:
@@ -77,7 +82,7 @@ def lstm_cell(x: Tensor, states: Sequence[Tensor], weights: Weights) -> States:
     acoustic modeling", 2014.
     """
     h, c = states
-    i, f, g, o = (x + F.linear(h, weights.w_hh, weights.b_hh)).chunk(4, dim=-1)
+    i, f, g, o = (x + F.linear(weights.masked(h), weights.w_hh, weights.b_hh)).chunk(4, dim=-1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
 
@@ -97,7 +102,7 @@ def gru_cell(x: Tensor, states: Sequence[Tensor], weights: Weights) -> States:
     """
     (h,) = states
     xr, xz, xn = x.chunk(3, dim=-1)
-    hr, hz, hn = F.linear(h, weights.w_hh, weights.b_hh).chunk(3, dim=-1)
+    hr, hz, hn = F.linear(weights.masked(h), weights.w_hh, weights.b_hh).chunk(3, dim=-1)
     r = torch.sigmoid(xr + hr)
     z = torch.sigmoid(xz + hz)
     n = torch.tanh(xn + r * hn)
@@ -121,9 +126,10 @@ def gru_reset_before_cell(x: Tensor, states: Sequence[Tensor], weights: Weights)
     xr, xz, xn = x.chunk(3, dim=-1)
     w_hr, w_hz, w_hn = weights.w_hh.chunk(3)
     b_hr, b_hz, b_hn = (None, None, None) if weights.b_hh is None else weights.b_hh.chunk(3)
-    r = torch.sigmoid(xr + F.linear(h, w_hr, b_hr))
-    z = torch.sigmoid(xz + F.linear(h, w_hz, b_hz))
-    n = torch.tanh(xn + F.linear(r * h, w_hn, b_hn))
+    masked = weights.masked(h)
+    r = torch.sigmoid(xr + F.linear(masked, w_hr, b_hr))
+    z = torch.sigmoid(xz + F.linear(masked, w_hz, b_hz))
+    n = torch.tanh(xn + F.linear(weights.masked(r * h), w_hn, b_hn))
     return (n + z * (h - n),)
 
 
@@ -138,25 +144,35 @@ def layer(layer: Layer, operands: Operands) -> tuple[Tensor, States]:
         output [T, B, D*R] or, packed, [N, D*R], D being the number of directions; the final
         states, [D, B, R] and, of those after h, [D, B, H].
     """
-    input, batch_sizes, hx, weights = operands
+    output, *states = results(layer, operands)
+    return output, tuple(states[: len(layer.cell.states)])
+
+
+def results(layer: Layer, operands: Operands) -> tuple[Tensor, ...]:
+    """All results of a layer, modified or not, one after the other: `Layer.results` of them.
+
+    The output, the final states, and with `layer.all_states` those after h as they are after every
+    step, laid out as the output.
+    """
+    input, batch_sizes, hx, weights, _ = operands
     if batch_sizes is None:
         rows, sizes = input.flatten(0, 1), [input.size(1)] * input.size(0)
     else:
         rows, sizes = input, batch_sizes.tolist()
     roles = layer.roles
-    outputs: list[Tensor] = []
-    finals: list[Sequence[Tensor]] = []
+    walks = []
     for direction in range(layer.directions):
         own = weights[direction * len(roles) : (direction + 1) * len(roles)]
         by_role = Weights(**dict(zip(roles, own, strict=True)))
         first = [state[direction] for state in hx] or _zeros(layer, input, by_role, sizes)
-        output, final = _walk(layer, rows, sizes, first, by_role, reverse=direction == 1)
-        outputs.append(output)
-        finals.append(final)
-    output = torch.cat(outputs, dim=-1)
+        modifiers = _of_direction(operands.modifiers, direction, sizes) if layer.modified else None
+        walks.append(_walk(layer, rows, sizes, first, by_role, direction == 1, modifiers))
+    steps = [torch.cat(both, dim=-1) for both in zip(*(every for every, _ in walks), strict=True)]
     if batch_sizes is None:
-        output = output.unflatten(0, input.shape[:2])
-    return output, tuple(torch.stack(states) for states in zip(*finals, strict=True))
+        steps = [every.unflatten(0, input.shape[:2]) for every in steps]
+    output, *others = steps
+    finals = [torch.stack(both) for both in zip(*(final for _, final in walks), strict=True)]
+    return output, *finals, *(others if layer.all_states else ())
 
 
 def _zeros(layer: Layer, input: Tensor, weights: Weights, sizes: list[int]) -> list[Tensor]:
@@ -167,34 +183,87 @@ def _zeros(layer: Layer, input: Tensor, weights: Weights, sizes: list[int]) -> l
     return [input.new_zeros(sizes[0], width) for width in widths]
 
 
+def _of_direction(modifiers: Modifiers, direction: int, sizes: list[int]) -> Modifiers:
+    """The modifiers of one direction, with a value for each step and sequence: [T, B, ...]."""
+
+    def whole(tensor: Tensor, of_sequences: int) -> Tensor:
+        if of_sequences == 1:  # boundaries
+            return tensor
+        own = tensor[:, direction if tensor.size(1) > 1 else 0]
+        return own.expand(len(sizes), sizes[0], own.size(2))
+
+    return modifiers.each(whole)
+
+
 def _walk(
     layer: Layer,
     rows: Tensor,
     sizes: list[int],
     first: Sequence[Tensor],
     weights: Weights,
-    *,
     reverse: bool,
-) -> tuple[Tensor, Sequence[Tensor]]:
+    modifiers: Modifiers | None,
+) -> tuple[list[Tensor], Sequence[Tensor]]:
     """One direction: the walk over the steps, from the last to the first if `reverse`.
 
     `rows` are those of all steps, one step after the other, `sizes[t]` of them for step t.
     Sequences stand longest first, so the ones alive at step t are the first `sizes[t]` rows. The
     rows below keep their state: forward it is their final one, in reverse still their first one.
+
+    Returns every state after every step, and the final states.
     """
     step = STEP[layer.cell.name]
     xs = F.linear(rows, weights.w_ih, weights.b_ih).split(sizes)
     states = first
-    outputs = []
+    every = []
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
-        h, *others = step(xs[t], [state[: sizes[t]] for state in states], weights)
+        now: Sequence[Tensor] = [state[: sizes[t]] for state in states]
+        if modifiers is not None:
+            now = _replaced(now, modifiers, t + 1 if reverse else t, sizes)
+            if modifiers.recurrent_factor is not None:
+                factor = modifiers.recurrent_factor[t, : sizes[t]]
+                weights = weights._replace(recurrent_factor=factor)
+        h, *others = step(xs[t], now, weights)
         if weights.w_hr is not None:
             h = F.linear(h, weights.w_hr)
-        outputs.append(h)
-        states = [_over(new, old) for new, old in zip((h, *others), states, strict=True)]
+        after: Sequence[Tensor] = (h, *others)
+        if modifiers is not None:
+            after = _mixed(now, after, modifiers, t)
+        every.append(after)
+        states = [_over(new, old) for new, old in zip(after, states, strict=True)]
     if reverse:
-        outputs.reverse()
-    return torch.cat(outputs), states
+        every.reverse()
+    return [torch.cat(steps) for steps in zip(*every, strict=True)], states
+
+
+def _replaced(
+    states: Sequence[Tensor], modifiers: Modifiers, t: int, sizes: list[int]
+) -> Sequence[Tensor]:
+    """The states that go on across the boundary before step t, if there is one."""
+    if modifiers.reset is None or t == len(sizes):
+        return states
+    # In reverse, sequences may begin with the step on this side of the boundary.
+    count = min(sizes[t], len(states[0]))
+    crossing = modifiers.reset[t, :count, None]
+    by = [state[t, :count] for state in modifiers.reset_states]
+    by = by or [torch.zeros_like(state[:count]) for state in states]
+    return [
+        _over(torch.where(crossing, new, old[:count]), old)
+        for new, old in zip(by, states, strict=True)
+    ]
+
+
+def _mixed(
+    before: Sequence[Tensor], after: Sequence[Tensor], modifiers: Modifiers, t: int
+) -> Sequence[Tensor]:
+    """The states after step t, of which something is kept from before."""
+    if not modifiers.keep:
+        return after
+    shares = [None if share is None else share[t, : len(after[0])] for share in modifiers.keep]
+    return [
+        new if share is None else share * old + (1 - share) * new
+        for share, old, new in zip(shares, before, after, strict=True)
+    ]
 
 
 def _over(new: Tensor, old: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class _PlainLayers:
             now = [state[i : i + 1] for state in hx]
             operands = Operands(output, None, now, weights)
             output, after, _ = ops.layer_forward(
-                *operands, *self._layer.schema, False, ops.allow_tf32(input)
+                *operands.tensors, *self._layer.schema, False, ops.allow_tf32(input)
             )
             for state, new in zip(now, after, strict=True):
                 state.copy_(new)
@@ -285,20 +285,30 @@ class Streaming:
         self._hx = [_own(state) for state in states]
 
     @torch.inference_mode(False)
-    def reset(self, mask: Tensor | None = None) -> None:
-        """Sets the state to zero, of all sequences or of those where `mask` (bool [B]) is true."""
+    def reset(self, mask: Any = None) -> None:
+        """Sets the state to zero, of all sequences or of those that `mask` marks.
+
+        That is what environments say of episodes that end: a tensor, an array of NumPy or a list of
+        [B] or [B, 1] values, which are bool or 0 and 1.
+        """
         if mask is None:
             self._hx = []
             self._adopt_state()
             return
-        if not isinstance(mask, Tensor):
-            raise TypeError(f"mask: expected a torch.Tensor, got {type(mask).__name__}")
-        if mask.dtype != torch.bool or mask.shape != (self.batch_size,):
-            raise ValueError(
-                f"mask: expected torch.bool of shape ({self.batch_size},), got {mask.dtype} of "
-                f"shape {tuple(mask.shape)}"
-            )
-        column = mask.to(self._kept[W_HH].device).unsqueeze(1)
+        batch = self.batch_size
+        expected = f"mask: expected bool, or 0 and 1, of shape ({batch},) or ({batch}, 1), got"
+        try:
+            marks = torch.as_tensor(mask)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{expected} {type(mask).__name__}") from None
+        if marks.shape != (batch,) and marks.shape != (batch, 1):
+            raise ValueError(f"{expected} {marks.dtype} of shape {tuple(marks.shape)}")
+        column = marks.reshape(batch, 1).to(self._kept[W_HH].device)
+        if column.dtype != torch.bool:
+            wrong = (column != 0) & (column != 1)
+            if wrong.any():
+                raise ValueError(f"{expected} {column[wrong][0].item()}")
+            column = column != 0
         self._hx = [state.masked_fill(column, 0) for state in self._hx]
 
     def __repr__(self) -> str:

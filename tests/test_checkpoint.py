@@ -9,7 +9,16 @@ import pickle
 
 import pytest
 import torch
-from conftest import CELLS, GATED, KINDS, MODULES, TORCH_CELLS, TORCH_MODULES, cases_of
+from conftest import (
+    CELLS,
+    GATED,
+    KINDS,
+    MODULES,
+    TORCH_CELLS,
+    TORCH_MODULES,
+    UNMODIFIED,
+    cases_of,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_fuzz import DTYPES, cases
@@ -123,11 +132,11 @@ def test_gradients_of_one_result_to_one_operand(cell: str, packed: str) -> None:
 def test_gradients_not_asked_for_are_empty(cell: str, packed: bool) -> None:
     input, sizes, states, parameters, *layer, _ = arguments(cell, bidirectional=True, packed=packed)
     given = (input, sizes, states, parameters)
-    output, _, borders = checkpointed_forward(*given, *layer, 2)
+    output, _, borders = checkpointed_forward(*given, *UNMODIFIED, *layer, 2)
     operands = [input, *states, *parameters]
     for needs in (0, 1, 2, 4, 8, 1 << 7, 1 << 10, -1):
-        x, hx, weights = checkpointed_backward(
-            torch.ones_like(output), [], *given, output, borders, *layer, 2, needs
+        x, hx, weights, _ = checkpointed_backward(
+            torch.ones_like(output), [], *given, *UNMODIFIED, output, borders, *layer, 2, needs
         )
         for i, (found, operand) in enumerate(zip([x, *hx, *weights], operands, strict=True)):
             assert found.shape == (operand.shape if needs >> i & 1 else (0,)), (needs, i)
@@ -290,11 +299,13 @@ def test_nothing_differs_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_opcheck(variant: str, k: int) -> None:
     *given, _ = arguments(**VARIANTS[variant], grad=True)
-    assert set(opcheck(checkpointed_forward, (*given, k)).values()) == {"SUCCESS"}
+    call = (*given[:4], *UNMODIFIED, *given[4:], k)
+    assert set(opcheck(checkpointed_forward, call).values()) == {"SUCCESS"}
     *given, _ = arguments(**VARIANTS[variant])
-    y, hn, borders = checkpointed_forward(*given, k)
+    operands, layer = (*given[:4], *UNMODIFIED), given[4:]
+    y, hn, borders = checkpointed_forward(*operands, *layer, k)
     grads = (torch.randn_like(y), [torch.randn_like(state) for state in hn])
-    results = opcheck(checkpointed_backward, (*grads, *given[:4], y, borders, *given[4:], k, -1))
+    results = opcheck(checkpointed_backward, (*grads, *operands, y, borders, *layer, k, -1))
     assert set(results.values()) == {"SUCCESS"}
 
 
@@ -363,7 +374,7 @@ def test_functions() -> None:
 
 def test_wrong_calls_of_the_ops() -> None:
     x, _, hx, weights, cell, *flags, _ = arguments("lstm")
-    settings = (cell, *flags)
+    settings = (*UNMODIFIED, cell, *flags)
     h, c = hx
     output, _, borders = checkpointed_forward(x, None, hx, weights, *settings, 2)
     sizes = torch.tensor([3, 2, 1])
@@ -376,7 +387,7 @@ def test_wrong_calls_of_the_ops() -> None:
         (x, None, hx, weights[:1], *settings, 2),
         (x, None, hx, [*weights, *weights], *settings, 2),
         (x, None, hx, [w.float() for w in weights], *settings, 2),
-        (x, None, hx, weights, 9, *flags, 2),
+        (x, None, hx, weights, *UNMODIFIED, 9, *flags, 2),
         (x, None, hx, weights, *settings, 0),
         (x[0], sizes, hx, weights, *settings, 2),
         (x.flatten(0, 1)[:6], sizes.flip(0), hx, weights, *settings, 2),
@@ -391,4 +402,5 @@ def test_wrong_calls_of_the_ops() -> None:
     for y, dy, c in ((output[1:], output, borders), (output, output[1:], borders),
                      (output, output, borders[:, :, 1:])):  # fmt: skip
         with pytest.raises(RuntimeError, match="expected shape"):
-            checkpointed_backward(dy, [], x, None, hx, weights, y, c, *settings, 2, -1)
+            checkpointed_backward(dy, [], x, None, hx, weights, *UNMODIFIED, y, c, cell,
+                                  *flags, 2, -1)  # fmt: skip

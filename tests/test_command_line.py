@@ -204,9 +204,9 @@ def test_verify_finds_a_fault(
 ) -> None:
     right = functional.run_network
 
-    def wrong(*arguments: Any) -> tuple[torch.Tensor, Any]:
-        output, final = right(*arguments)
-        return FAULTS[fault](output), final
+    def wrong(*arguments: Any) -> tuple[Any, ...]:
+        output, *others = right(*arguments)
+        return FAULTS[fault](output), *others
 
     monkeypatch.setattr(functional, "run_network", wrong)
     which = ["--cell", "rnn_tanh", "--dtype", "float32", "--dtype", "float64", "--device", "cpu"]
@@ -285,7 +285,7 @@ def test_bench_times_nothing_that_is_wrong(
     run: Callable[..., tuple[int, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = functional.run_network
-    monkeypatch.setattr(functional, "run_network", lambda *a: (right(*a)[0] * 1.1, right(*a)[1]))
+    monkeypatch.setattr(functional, "run_network", lambda *a: (right(*a)[0] * 1.1, *right(*a)[1:]))
     status, found = run("bench", *SIZES, "--cell", "gru", "--budget", "0.1", *ONE_THREAD)
     assert status == 1
     for row in found["rows"]:

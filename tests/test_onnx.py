@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TORCH_CELLS
+from conftest import TORCH_CELLS, UNMODIFIED
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -372,11 +372,12 @@ class Padded(nn.Module):
         results = []
         for case, network in zip(self.cases, self.networks, strict=True):
             directions, facts = 1 + case.bidirectional, case.facts
-            output, hn, _ = torch.ops.fusedrnn.padded_forward(
+            output, hn, *_ = torch.ops.fusedrnn.padded_forward(
                 x,
                 lengths,
                 [state[:directions] for state in (h, c)[: len(facts.states)] if case.hx],
                 list(network.parameters()),
+                *UNMODIFIED,
                 facts.number,
                 True,
                 False,

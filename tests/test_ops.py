@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import CELLS
+from conftest import CELLS, UNMODIFIED
 from torch.library import opcheck
 from torch.nn.utils.rnn import PackedSequence
 
@@ -82,18 +82,20 @@ LENGTHS = torch.tensor([2, 4, 1])
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "packed"])
 def test_opcheck_padded(variant: str, k: int) -> None:
     given = arguments(**VARIANTS[variant], grad=True)
-    padded = (given[0], LENGTHS, *given[2:], k)
+    padded = (given[0], LENGTHS, *given[2:4], *UNMODIFIED, *given[4:], k)
     assert set(opcheck(padded_forward, padded).values()) == {"SUCCESS"}
     x, _, hx, weights, *layer, save = arguments(**VARIANTS[variant])
-    y, hn, reserve = padded_forward(x, LENGTHS, hx, weights, *layer, save, k)
+    given = (x, LENGTHS, hx, weights, *UNMODIFIED)
+    y, hn, reserve = padded_forward(*given, *layer, save, k)
     grads = (torch.randn_like(y), [torch.randn_like(state) for state in hn])
-    operands = (*grads, x, LENGTHS, hx, weights, y, reserve)
+    operands = (*grads, *given, y, reserve)
     results = opcheck(padded_backward, (*operands, *layer, k, -1))
     assert set(results.values()) == {"SUCCESS"}
 
 
 def test_padded_ops_have_first_derivatives_alone() -> None:
-    x, _, *rest = arguments("lstm", grad=True)
+    x, _, hx, weights, *layer = arguments("lstm", grad=True)
+    rest = (hx, weights, *UNMODIFIED, *layer)
     y = padded_forward(x, LENGTHS, *rest)[0]
     with pytest.raises(NotImplementedError, match="first derivatives only"):
         torch.autograd.grad(torch.autograd.grad(y.sum(), x, create_graph=True)[0].sum(), x)
@@ -155,7 +157,8 @@ def test_gradients_of_lists_are_complete(op: str) -> None:
     function = getattr(torch.ops.fusedrnn, op)
     second = LENGTHS if op == "padded_forward" else None
     keep = 2 if op == "checkpointed_forward" else True
-    _, hn, _ = function(x, second, hx, weights, *layer, keep)
+    modifiers = () if op == "layer_forward" else UNMODIFIED
+    _, hn, *_ = function(x, second, hx, weights, *modifiers, *layer, keep)
     found = torch.autograd.grad(sum(state.square().sum() for state in hn), [x, *hx, *weights])
     module = fusedrnn.LSTM(3, 16, proj_size=4, dtype=torch.float64)
     for own, weight in zip(module.parameters(), weights, strict=True):

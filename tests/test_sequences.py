@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import MODULE_FACTS, MODULES, TORCH_CELLS, TORCH_MODULES
@@ -12,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
 from fusedrnn import functional
-from fusedrnn._engine.sequences import Layout
+from fusedrnn._engine.sequences import layout_of_padded
 from fusedrnn.testing.parity import Case
 
 T, B = 6, 4
@@ -30,10 +32,10 @@ def x(**options: object) -> Tensor:
 
 def test_layout() -> None:
     padded = torch.arange(4 * 3).view(4, 3, 1)
-    layout = Layout(padded, torch.tensor([2, 4, 1]))
+    layout = layout_of_padded(padded, torch.tensor([2, 4, 1]))
     assert layout.batch_sizes.tolist() == [3, 2, 1, 1]
     assert layout.rows.tolist() == [1, 0, 2, 4, 3, 7, 10]  # as drawn in sequences.py
-    assert layout.order.tolist() == [1, 0, 2] and layout.place.tolist() == [1, 0, 2]
+    assert layout.order.tolist() == [1, 0, 2]
     packed = pack_padded_sequence(padded, torch.tensor([2, 4, 1]), enforce_sorted=False)
     assert torch.equal(layout.pack(padded), packed.data)
     assert torch.equal(layout.pad(packed.data), pad_packed_sequence(packed)[0])
@@ -127,12 +129,13 @@ def test_a_trace_takes_other_lengths() -> None:
 @pytest.mark.parametrize(
     "lengths, error, message",
     [
-        ([3, 6, 1, 6], TypeError, r"an int64 or int32 tensor .* = \(4,\), got list"),
+        ([3, 6, 1, 6.0], TypeError, r"an int64 or int32 tensor .* = \(4,\), got list"),
+        ([3, 6, 1], RuntimeError, r"got torch.int64 of shape \(3,\)"),
         (torch.ones(B), TypeError, "got torch.float32 of shape"),
         (torch.ones(3, dtype=torch.int64), RuntimeError, r"got torch.int64 of shape \(3,\)"),
         (torch.ones(B, 1, dtype=torch.int64), RuntimeError, r"of shape \(4, 1\)"),
-        (torch.tensor([1, 0, 2, 3]), RuntimeError, "from 1 to 6, the steps of input, got 0 at 1"),
-        (torch.tensor([1, 2, 3, 7]), RuntimeError, "from 1 to 6, the steps of input, got 7 at 3"),
+        (torch.tensor([1, -1, 2, 3]), RuntimeError, "from 0 to 6, the steps of input, got -1 at 1"),
+        (torch.tensor([1, 2, 3, 7]), RuntimeError, "from 0 to 6, the steps of input, got 7 at 3"),
     ],
     ids=str,
 )  # fmt: skip
@@ -185,3 +188,136 @@ def test_lengths_where_there_are_none() -> None:
     packed = pack_padded_sequence(x(), LENGTHS, enforce_sorted=False)
     with pytest.raises(ValueError, match="lengths: expected None with a packed input"):
         module(packed, lengths=LENGTHS)
+
+
+# Sequences of no steps, and sequences without padding.
+
+MANY = ([3, 0, 6, 1], [0, 0, 0, 0], [6, 6, 6, 6], [0, 0, 0, 2])
+
+
+def states_of(name: str) -> list[Tensor]:
+    count = len(MODULE_FACTS[name].states)
+    return [torch.randn(4, B, 7, dtype=torch.float64, requires_grad=True) for _ in range(count)]
+
+
+def as_hx(states: list[Tensor]) -> Any:
+    return tuple(states) if len(states) > 1 else states[0]
+
+
+def as_list(hx: Any) -> list[Tensor]:
+    return [hx] if isinstance(hx, Tensor) else [*hx]
+
+
+@pytest.mark.parametrize("lengths", MANY, ids=str)
+@pytest.mark.parametrize("name", MODULES)
+def test_each_sequence_is_as_if_alone(name: str, lengths: list[int], device: torch.device) -> None:
+    module, padded = network(name, num_layers=2, bidirectional=True), x(requires_grad=True)
+    hx = states_of(name)
+    leaves = [padded, *hx, *module.parameters()]
+    output, hn = module(padded, as_hx(hx), lengths=lengths)
+    weights = [torch.randn_like(result) for result in [output, *as_list(hn)]]
+    loss = sum((w * r).sum() for w, r in zip(weights, [output, *as_list(hn)], strict=True))
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for b, n in enumerate(lengths):
+        own = [state[:, b] for state in hx]
+        y = padded[:0, b]
+        if n:
+            y, finals = module(padded[:n, b], as_hx(own))
+            own = as_list(finals)
+            torch.testing.assert_close(output[:n, b], y)
+            total = total + (weights[0][:n, b] * y).sum()
+        assert (output[n:, b] == 0).all()
+        for state, expected, w in zip(as_list(hn), own, weights[1:], strict=True):
+            torch.testing.assert_close(state[:, b], expected)
+            total = total + (w[:, b] * expected).sum()
+    right = torch.autograd.grad(total, leaves, allow_unused=True)
+    for gradient, expected in zip(found, right, strict=True):
+        zeros = torch.zeros(())
+        torch.testing.assert_close(
+            zeros if gradient is None or not gradient.any() else gradient,
+            zeros if expected is None or not expected.any() else expected,
+        )
+    torch.compiler.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    in_graph = compiled(padded, as_hx(hx), lengths=torch.tensor(lengths))
+    torch.testing.assert_close(in_graph, (output, hn))
+    loss = sum((w * r).sum() for w, r in
+               zip(weights, [in_graph[0], *as_list(in_graph[1])], strict=True))  # fmt: skip
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, leaves[: 1 + len(hx)]), found[: 1 + len(hx)]
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("lengths", MANY, ids=str)
+@pytest.mark.parametrize("name", MODULES)
+def test_without_padding(name: str, lengths: list[int]) -> None:
+    """One after the other, or as a jagged tensor: the same numbers as padded."""
+    module, padded = network(name, num_layers=2, bidirectional=True), x()
+    hx = as_hx(states_of(name))
+    expected, finals, states = module(padded, hx, lengths=lengths, return_states=True)
+
+    def joined(values: Tensor) -> Tensor:
+        return torch.cat([values[:n, b] for b, n in enumerate(lengths)])
+
+    rows = joined(padded).requires_grad_()
+    for dtype in (torch.int32, torch.int64):
+        ends = torch.tensor([0, *lengths]).cumsum(0).to(dtype)
+        output, hn, every = module(rows, hx, cu_seqlens=ends, return_states=True)
+        torch.testing.assert_close((output, hn), (joined(expected), finals))
+        for a, b in zip(as_list(every), as_list(states), strict=True):
+            torch.testing.assert_close(a.transpose(0, 1), joined(b.permute(1, 2, 0, 3)))
+    (grad,) = torch.autograd.grad(output.square().sum(), rows)
+    first = network(name, num_layers=2, bidirectional=True, batch_first=True)
+    jagged = torch.nested.nested_tensor_from_jagged(rows, ends)
+    output, hn, every = first(jagged, hx, return_states=True)
+    assert output.is_nested and output.shape[0] == B and output.shape[2] == 14
+    torch.testing.assert_close(output.offsets(), ends)
+    torch.testing.assert_close((output.values(), hn), (joined(expected), finals))
+    for a, b in zip(as_list(every), as_list(states), strict=True):
+        torch.testing.assert_close(a.values(), joined(b.permute(1, 2, 0, 3)))
+    (of_jagged,) = torch.autograd.grad(output.values().square().sum(), rows)
+    torch.testing.assert_close(of_jagged, grad)
+    reset = torch.rand(len(rows)) < 0.4
+    marked = torch.nested.nested_tensor_from_jagged(reset[:, None], ends)
+    torch.testing.assert_close(
+        first(jagged, hx, reset=marked)[0].values(),
+        module(rows, hx, cu_seqlens=ends, reset=reset)[0],
+    )
+
+
+@pytest.mark.parametrize(
+    "ends, error, message",
+    [
+        ([0, 6], TypeError, r"cu_seqlens: expected an int64 or int32 tensor of shape \(B \+ 1,\)"),
+        (torch.tensor([0.0, 6.0]), TypeError, "got torch.float32"),
+        (torch.tensor([[0, 6]]), RuntimeError, r"got torch.int64 of shape \(1, 2\)"),
+        (torch.tensor([], dtype=torch.int64), RuntimeError, r"of shape \(0,\)"),
+        (torch.tensor([0, 5]), RuntimeError, "from 0 to 6, the rows of input, .* got 0 first, 5"),
+        (torch.tensor([1, 6]), RuntimeError, "got 1 first, 6 last"),
+        (torch.tensor([0, 4, 3, 6]), RuntimeError, "and one below the one before"),
+    ],
+    ids=["list", "float", "2-D", "empty", "short", "late", "falling"],
+)
+def test_errors_of_sequences_without_padding(
+    ends: Any, error: type[Exception], message: str
+) -> None:
+    module, rows = network("GRU"), x()[:, 0]
+    with pytest.raises(error, match=message):
+        module(rows, cu_seqlens=ends)
+
+
+def test_sequences_without_padding_exclude_other_kinds() -> None:
+    module, rows, ends = network("GRU"), x()[:, 0], torch.tensor([0, 2, 6])
+    with pytest.raises(ValueError, match=r"cu_seqlens: expected None, or an input of shape"):
+        module(x(), cu_seqlens=ends)
+    with pytest.raises(ValueError, match="cu_seqlens: expected None with a packed input or with"):
+        module(x(), lengths=LENGTHS, cu_seqlens=ends)
+    packed = pack_padded_sequence(x(), LENGTHS, enforce_sorted=False)
+    with pytest.raises(ValueError, match="cu_seqlens: expected None with a packed input"):
+        module(packed, cu_seqlens=ends)
+    with pytest.raises(Exception, match="(?s)Observed exception.*cu_seqlens: how many steps"):
+        torch.compile(module, backend="eager", fullgraph=True)(rows, cu_seqlens=ends)
+    with pytest.raises(RuntimeError, match=r"Expected hidden size \(1, 2, 7\)"):
+        module(rows, torch.zeros(1, 3, 7, dtype=torch.float64), cu_seqlens=ends)

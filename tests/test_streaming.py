@@ -387,6 +387,25 @@ def test_refused_input_leaves_the_state(given: Any, error: type, says: str) -> N
     assert all(map(torch.equal, stream.state, before))
 
 
+def test_how_a_mask_may_be_given() -> None:
+    """As environments say which episodes ended."""
+    stream = fusedrnn.Streaming(fusedrnn.GRU(5, 7), 3)
+    x = torch.randn(3, 5)
+    marks = torch.tensor([True, False, True])
+    found = []
+    for mask in (
+        marks, marks.numpy(), marks.float().numpy(), marks.to(torch.uint8), marks[:, None],
+        marks.long()[:, None].numpy(), [True, False, True], [1.0, 0.0, 1.0],
+    ):  # fmt: skip
+        stream.reset()
+        stream(x)
+        before = stream.state
+        stream.reset(mask)
+        found.append(stream.state)
+        assert torch.equal(found[-1][:, 1], before[:, 1]) and not found[-1][:, ::2].any()
+    assert all(torch.equal(state, found[0]) for state in found)
+
+
 def test_refused_arguments() -> None:
     module, stream = pair()
     with pytest.raises(TypeError, match="module: expected an LSTM.*got Linear"):
@@ -407,11 +426,13 @@ def test_refused_arguments() -> None:
             fusedrnn.Streaming(module, batch_size)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="weights: expected one of same, int8, got 'int3'"):
         fusedrnn.Streaming(module, weights="int3")
-    with pytest.raises(TypeError, match="mask: expected a torch.Tensor"):
-        stream.reset([True])  # type: ignore[arg-type]
-    for mask in (torch.ones(3), torch.ones(2, dtype=torch.bool)):
-        with pytest.raises(ValueError, match=r"mask: expected torch.bool of shape \(3,\)"):
+    with pytest.raises(TypeError, match="mask: expected bool, or 0 and 1, .* got str"):
+        stream.reset("all")
+    for mask in (torch.ones(3, 3), torch.ones(2, dtype=torch.bool), [True], 1):
+        with pytest.raises(ValueError, match=r"mask: expected .* of shape \(3,\) or \(3, 1\), got"):
             stream.reset(mask)
+    with pytest.raises(ValueError, match="mask: expected bool, or 0 and 1, .* got 2"):
+        stream.reset(torch.tensor([0, 1, 2]))
     with pytest.raises(RuntimeError, match=r"Expected hidden\[1\] size \(1, 3, 8\)"):
         stream.state = (torch.zeros(1, 3, 8), torch.zeros(1, 2, 8))
     with pytest.raises(AttributeError, match="hx: expected a pair"):

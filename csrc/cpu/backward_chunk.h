@@ -7,9 +7,12 @@
 //   restored   [steps][B][Hp]                  a stage's result in forward, computed again: the
 //                                              next stage's operand, or h before its projection
 //   dr         [steps][B][Rp]                  with a projection: the gradient of h
+//   masked     [steps][B][Rp]                  h_prev with its recurrent factor
+//   h          [steps][B][Rp]                  if h_prev may be replaced, and the cell needs h
 //   dy, saved  [steps][B]...                   only if the storage type is not the compute type
 #pragma once
 
+#include "modifiers.h"
 #include "panel.h"
 #include "walk.h"
 
@@ -40,10 +43,18 @@ class Chunk {
     if (p.P) dr_ = arena.take<E>(rows * Rp);
     for (int i = 0; i < kStages; ++i)
       if (i + 1 < kStages ? wants_operands : p.P > 0) restored_[i] = arena.take<E>(rows * Hp);
+    if (p.modifiers.recurrent_factor && wants_operands) masked_ = arena.take<E>(rows * Rp);
+    if (p.modifiers.reset && LastStage<C>::backward_needs == Needs::h)
+      h_ = arena.take<E>(rows * Rp);
   }
 
   E* dgates(int64_t j, int64_t b) const { return dgates_ + (j * p_.B + b) * grad_row; }
   E* h_prev(int64_t j, int64_t b) const { return h_prev_ + (j * p_.B + b) * Rp; }
+  E* h(int64_t j, int64_t b) const { return h_ ? h_ + (j * p_.B + b) * Rp : h_prev(j + 1, b); }
+  // What W_hh was multiplied by.
+  E* operand(int64_t j, int64_t b) const {
+    return masked_ ? masked_ + (j * p_.B + b) * Rp : h_prev(j, b);
+  }
   E* dr(int64_t j, int64_t b) const { return dr_ + (j * p_.B + b) * Rp; }
   // Null if not wanted.
   E* restored(int stage, int64_t j, int64_t b) const {
@@ -85,12 +96,16 @@ class Chunk {
       const int64_t before = s > 0 ? steps.alive(s - 1) : 0;
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         E* const to = h_prev(s - s0, b);
-        if (b < before)
+        const int64_t boundary = s < p_.T ? p_.boundary(steps.t(s), b, steps.reverse) : -1;
+        if (boundary >= 0)
+          load_replaced(boundary, d, b, to);
+        else if (b < before)
           load_row(p_.output, output_offset(d, steps, s - 1, b), p_.R(), Rp, to);
         else
           load_row(p_.hx[0], (d * p_.B + b) * p_.R(), p_.R(), Rp, to);
       }
     }
+    if (masked_ || h_) gather_modified(d, steps, s0, s1, rows);
     if (!kConvert) return;
     for (int64_t s = s0; s < s1; ++s) {
       for (int64_t b = rows.begin; b < least(rows.end, steps.alive(s)); ++b) {
@@ -146,6 +161,26 @@ class Chunk {
   static int64_t depth(int64_t K) { return round_up(K, kPair); }  // of a panel
 
  private:
+  void load_replaced(int64_t boundary, int d, int64_t b, E* to) const {
+    const Spread<const void>& by = p_.modifiers.reset_states[0];
+    load_row(by.data, by.at(boundary, d, b), p_.R(), Rp, to);
+  }
+
+  FUSEDRNN_RARE void gather_modified(int d, const Steps& steps, int64_t s0, int64_t s1,
+                                     Range rows) const {
+    const Spread<const void>& factor = p_.modifiers.recurrent_factor;
+    for (int64_t s = s0; s < s1; ++s)
+      for (int64_t b = rows.begin; b < least(rows.end, steps.alive(s)); ++b) {
+        const int64_t j = s - s0;
+        if (masked_)
+          multiply_row<F>(h_prev(j, b), values_of<S>(factor, steps.t(s), d, b), {0, p_.R()},
+                          operand(j, b));
+        if (masked_)
+          for (int64_t u = p_.R(); u < Rp; ++u) operand(j, b)[u] = E{};
+        if (h_) load_row(p_.output, output_offset(d, steps, s, b), p_.R(), Rp, h(j, b));
+      }
+  }
+
   int64_t output_offset(int d, const Steps& steps, int64_t s, int64_t b) const {
     return (steps.row(s, b) * p_.directions + d) * p_.R();
   }
@@ -155,6 +190,7 @@ class Chunk {
 
   const BackwardProblem& p_;
   E *dgates_, *h_prev_, *x_ = nullptr, *dr_ = nullptr, *restored_[kStages] = {};
+  E *masked_ = nullptr, *h_ = nullptr;
   F *dy_ = nullptr, *saved_ = nullptr;
 };
 

@@ -34,14 +34,17 @@ class BackwardWalk {
   BackwardWalk(const BackwardProblem& p, const Plan& plan, S* grad_input_reverse, Arena& arena)
       : p_(p),
         plan_(plan),
+        m_(p.modifiers),
+        is_modified_(m_.any() || p.has_grad_states()),
+        unmixes_(LastStage<C>::backward_needs == Needs::h && m_.keep[0] && !p.P),
         in_place_(plan.in_place && p.T == 1 && kStages == 1),
-        wants_states_(p.wants_states()),
+        wants_states_(p.wants_states() || p.wants_reset_states()),
         units_(make_groups(p.H, L, kGroup, plan)),
         state_(make_groups(p.R(), L, kGroup, plan)),
         chunk_(p, plan, GradientsOfWeights<S, F, C>::wants(p, &WeightGradients::w_hh), arena),
         inputs_(p, in_place_, grad_input_reverse, arena),
         weights_(p, plan, arena) {
-    const bool recurrent = p.T > 1 || p.grad_hx[0];
+    const bool recurrent = p.T > 1 || p.grad_hx[0] || p.grad_reset_states[0];
     for_each_stage<C>([&](auto own) {
       using Stage = decltype(own);
       if (!is_first<Stage> || (recurrent && !in_place_))
@@ -50,6 +53,12 @@ class BackwardWalk {
     if (p.P) w_hr_ = arena.take<E>(units_.vectors * L * depth(p.P));
     carry_ = arena.take<F>(p.B * chunk_.Rp);
     if (C::states > 1) dstates_ = arena.take<F>((C::states - 1) * p.B * chunk_.Hp);
+    if (m_.recurrent_factor) factor_ = arena.take<F>(p.B * chunk_.Hp);
+    if (m_.keep[0]) keep_ = arena.take<F>(p.B * chunk_.Hp);
+    if (unmixes_) own_h_ = arena.take<E>(p.B * chunk_.Rp);
+    if (m_.reset) nothing_ = arena.take<E>(chunk_.grad_row);
+    for (int i = 1; i < C::states; ++i)
+      if (m_.keep[i]) kept_[i] = arena.take<F>(p.B * chunk_.Hp);
     if (C::unit_weights) w_unit_ = arena.take<F>(C::unit_weights * chunk_.Hp);
   }
 
@@ -94,6 +103,7 @@ class BackwardWalk {
     if (p_.P)
       make_column_panels(
           at(w.w_hr, 0), p_.P, p_.H, 1, [](int g) { return g; }, units_, mine(units_), w_hr_);
+    if (nothing_ && team.rank == 0) fill(nothing_, chunk_.grad_row);
     if (w_unit_ && team.rank == 0) pad_units<S>(p_, w.w_unit, C::unit_weights, w_unit_);
     const Range rows = share(p_.B, team.rank, team.size);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
@@ -102,6 +112,9 @@ class BackwardWalk {
         Walked::load_row(p_.grad_hn[i], (d * p_.B + b) * n, n, padded, to + b * padded);
       };
       load(0, chunk_.Rp, carry_);
+      if (factor_) fill(factor_ + b * chunk_.Hp, chunk_.Hp);
+      if (keep_) fill(keep_ + b * chunk_.Hp, chunk_.Hp);
+      if (own_h_) fill(own_h_ + b * chunk_.Rp, chunk_.Rp);
       for (int i = 1; i < C::states; ++i) load(i, chunk_.Hp, dstate(i));
     }
   }
@@ -113,28 +126,131 @@ class BackwardWalk {
     // Rows that go on after this step have dgates to take over; the others end with this step.
     const Range going{rows.begin, most(rows.begin, least(rows.end, after))};
     const Range ending{most(rows.begin, after), most(going.end, least(rows.end, alive))};
+    const Range mine = group_share(state_, plan_, team);
+    if (m_.reset)
+      for (int64_t b = going.begin; b < going.end; ++b)
+        if (boundary_after(steps, s, b) >= 0) cut(d, steps, s, j, b, mine, groups);
     if (p_.P) {
-      const Range mine = group_share(state_, plan_, team);
       projected_gradient(d, steps, s, j, going, true, mine);
       projected_gradient(d, steps, s, j, ending, false, mine);
       if (meet) team.sync();
     }
+    const Range all{going.begin, ending.end};
+    const bool mixed = is_modified_ && begin_states(d, steps, s, j, all, groups);
     for_each_stage_backwards<C>([&](auto own) {
       using Stage = decltype(own);
+      if (factor_ && !p_.P)  // the product's, which the last stage takes from the step after
+        is_last<Stage> ? load_rows(m_.recurrent_factor, d, steps, s + 1, going, groups, factor_)
+                       : load_rows(m_.recurrent_factor, d, steps, s, all, groups, factor_);
       if constexpr (is_last<Stage>) {
-        stage_gradient<Stage>(d, steps, s, j, going, true, groups);
-        stage_gradient<Stage>(d, steps, s, j, ending, false, groups);
+        stage_gradient<Stage>(d, steps, s, j, going, true, mixed, groups);
+        stage_gradient<Stage>(d, steps, s, j, ending, false, mixed, groups);
       } else {
-        stage_gradient<Stage>(d, steps, s, j, {going.begin, ending.end}, true, groups);
+        stage_gradient<Stage>(d, steps, s, j, all, true, mixed, groups);
+        if (factor_) mask_restored<Stage>(j, all, groups);
       }
       if (meet) team.sync();
     });
+    if (is_modified_) end_states(all, groups);
     if (!wants_states_) return;
     const int64_t before = s > 0 ? steps.alive(s - 1) : 0;
     const Range starting{most(rows.begin, before), most(rows.begin, least(rows.end, alive))};
-    if (starting.begin < starting.end)
-      state_gradients(d, j, starting, group_share(state_, plan_, team), groups);
+    if (starting.begin < starting.end) state_gradients(d, steps, s, j, starting, mine, groups);
   }
+
+  // ---- modifiers, for a thread's own rows, columns and units ------------------------------------
+
+  // The columns of h, or the units, in a thread's groups.
+  Range columns_of(const Groups& all, Range groups, int64_t n) const {
+    return {all.begin(groups.begin) * L, least(all.begin(groups.end) * L, n)};
+  }
+  // The boundary between step s and the step that is walked after it.
+  int64_t boundary_after(const Steps& steps, int64_t s, int64_t b) const {
+    return p_.boundary(steps.t(s + 1), b, steps.reverse);
+  }
+
+  FUSEDRNN_RARE void load_rows(const Spread<const void>& from, int d, const Steps& steps, int64_t s,
+                               Range rows, Range groups, F* to) {
+    if (s >= p_.T) return;
+    const Range units = columns_of(units_, groups, p_.H);
+    for (int64_t b = rows.begin; b < rows.end; ++b)
+      convert(to + b * chunk_.Hp + units.begin, values_of<S>(from, steps.t(s), d, b) + units.begin,
+              units.size());
+  }
+
+  // What a stage before the last gave, restored, is multiplied by what it was in forward. The
+  // factor is that of the same step, which its gradient just had.
+  template <class Stage>
+  FUSEDRNN_RARE void mask_restored(int64_t j, Range rows, Range groups) {
+    const Range units = columns_of(units_, groups, p_.H);
+    for (int64_t b = rows.begin; b < rows.end; ++b)
+      if (E* const row = chunk_.restored(Stage::index, j, b))
+        multiply_row<F>(row, factor_ + b * chunk_.Hp, units, row);
+  }
+
+  // The gradients of the states after h: what each step adds, and what passes the cell by. Returns
+  // whether what the cell gave as h is in own_h_, because it was mixed with h before.
+  FUSEDRNN_RARE bool begin_states(int d, const Steps& steps, int64_t s, int64_t j, Range rows,
+                                  Range groups) {
+    if (keep_ && !p_.P) load_rows(m_.keep[0], d, steps, s, rows, groups, keep_);
+    const Range units = columns_of(units_, groups, p_.H);
+    bool mixed = false;
+    if (unmixes_)
+      for (int64_t b = rows.begin; b < rows.end && !mixed; ++b)
+        mixed = mixes<F>(keep_ + b * chunk_.Hp, units);
+    for (int64_t b = rows.begin; mixed && b < rows.end; ++b)
+      unmix_row<F, S>(chunk_.h(j, b), chunk_.h_prev(j, b), keep_ + b * chunk_.Hp, units,
+                      own_h_ + b * chunk_.Rp);
+    for (int i = 1; i < C::states; ++i) {
+      if (!kept_[i] && !p_.grad_states[i]) continue;
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        F* const gradient = dstate(i) + b * chunk_.Hp;
+        if (p_.grad_states[i])
+          add_row<F>(at(p_.grad_states[i], (steps.row(s, b) * p_.directions + d) * p_.H), units,
+                     gradient);
+        if (kept_[i])
+          split_row<F>(values_of<S>(m_.keep[i], steps.t(s), d, b), units, gradient,
+                       kept_[i] + b * chunk_.Hp);
+      }
+    }
+    return mixed;
+  }
+  FUSEDRNN_RARE void end_states(Range rows, Range groups) {
+    const Range units = columns_of(units_, groups, p_.H);
+    for (int i = 1; i < C::states; ++i)
+      for (int64_t b = rows.begin; kept_[i] && b < rows.end; ++b)
+        add_row<F>(kept_[i] + b * chunk_.Hp, units, dstate(i) + b * chunk_.Hp);
+  }
+
+  // A boundary after step s: what would cross it belongs to the states that were put there.
+  FUSEDRNN_RARE void cut(int d, const Steps& steps, int64_t s, int64_t j, int64_t b,
+                         Range columns_groups, Range groups) {
+    give_reset_states(d, steps, s + 1, j + 1, b, columns_groups, groups);
+    const Range columns = columns_of(state_, columns_groups, p_.R());
+    fill(carry_ + b * chunk_.Rp + columns.begin, columns.size());
+    const Range units = columns_of(units_, groups, p_.H);
+    for (int i = 1; i < C::states; ++i) fill(dstate(i) + b * chunk_.Hp + units.begin, units.size());
+  }
+
+  // Adds the gradients of a row's states before step s to those of the states of its boundary.
+  FUSEDRNN_RARE void give_reset_states(int d, const Steps& steps, int64_t s, int64_t j, int64_t b,
+                                       Range columns_groups, Range groups) {
+    const int64_t boundary = p_.boundary(steps.t(s), b, steps.reverse);
+    const auto place = [&](int i) {
+      const Spread<void>& to = p_.grad_reset_states[i];
+      return to ? static_cast<F*>(to.data) + to.at(boundary, d, b) : nullptr;
+    };
+    if (F* const to = place(0))
+      state_gradient(d, steps, s, j, {b, b + 1}, columns_groups,
+                     [&](int64_t, int64_t column, const F* from, int64_t n) {
+                       for (int64_t u = 0; u < n; ++u) to[column + u] += from[u];
+                     });
+    for (int i = 1; i < C::states; ++i)
+      if (F* const to = place(i))
+        add_row<F>(dstate(i) + b * chunk_.Hp, columns_of(units_, groups, p_.H), to);
+  }
+
+  // ---- a step -----------------------------------------------------------------------------------
 
   // The product of the first stage's dgates with its rows of W_hh, for the columns of one group.
   LinearTile<E, F> recurrent_tile(int64_t group) const {
@@ -159,24 +275,42 @@ class BackwardWalk {
       const Tiles tiles(rows.size(), tile_rows(static_cast<int>(nv)));
       for (int64_t i = 0, b = rows.begin; i < tiles.count; b += tiles.size(i++)) {
         for (int64_t r = 0; r < tiles.size(i); ++r)
-          tile.rows[r] = chunk_.dgates(j + 1, b + r), tile.out[r] = out[r];
+          tile.rows[r] = dgates_after(steps, s, j, b + r), tile.out[r] = out[r];
         linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);
         const Located dy = chunk_.dy(d, steps, s, j, b);
         for (int64_t r = 0; r < tiles.size(i); ++r) {
+          F* const carry = carry_ + (b + r) * chunk_.Rp + column;
+          if (going) mask_product(d, steps, s + 1, b + r, column, valid, out[r]);
           for (int64_t u = 0; u < valid; ++u) {
             if (dy.first) out[r][u] += dy.first[r * dy.stride + column + u];
-            if (!going) out[r][u] += carry_[(b + r) * chunk_.Rp + column + u];
+            if (!going || m_.keep[0]) out[r][u] += carry[u];
           }
+          if (m_.keep[0])
+            split_row<F>(values_of<S>(m_.keep[0], steps.t(s), d, b + r) + column, {0, valid},
+                         out[r], carry);
           convert(chunk_.dr(j, b + r) + column, out[r], nv * L);
         }
       }
     }
   }
 
+  // The dgates of the step after, for the product; after a boundary none.
+  const E* dgates_after(const Steps& steps, int64_t s, int64_t j, int64_t b) const {
+    if (m_.reset && s + 1 < p_.T && boundary_after(steps, s, b) >= 0) return nothing_;
+    return chunk_.dgates(j + 1, b);
+  }
+  // The product of step s's dgates as the gradient of h before it: times the recurrent factor.
+  void mask_product(int d, const Steps& steps, int64_t s, int64_t b, int64_t column, int64_t n,
+                    F* product) const {
+    if (m_.recurrent_factor)
+      multiply_row<F>(product, values_of<S>(m_.recurrent_factor, steps.t(s), d, b) + column, {0, n},
+                      product);
+  }
+
   // One stage of a step, inlined as in forward.
   template <class Stage>
   FUSEDRNN_INLINE void stage_gradient(int d, const Steps& steps, int64_t s, int64_t j, Range rows,
-                                      bool going, Range groups) {
+                                      bool going, bool mixed, Range groups) {
     // The product takes the dgates and the weights of the stage that follows. After the last stage
     // that is the first one, of the step after.
     using Following = StageOf<C, (Stage::index + 1) % kStages>;
@@ -211,17 +345,23 @@ class BackwardWalk {
         for (int64_t r = 0; r < R; ++r)
           tile.rows[r] =
               p_.P ? chunk_.dr(j, b + r)
-                   : chunk_.dgates(is_last<Stage> ? j + 1 : j, b + r) + Following::first_gate * Hp;
+                   : (is_last<Stage> ? dgates_after(steps, s, j, b + r) : chunk_.dgates(j, b + r)) +
+                         Following::first_gate * Hp;
         tile.ahead = ahead.of_tile(k);
         const Located dy = p_.P || !is_last<Stage> ? Located{} : chunk_.dy(d, steps, s, j, b);
         tile.dy = dy.first ? dy.first + unit : nullptr, tile.dy_row = dy.stride;
         tile.carry = carry_ + b * Rp + unit;
-        const bool carried = is_last<Stage> && !p_.P && (C::has_carry || !going);
+        const bool carried = is_last<Stage> && !p_.P && (C::has_carry || keep_ || !going);
         tile.carry_in = carried ? tile.carry : nullptr;
         const Located kept = chunk_.saved(d, steps, s, j, b);
         tile.saved = C::saved ? kept.first + Stage::first_slot * Hp + unit : nullptr;
         tile.saved_row = kept.stride;
-        tile.h = chunk_.h_prev(Stage::backward_needs == Needs::h ? j + 1 : j, b) + unit;
+        tile.h = unit + (Stage::backward_needs != Needs::h ? chunk_.h_prev(j, b)
+                         : mixed                           ? own_h_ + b * Rp
+                                                           : chunk_.h(j, b));
+        const bool has_factor = factor_ && !p_.P && (going || !is_last<Stage>);
+        tile.factor = has_factor ? factor_ + b * Hp + unit : nullptr;
+        tile.keep = keep_ && !p_.P && is_last<Stage> ? keep_ + b * Hp + unit : nullptr;
         tile.dstates = dstates_ + b * Hp + unit;
         tile.grad = chunk_.dgates(j, b) + Stage::first_slot * Hp + unit;
         E* const restored = chunk_.restored(Stage::index, j, b);
@@ -231,46 +371,70 @@ class BackwardWalk {
     }
   }
 
-  // Rows whose first step this is: gradients of their initial states.
-  void state_gradients(int d, int64_t j, Range rows, Range state_groups, Range groups) {
+  // Rows whose first step this is: gradients of their initial states, or of those that replaced
+  // them.
+  void state_gradients(int d, const Steps& steps, int64_t s, int64_t j, Range rows,
+                       Range state_groups, Range groups) {
+    const auto to = [&](int i, int64_t b) {
+      return p_.grad_hx[i] ? at(p_.grad_hx[i], (d * p_.B + b) * p_.width(i)) : nullptr;
+    };
     if (p_.grad_hx[0])
-      for (int64_t group = state_groups.begin; group < state_groups.end; ++group)
-        state_gradient(d, j, rows, group);
-    const int64_t first = units_.begin(groups.begin) * L;
-    const int64_t last = least(units_.begin(groups.end) * L, p_.H);
+      state_gradient(d, steps, s, j, rows, state_groups,
+                     [&](int64_t b, int64_t column, const F* from, int64_t n) {
+                       convert(to(0, b) + column, from, n);
+                     });
+    const Range units = columns_of(units_, groups, p_.H);
     for (int i = 1; i < C::states; ++i)
       for (int64_t b = rows.begin; p_.grad_hx[i] && b < rows.end; ++b)
-        convert(at(p_.grad_hx[i], (d * p_.B + b) * p_.H + first), dstate(i) + b * chunk_.Hp + first,
-                last - first);
+        convert(to(i, b) + units.begin, dstate(i) + b * chunk_.Hp + units.begin, units.size());
+    if (!m_.reset) return;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      if (p_.boundary(steps.t(s), b, steps.reverse) < 0) continue;
+      give_reset_states(d, steps, s, j, b, state_groups, groups);
+      for (int i = 0; i < C::states; ++i) {
+        const Range mine = i == 0 ? columns_of(state_, state_groups, p_.R()) : units;
+        if (S* const gradient = to(i, b)) fill(gradient + mine.begin, mine.size());
+      }
+    }
   }
 
-  void state_gradient(int d, int64_t j, Range rows, int64_t group) {
+  // The gradient of h before step s of some rows: store(b, column, values, n).
+  template <class Store>
+  void state_gradient(int d, const Steps& steps, int64_t s, int64_t j, Range rows, Range groups,
+                      const Store& store) {
     using Stage = FirstStage<C>;
     F out[kMostRows][kGroup * L];
-    const int64_t column = state_.begin(group) * L, nv = state_.size(group);
-    const int64_t valid = least(nv * L, p_.R() - column);
-    LinearTile<E, F> tile = recurrent_tile(group);
-    const Tiles tiles(rows.size(), tile_rows(static_cast<int>(nv)));
-    for (int64_t i = 0, b = rows.begin; i < tiles.count; b += tiles.size(i++)) {
-      for (int64_t r = 0; r < tiles.size(i); ++r)
-        tile.rows[r] = chunk_.dgates(j, b + r), tile.out[r] = out[r];
-      if (in_place_) {
+    for (int64_t group = groups.begin; group < groups.end; ++group) {
+      const int64_t column = state_.begin(group) * L, nv = state_.size(group);
+      const int64_t valid = least(nv * L, p_.R() - column);
+      LinearTile<E, F> tile = recurrent_tile(group);
+      const Tiles tiles(rows.size(), tile_rows(static_cast<int>(nv)));
+      for (int64_t i = 0, b = rows.begin; i < tiles.count; b += tiles.size(i++)) {
         for (int64_t r = 0; r < tiles.size(i); ++r)
-          row_times_weights(tile.rows[r], Stage::products, chunk_.Hp, gate_of_product<Stage>,
-                            at(p_.weights[d].w_hh, 0), p_.H, p_.R(), column, valid, out[r]);
-      } else {
-        linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);
-      }
-      for (int64_t r = 0; r < tiles.size(i); ++r) {
-        if (C::has_carry)
-          for (int64_t u = 0; u < valid; ++u) out[r][u] += carry_[(b + r) * chunk_.Rp + column + u];
-        convert(at(p_.grad_hx[0], (d * p_.B + b + r) * p_.R() + column), out[r], valid);
+          tile.rows[r] = chunk_.dgates(j, b + r), tile.out[r] = out[r];
+        if (in_place_) {
+          for (int64_t r = 0; r < tiles.size(i); ++r)
+            row_times_weights(tile.rows[r], Stage::products, chunk_.Hp, gate_of_product<Stage>,
+                              at(p_.weights[d].w_hh, 0), p_.H, p_.R(), column, valid, out[r]);
+        } else {
+          linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);
+        }
+        for (int64_t r = 0; r < tiles.size(i); ++r) {
+          mask_product(d, steps, s, b + r, column, valid, out[r]);
+          if (C::has_carry || keep_)
+            for (int64_t u = 0; u < valid; ++u)
+              out[r][u] += carry_[(b + r) * chunk_.Rp + column + u];
+          store(b + r, column, out[r], valid);
+        }
       }
     }
   }
 
   const BackwardProblem& p_;
   const Plan& plan_;
+  const Modifiers& m_;
+  const bool is_modified_;
+  const bool unmixes_;  // the cell's backward needs its h, and finds it mixed with h before
   const bool in_place_, wants_states_;
   const Groups units_, state_;  // groups of columns: of units, and of h
   Walked chunk_;
@@ -280,6 +444,10 @@ class BackwardWalk {
   E *w_hh_[kStages] = {}, *w_hr_ = nullptr;
   F *carry_, *dstates_ = nullptr;  // [B][Rp]: dh past the products; [states after h][B][Hp]
   F* w_unit_ = nullptr;
+  F *factor_ = nullptr, *keep_ = nullptr;  // [B][Hp], of a step
+  E* own_h_ = nullptr;                     // [B][Rp], what the cell gave in a step; see unmixes_
+  F* kept_[C::states] = {};                // [B][Hp], what of dstates passes the cell by
+  E* nothing_ = nullptr;                   // dgates that are zero
 };
 
 template <class S, class F, class C>

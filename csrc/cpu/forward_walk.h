@@ -16,11 +16,17 @@
 //   h         [2][B][Rp]                     states  [those after h][B][Hp]
 //   hidden    [B][Hp]  h before its projection
 //   operand   [B][Hp]  for each stage but the first         handed  [handed slots][B][Hp]
+//
+// Modifiers act between the steps: when a step is done, each thread mixes its own states with those
+// before (`end_step`), and makes them what the next step begins with (`begin_step`).
+//
+//   masked    [2][B][Rp]  h with its recurrent factor       before  [those after h][B][Hp]
 #pragma once
 
 #include "gate_tile.h"
 #include "in_place.h"
 #include "kernels.h"
+#include "modifiers.h"
 #include "panels.h"
 #include "walk.h"
 
@@ -40,6 +46,8 @@ class ForwardWalk {
   ForwardWalk(const Problem& p, const Plan& plan, Arena& arena)
       : p_(p),
         plan_(plan),
+        m_(p.modifiers),
+        is_modified_(m_.any()),
         Hp_(p.Hp()),
         Rp_(round_up(p.R(), kHiddenPadding)),
         outputs_(output_groups(p, L, plan_of_panels())) {
@@ -64,6 +72,11 @@ class ForwardWalk {
     if (!plan.fuse_input) gates_ = arena.take<F>(chunk_rows * C::inputs * Hp_);
     if (kConvertOperands) x_ = arena.take<E>(chunk_rows * p.I);
     if (plan.in_place) hidden_gates_ = arena.take<F>(p.B * Hp_);
+    if (m_.recurrent_factor)
+      for (E*& masked : masked_) masked = arena.take<E>(p.B * Rp_);
+    for (int i = 1; i < C::states; ++i)
+      if (m_.keep[i]) before_[i] = arena.take<F>(p.B * Hp_);
+    for (int i = 1; i < C::states; ++i) wants_states_ |= p.states[i] != nullptr;
     x_rows_ = arena.take<const E*>(chunk_rows);
     out_rows_ = arena.take<F*>(chunk_rows);
   }
@@ -74,7 +87,7 @@ class ForwardWalk {
     Range groups[kStages];
     for (int i = 0; i < kStages; ++i) groups[i] = group_share(groups_[i], plan_, team);
     const Range own = units_of(kStages - 1, groups[kStages - 1]);
-    prepare(d, team);
+    prepare(d, steps, team);
     team.sync();
     for (int64_t s0 = 0; s0 < p_.T; s0 += plan_.forward_steps) {
       const int64_t s1 = least(s0 + plan_.forward_steps, p_.T);
@@ -85,12 +98,17 @@ class ForwardWalk {
           using Stage = decltype(stage);
           if (!is_first<Stage> && plan_.split == Split::units) team.sync();
           step<Stage>(d, steps, s, (s - s0) * p_.B, alive, groups[Stage::index]);
+          if (!is_last<Stage> && m_.recurrent_factor)
+            mask_operand<Stage>(d, steps, s, alive, groups[Stage::index]);
         });
         if (p_.P) {
           if (plan_.split == Split::units) team.sync();
           project_output(d, steps, s, alive, team);
         }
+        if (is_modified_ || wants_states_) end_step(d, steps, s, alive, own, team);
         finish(d, steps, s, alive, own, team);
+        if (is_modified_ && s + 1 < p_.T)
+          begin_step(d, steps, s + 1, rows, p_.P ? outputs_of(team) : own, own);
         if (plan_.split == Split::units) team.sync();
       }
     }
@@ -111,7 +129,7 @@ class ForwardWalk {
     return static_cast<S*>(p_.reserve) + (d * p_.rows + steps.row(s, b)) * C::saved * Hp_;
   }
 
-  void prepare(int d, const Team& team) {
+  void prepare(int d, const Steps& steps, const Team& team) {
     if (!p_.has_panels) panels_[d].make(p_, plan_, p_.weights[d], team);
     const Range rows = share(p_.B, team.rank, team.size);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
@@ -119,10 +137,79 @@ class ForwardWalk {
       for (int i = 1; i < C::states; ++i) initial_row(p_.hx[i], d, b, p_.H, Hp_, state(i));
       if (p_.P) fill(hidden_ + b * Hp_, Hp_);
       for (int i = 1; i < kStages; ++i) fill(operands_[i] + b * Hp_, Hp_);
+      for (E* masked : masked_)
+        if (masked) fill(masked + b * Rp_, Rp_);
     }
+    if (is_modified_) begin_step(d, steps, 0, rows, {0, p_.R()}, {0, p_.H});
   }
 
   F* state(int i) const { return states_ + (i - 1) * p_.B * Hp_; }  // i > 0: not h
+
+  // What step s begins with, for some rows and a thread's columns of h and units of other states:
+  // replaced at boundaries, and kept, or multiplied, for later.
+  FUSEDRNN_RARE void begin_step(int d, const Steps& steps, int64_t s, Range rows, Range columns,
+                                Range units) {
+    const int64_t t = steps.t(s);
+    E* const h = h_[s % 2];
+    for (int64_t b = rows.begin; b < least(rows.end, steps.alive(s)); ++b) {
+      const int64_t boundary = p_.boundary(t, b, steps.reverse);
+      if (boundary >= 0) {
+        replace(m_.reset_states[0], boundary, d, b, columns, h + b * Rp_);
+        for (int i = 1; i < C::states; ++i)
+          replace(m_.reset_states[i], boundary, d, b, units, state(i) + b * Hp_);
+      }
+      if (m_.recurrent_factor)
+        multiply_row<F>(h + b * Rp_, values_of<S>(m_.recurrent_factor, t, d, b), columns,
+                        masked_[s % 2] + b * Rp_);
+      for (int i = 1; i < C::states; ++i)
+        if (before_[i])
+          convert(before_[i] + b * Hp_ + units.begin, state(i) + b * Hp_ + units.begin,
+                  units.size());
+    }
+  }
+
+  template <class T>
+  void replace(const Spread<const void>& by, int64_t t, int d, int64_t b, Range columns, T* row) {
+    if (by)
+      convert(row + columns.begin, values_of<S>(by, t, d, b) + columns.begin, columns.size());
+    else
+      fill(row + columns.begin, columns.size());
+  }
+
+  // What a stage left for the next one's product, times its factor.
+  template <class Stage>
+  FUSEDRNN_RARE void mask_operand(int d, const Steps& steps, int64_t s, Range rows, Range groups) {
+    const Range units = units_of(Stage::index, groups);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      E* const operand = operands_[least(Stage::index + 1, kStages - 1)] + b * Hp_;
+      multiply_row<F>(operand, values_of<S>(m_.recurrent_factor, steps.t(s), d, b), units, operand);
+    }
+  }
+
+  // The states after step s: mixed with those before, and stored where all are wanted.
+  FUSEDRNN_RARE void end_step(int d, const Steps& steps, int64_t s, Range rows, Range units,
+                              const Team& team) {
+    const int64_t t = steps.t(s);
+    const Range columns = p_.P ? outputs_of(team) : units;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      if (m_.keep[0]) {
+        E* const h = h_[(s + 1) % 2] + b * Rp_;
+        keep_row<F>(h_[s % 2] + b * Rp_, values_of<S>(m_.keep[0], t, d, b), columns, h);
+        S* const y = output(d, steps, s, b);
+        convert(y + columns.begin, h + columns.begin, columns.size());
+        if (kConvertOperands) convert(h + columns.begin, y + columns.begin, columns.size());
+      }
+      for (int i = 1; i < C::states; ++i) {
+        F* const now = state(i) + b * Hp_;
+        if (m_.keep[i])
+          keep_row<F>(before_[i] + b * Hp_, values_of<S>(m_.keep[i], t, d, b), units, now);
+        if (p_.states[i])
+          convert(static_cast<S*>(p_.states[i]) + (steps.row(s, b) * p_.directions + d) * p_.H +
+                      units.begin,
+                  now + units.begin, units.size());
+      }
+    }
+  }
 
   template <class T>
   void initial_row(const void* state, int d, int64_t b, int64_t n, int64_t padded, T* to) {
@@ -261,7 +348,9 @@ class ForwardWalk {
     const StagePanels<S, F>& panel = panels<Stage>(d);
     const auto run_tile = tiles_.stage[Stage::index];
     const E* const h_read = h_[s % 2];
-    const E* const operand = is_first<Stage> ? h_read : operands_[Stage::index];
+    const E* const operand = !is_first<Stage> ? operands_[Stage::index]
+                             : masked_[0]     ? masked_[s % 2]
+                                              : h_read;
     const int64_t operand_row = is_first<Stage> ? Rp_ : Hp_;
     E* const result = !is_last<Stage> ? operands_[least(Stage::index + 1, kStages - 1)]
                       : p_.P          ? hidden_
@@ -414,13 +503,17 @@ class ForwardWalk {
 
   const Problem& p_;
   const Plan& plan_;
+  const Modifiers& m_;
+  const bool is_modified_;
+  bool wants_states_ = false;
   const int64_t Hp_, Rp_;
   Groups groups_[kStages];  // of units, by stage
   const Groups outputs_;    // of projected values
   const GateTiles<E, F> tiles_ = GateTiles<E, F>::of(C::cell);
   CellPanels<S, F, C> panels_[kMaxDirections];
   E *h_[2], *hidden_ = nullptr, *operands_[kStages] = {};
-  E* x_ = nullptr;
+  E *x_ = nullptr, *masked_[2] = {};
+  F* before_[C::states] = {};
   F *states_ = nullptr, *handed_ = nullptr, *gates_ = nullptr, *hidden_gates_ = nullptr;
   const E** x_rows_;
   F** out_rows_;

@@ -19,11 +19,13 @@ struct GradTile {
   const F* carry_in;  // added to the product; null: zero
   F* carry;           // where the cell leaves its carry; all but the last stage read it first
   const F* saved;
-  const E* h;             // h_prev or this step's h, whichever the cell needs
+  const E* h;             // h_prev or what the cell gave as h, whichever it needs
   F* dstates;             // of the states after h
   const F* unit_weights;  // [unit weights][Hp]
   E* grad;
-  E* result;  // the stage's result in forward, restored; null: not wanted
+  E* result;        // the stage's result in forward, restored; null: not wanted
+  const F* factor;  // of the product; null: 1. Rows of Hp, as `keep`
+  const F* keep;    // the share of h before the step that stays in h; null: none
   int64_t dy_row, carry_row, saved_row, h_row, dstate_row, dstate_slot, grad_row, result_row, Hp;
   int64_t units;  // valid ones in the last vector
 };
@@ -60,8 +62,15 @@ __attribute__((noinline)) void grad_tile(const GradTile<E, F>& t) {
 #pragma GCC unroll 1
     for (int v = 0; v < NV; ++v) {
       Vec<F> d = load(sums + (r * NV + v) * L);
+      if (t.factor) d *= load(t.factor + r * t.Hp + v * L);
       if (t.dy) d += load_n(t.dy + r * t.dy_row + v * L, v == NV - 1 ? t.units : L);
       if (t.carry_in) d += load(t.carry_in + r * t.carry_row + v * L);
+      // What h keeps of the state before passes the cell by.
+      Vec<F> kept = {};
+      if (t.keep) {
+        kept = d * load(t.keep + r * t.Hp + v * L);
+        d -= kept;
+      }
       Backward<S, Vec<F>> unit;
       unit.dresult = d;
 #pragma GCC unroll 8
@@ -80,7 +89,11 @@ __attribute__((noinline)) void grad_tile(const GradTile<E, F>& t) {
 #pragma GCC unroll 8
       for (int i = 0; i < C::states - 1; ++i)
         store(t.dstates + i * t.dstate_slot + r * t.dstate_row + v * L, unit.dstate[i]);
-      if constexpr (S::has_carry) store(t.carry + r * t.carry_row + v * L, unit.carry);
+      if constexpr (S::has_carry) {
+        store(t.carry + r * t.carry_row + v * L, t.keep ? unit.carry + kept : unit.carry);
+      } else {
+        if (t.keep) store(t.carry + r * t.carry_row + v * L, kept);
+      }
       if constexpr (S::restores)
         if (t.result) store(t.result + r * t.result_row + v * L, unit.result);
 #pragma GCC unroll 8

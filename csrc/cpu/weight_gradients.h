@@ -67,7 +67,7 @@ class GradientsOfWeights {
       const int64_t j = s - s0;
       Row row;
       row.x = chunk.x(steps, s, j, b);
-      row.operand[0] = chunk.h_prev(j, b);
+      row.operand[0] = chunk.operand(j, b);
       for (int i = 1; i < kStages; ++i) row.operand[i] = chunk.restored(i - 1, j, b);
       row.hidden = chunk.restored(kStages - 1, j, b);
       if (kPair == 1)

@@ -36,14 +36,14 @@ void with_storage(Dtype dtype, const F& run) {
   }
 }
 
-void refuse_modifiers(const Problem& problem) {
-  if (problem.modifiers.any())
-    throw std::runtime_error("modifiers: the CUDA kernels take none yet");
+void refuse_step_inputs(const Problem& problem) {
+  if (problem.modifiers.step_inputs)
+    throw std::runtime_error("step_inputs: the CUDA kernels take none yet");
 }
 
 const char* forward(const Problem& problem, const Context& context) {
   return report([&] {
-    refuse_modifiers(problem);
+    refuse_step_inputs(problem);
     with_storage(problem.dtype,
                  [&](auto type) { layer_forward<decltype(type)>(problem, context); });
   });
@@ -51,7 +51,7 @@ const char* forward(const Problem& problem, const Context& context) {
 
 const char* backward(const BackwardProblem& problem, const Context& context) {
   return report([&] {
-    refuse_modifiers(problem);
+    refuse_step_inputs(problem);
     with_storage(problem.dtype,
                  [&](auto type) { layer_backward<decltype(type)>(problem, context); });
   });

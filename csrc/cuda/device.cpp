@@ -21,7 +21,7 @@ struct Planned {
     return shape.cell == o.shape.cell && shape.dtype == o.shape.dtype && shape.T == o.shape.T &&
            shape.B == o.shape.B && shape.H == o.shape.H && shape.P == o.shape.P &&
            shape.rows == o.shape.rows && shape.directions == o.shape.directions && pass == o.pass &&
-           allow_tf32 == o.allow_tf32 && device == o.device;
+           shape.modified == o.shape.modified && allow_tf32 == o.allow_tf32 && device == o.device;
   }
 };
 

@@ -38,6 +38,7 @@
 #include "offsets.h"
 #include "product.h"
 #include "rows.cuh"
+#include "stepwise/boundaries.cuh"
 #include "stepwise/projected.cuh"
 #include "team/walk_launch.h"
 
@@ -115,7 +116,40 @@ class Layer {
     StateBefore<E> state;
     state.hx = of_direction(typed(p_.hx[0]), d, R_);
     if (s > 0) state.y = y(d, step(d, s - 1)), state.rows = rows(d, s - 1);
+    state.boundary = boundary(d, s);
     return state;
+  }
+
+  // ---- Modifiers --------------------------------------------------------------------------------
+
+  // Whether something happens between steps: in the stepwise walk a kernel of its own.
+  bool has_boundaries() const { return p_.modifiers.reset || p_.modifiers.recurrent_factor; }
+  // The step after the boundary that a direction may cross on its way to a step of the walk.
+  int64_t after_boundary(int d, int64_t s) const { return d == 0 ? step(d, s) : step(d, s) + 1; }
+  Boundary<E> boundary(int d, int64_t s) const {
+    Boundary<E> boundary;
+    const int64_t t = after_boundary(d, s);
+    if (!p_.modifiers.reset || t == p_.T) return boundary;
+    boundary.flags = of_step<const uint8_t>(p_.modifiers.reset, d, t);
+    boundary.rows = p_.batch(t);
+    for (int i = 0; i < facts_.states; ++i)
+      boundary.states[i] = of_step<const E>(p_.modifiers.reset_states[i], d, t);
+    return boundary;
+  }
+  template <class T, class Data>
+  static StepValues<T> of_step(const Spread<Data>& values, int d, int64_t t) {
+    return cuda::of_direction<T>(values, d).of_step(t);
+  }
+  StepValues<const E> factor(int d, int64_t s) const {
+    return of_step<const E>(p_.modifiers.recurrent_factor, d, step(d, s));
+  }
+  StepValues<const E> keep_of(int state, int d, int64_t s) const {
+    return of_step<const E>(p_.modifiers.keep[state], d, step(d, s));
+  }
+  // Row 0 of a step and direction in one of the states after each step, or their gradients.
+  template <class T>
+  T* of_states(T* states, int d, int64_t s) const {
+    return states ? states + (p_.row(step(d, s), 0) * D_ + d) * H_ : nullptr;
   }
 
   bool same_rows(int64_t s) const { return D_ == 1 || rows(0, s) == rows(1, s); }
@@ -180,6 +214,19 @@ class Layer {
     walk.B = static_cast<int>(B_), walk.y_row = static_cast<int>(y_row_);
     walk.offsets = offsets_;
     walk.tiles = static_cast<int>(div_up(B_, plan_.walk.size.rows));
+    walk.T = static_cast<int>(p_.T);
+  }
+  DirectionModifiers<E> modifiers(int d) const {
+    const Modifiers& all = p_.modifiers;
+    DirectionModifiers<E> own;
+    own.ahead = d;
+    own.reset = cuda::of_direction<const uint8_t>(all.reset, d);
+    own.recurrent_factor = cuda::of_direction<const E>(all.recurrent_factor, d);
+    for (int i = 0; i < facts_.states; ++i) {
+      own.reset_states[i] = cuda::of_direction<const E>(all.reset_states[i], d);
+      own.keep[i] = cuda::of_direction<const E>(all.keep[i], d);
+    }
+    return own;
   }
 
   // The kernels of the walk, and which of a pair of them is for this team.
@@ -213,6 +260,21 @@ class Layer {
   template <class... T>
   static bool are_aligned(const T*... pointers) {
     return (... && (reinterpret_cast<uintptr_t>(pointers) % 16 == 0));
+  }
+  // Whether the values of a modifier begin at multiples of 16 bytes for all steps and sequences.
+  static bool are_aligned(const Spread<const void>& values) {
+    const auto is_whole = [](int64_t stride) {
+      return stride * static_cast<int64_t>(sizeof(E)) % 16 == 0;
+    };
+    return are_aligned(values.data) && is_whole(values.step) && is_whole(values.direction) &&
+           is_whole(values.row);
+  }
+  bool are_modifiers_aligned() const {
+    const Modifiers& all = p_.modifiers;
+    bool are = are_aligned(all.recurrent_factor);
+    for (int i = 0; i < facts_.states; ++i)
+      are = are && are_aligned(all.reset_states[i]) && are_aligned(all.keep[i]);
+    return are;
   }
 
   const Problem& p_;

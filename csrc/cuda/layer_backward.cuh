@@ -14,6 +14,7 @@ class LayerBackward : Layer<E> {
   LayerBackward(const BackwardProblem& problem, const Context& context)
       : Base(problem, context, Pass::backward), b_(problem) {
     grads_row_ = facts_.grads * H_;
+    wants_first_ = b_.grad_hx[0] || b_.grad_reset_states[0];
     apart_ = facts_.grads - facts_.unit_weights - facts_.products;
     for (int d = 0; d < D_; ++d) {
       const WeightGradients& wanted = b_.grad_weights[d];
@@ -31,12 +32,19 @@ class LayerBackward : Layer<E> {
   }
 
  private:
+  // Whether a team's walk has more to do than in most calls.
+  bool is_modified() const {
+    bool has_states = false;
+    for (const void* states : b_.grad_states) has_states |= states != nullptr;
+    return has_states || p_.modifiers.any();
+  }
   void walk() {
     this->copy_offsets();
     BackwardWalk<E> walk;
     this->describe(walk);
     walk.sizes = backward_sizes(p_.cell, plan_.walk.arithmetic, plan_.walk.size);
-    walk.T = static_cast<int>(p_.T);
+    walk.wants_first = wants_first_;
+    walk.modified = is_modified();
     for (int d = 0; d < D_; ++d) {
       auto& to = walk.direction[d];
       to.w_hh = Base::typed(p_.weights[d].w_hh);
@@ -45,7 +53,12 @@ class LayerBackward : Layer<E> {
       for (int i = 0; i < facts_.states; ++i) {
         to.grad_hn[i] = this->of_direction(Base::typed(b_.grad_hn[i]), d, H_);
         to.grad_hx[i] = this->of_direction(Base::typed(b_.grad_hx[i]), d, H_);
+        to.grad_reset_states[i] = cuda::of_direction<S>(b_.grad_reset_states[i], d);
       }
+      for (int i = 1; i < facts_.states; ++i)
+        if (b_.grad_states[i]) to.grad_states[i - 1] = Base::typed(b_.grad_states[i]) + d * H_;
+      to.modifiers = this->modifiers(d);
+      to.notes = this->of_direction(notes_, d, backward_notes(facts_.states) * H_);
       to.grad_y = grad_y(d, 0);
       to.y = this->y(d, 0);
       to.save = this->reserve(d, 0);
@@ -61,7 +74,8 @@ class LayerBackward : Layer<E> {
     states.T = walk.T, states.B = walk.B, states.H = walk.H, states.y_row = walk.y_row;
     states.offsets = walk.offsets;
     for (int d = 0; d < D_; ++d)
-      states.direction[d] = {walk.direction[d].y, walk.direction[d].hx, at(h_before_, d, 0, H_)};
+      states.direction[d] = {walk.direction[d].y, walk.direction[d].hx, at(h_before_, d, 0, H_),
+                             walk.direction[d].modifiers};
     const dim3 grid(static_cast<unsigned>(p_.T), static_cast<unsigned>(D_),
                     static_cast<unsigned>(std::min<int64_t>(div_up(B_, 8), 1024)));
     launch("states before the steps", store_before<E>, grid, dim3(kBlockThreads), stream_, states);
@@ -73,12 +87,15 @@ class LayerBackward : Layer<E> {
     if (p_.P) w_hr_ = this->joined(&Weights::w_hr, w_hr_copy_, p_.P * H_);
     wide_ = this->has_wide_rows() &&
             Base::are_aligned(p_.hx[0], p_.output, p_.reserve, b_.grad_output) &&
-            Base::are_aligned(p_.weights[0].w_unit, p_.weights[1].w_unit);
+            Base::are_aligned(p_.weights[0].w_unit, p_.weights[1].w_unit) &&
+            this->are_modifiers_aligned();
+    for (const void* states : b_.grad_states) wide_ = wide_ && Base::are_aligned(states);
     this->fill(dh_, b_.grad_hn[0], states * R_);
     for (int i = 1; i < facts_.states; ++i) this->fill(dstate_[i], b_.grad_hn[i], states * H_);
     for (int64_t s = p_.T - 1; s >= 0; --s) {
       if (p_.P) project_gradient(s);
       for (int k = this->last_stage(); k >= 0; --k) differentiate_stage(s, k);
+      if (this->has_boundaries()) leave(s);
     }
     if (b_.grad_hx[0]) this->keep(b_.grad_hx[0], dh_, states * R_);
     for (int i = 1; i < facts_.states; ++i)
@@ -93,8 +110,14 @@ class LayerBackward : Layer<E> {
     arena.place(sums_, wants_sums_ ? slices_of(p_.rows) * grads_row_ : 0);
     arena.place(grad_input_, sums_input() ? p_.rows * p_.I : 0);
     this->place_offsets(arena);
-    if (this->walks()) return;
+    if (this->walks()) {
+      arena.place(notes_, is_modified() ? states * backward_notes(facts_.states) * H_ : 0);
+      return;
+    }
     arena.place(dh_, states * R_);
+    for (int i = 1; i < facts_.states; ++i)
+      arena.place(kept_[i], divided && p_.modifiers.keep[i] ? states * H_ : 0);
+    arena.place(masked_grad_, p_.modifiers.recurrent_factor ? states * R_ : 0);
     for (int i = 1; i < facts_.states; ++i) arena.place(dstate_[i], states * H_);
     arena.place(w_hh_copy_, this->joined_count(GH_ * R_));
     arena.place(hidden_grad_, p_.P ? states * H_ : 0);
@@ -131,6 +154,7 @@ class LayerBackward : Layer<E> {
       to.before = this->before(d, s);
       to.h_before = at(h_before_, d, t, p_.P);
       to.grads = at(projected_grads_, d, t, p_.P);
+      to.factor = this->factor(d, s), to.keep = this->keep_of(0, d, s);
     }
     const Grid grid = grid_over(this->most_rows(s), p_.P, 1, D_);
     launch("a projected backward step", add_projected<E>, grid.grid, grid.block, stream_, steps);
@@ -144,20 +168,44 @@ class LayerBackward : Layer<E> {
   void differentiate_stage(int64_t s, int k) {
     const StageKernels<E>& stage = kernels_.stages[k];
     this->launch_stage("a backward step", stage.backward, s, H_, wide_, describe_stage(s, k));
-    if (k == 0 && s == 0 && !b_.grad_hx[0]) return;
+    if (k == 0 && s == 0 && !wants_first_) return;
     const int64_t gate = stage.first_gate * H_;
-    const bool passes = k == 0 && facts_.has_carry;  // kernels left there what passes by products
+    S* const to = k > 0 ? operand_grad_ : masked_grad_ ? masked_grad_ : dh_;
+    const bool adds = to == dh_ && passes();  // kernels left there what passes by products
     this->multiply_step(s, R_, stage.products * H_,
                         {at(grads_, 0, this->step(0, s), grads_row_) + gate, grads_row_, false,
                          between_directions(s, grads_row_)},
                         {w_hh_ + gate * R_, R_, false, GH_ * R_},
-                        {k == 0 ? dh_ : operand_grad_, R_, Storage<E>::sum_dtype, B_ * R_, passes});
+                        {to, R_, Storage<E>::sum_dtype, B_ * R_, adds});
+  }
+  // Whether some of the gradient of h passes by the products.
+  bool passes() const { return facts_.has_carry || p_.modifiers.keep[0]; }
+
+  // What goes on to the step before, if modifiers have a say in it.
+  void leave(int64_t s) {
+    LeftSteps<E> steps;
+    steps.R = R_, steps.H = H_;
+    for (int d = 0; d < D_; ++d) {
+      auto& to = steps.direction[d];
+      to.rows = this->rows(d, s);
+      to.boundary = this->boundary(d, s);
+      if (s > 0 || wants_first_) to.dh = this->of_direction(dh_, d, R_);
+      for (int i = 1; i < facts_.states; ++i)
+        to.dstate[i - 1] = this->of_direction(dstate_[i], d, H_);
+      to.factor = this->factor(d, s);
+      to.product = this->of_direction(masked_grad_, d, R_), to.passes = passes();
+      for (int i = 0; to.boundary.flags && i < facts_.states; ++i)
+        to.grad_reset_states[i] =
+            Base::template of_step<S>(b_.grad_reset_states[i], d, this->after_boundary(d, s));
+    }
+    const Grid grid = grid_over(this->most_rows(s), std::max(R_, H_), 1, D_);
+    launch("leaving a step", leave_step<E>, grid.grid, grid.block, stream_, steps);
   }
 
   BackwardSteps<E> describe_stage(int64_t s, int k) const {
     const bool last = k == this->last_stage();
     BackwardSteps<E> steps;
-    steps.H = H_, steps.Hp = p_.Hp(), steps.y_row = y_row_;
+    steps.H = H_, steps.Hp = p_.Hp(), steps.y_row = y_row_, steps.states_row = D_ * H_;
     for (int d = 0; d < D_; ++d) {
       const int64_t t = this->step(d, s);
       BackwardStep<E>& to = steps.direction[d];
@@ -165,8 +213,14 @@ class LayerBackward : Layer<E> {
       to.grad_y = last && !p_.P ? grad_y(d, t) : nullptr;
       to.dresult = this->of_direction(!last ? operand_grad_ : p_.P ? hidden_grad_ : dh_, d, H_);
       to.carry = this->of_direction(dh_, d, R_);
-      for (int i = 1; i < facts_.states; ++i)
+      for (int i = 1; i < facts_.states; ++i) {
         to.dstate[i - 1] = this->of_direction(dstate_[i], d, H_);
+        to.kept[i - 1] = kept_[i] ? this->of_direction(kept_[i], d, H_) : to.dstate[i - 1];
+        to.grad_states[i - 1] = this->of_states(Base::typed(b_.grad_states[i]), d, s);
+        to.keep[i] = this->keep_of(i, d, s);
+      }
+      if (!p_.P) to.keep[0] = this->keep_of(0, d, s);
+      to.factor = this->factor(d, s);
       to.save = this->reserve(d, t);
       to.w_unit = Base::typed(p_.weights[d].w_unit);
       to.y = this->y(d, t);
@@ -255,13 +309,17 @@ class LayerBackward : Layer<E> {
   using Base::facts_, Base::kernels_, Base::p_, Base::plan_, Base::products_, Base::stream_;
 
   const BackwardProblem& b_;
-  int64_t grads_row_ = 0;  // elements of all gradients of a row
-  int64_t apart_ = 0;      // gradients of inputs that are not a product's, too
+  int64_t grads_row_ = 0;     // elements of all gradients of a row
+  int64_t apart_ = 0;         // gradients of inputs that are not a product's, too
+  bool wants_first_ = false;  // the gradient of h before the first step
   bool wants_w_hh_ = false, wants_w_hr_ = false, wants_sums_ = false;
   bool wide_ = false;             // kernels take 16 bytes of units per thread
   E* grads_ = nullptr;            // [D][rows][grads][H]
   E* h_before_ = nullptr;         // [D][rows][R]
   S* dh_ = nullptr;               // [D][B][R]
+  float* notes_ = nullptr;        // of a walk, [D][B][backward_notes][H]
+  S* kept_[kMaxStates] = {};      // [D][B][H], of cells of several stages: what passes them by
+  S* masked_grad_ = nullptr;      // [D][B][R], of h times its factor
   S* dstate_[kMaxStates] = {};    // [D][B][H]
   S* hidden_grad_ = nullptr;      // [D][B][H], projected: dh W_hr
   S* operand_grad_ = nullptr;     // [D][B][H], of what the stage after multiplied

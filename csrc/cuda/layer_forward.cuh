@@ -26,6 +26,7 @@ class LayerForward : Layer<E> {
     for (int i = 1; i < facts_.states; ++i) this->fill(state_[i], p_.hx[i], states * H_);
     for (int64_t s = 0; s < p_.T; ++s) {
       if (s % plan_.forward_steps == 0) project_input(s);
+      if (this->has_boundaries()) enter(s);
       for (int k = 0; k < facts_.stages; ++k) run_stage(s, k);
       if (p_.P) project_state(s);
     }
@@ -41,11 +42,13 @@ class LayerForward : Layer<E> {
     arena.place(gates_, D_ * chunk_rows_ * GH_);
     if (this->walks()) {
       this->place_offsets(arena);
+      arena.place(notes_, is_modified() ? states * forward_notes(facts_.states) * H_ : 0);
       for (int i = 1; i < facts_.states; ++i)
         arena.place(state_[i], plan_.forward_steps < p_.T ? states * H_ : 0);
       return;
     }
     arena.place(product_, states * GH_);
+    arena.place(masked_, p_.modifiers.recurrent_factor ? states * R_ : 0);
     arena.place(w_hh_copy_, this->joined_count(GH_ * R_));
     arena.place(hidden_, p_.P ? states * H_ : 0);
     arena.place(projected_, p_.P ? states * p_.P : 0);
@@ -53,12 +56,20 @@ class LayerForward : Layer<E> {
     arena.place(operand_, facts_.stages > 1 ? states * H_ : 0);
     arena.place(handed_, states * kernels_.handed * H_);
     for (int i = 1; i < facts_.states; ++i)
+      arena.place(before_[i], facts_.stages > 1 && p_.modifiers.keep[i] ? states * H_ : 0);
+    for (int i = 1; i < facts_.states; ++i)
       if (kIsHalf<E>)
         arena.place(state_[i], states * H_);
       else
         state_[i] = static_cast<S*>(p_.hn[i]);
   }
 
+  // Whether a team's walk has more to do than in most calls.
+  bool is_modified() const {
+    bool wants_states = false;
+    for (const void* states : p_.states) wants_states |= states != nullptr;
+    return wants_states || p_.modifiers.any();
+  }
   void walk() {
     this->copy_offsets();
     for (int64_t s = 0; s < p_.T; s += plan_.forward_steps) {
@@ -72,6 +83,7 @@ class LayerForward : Layer<E> {
     this->describe(walk);
     walk.sizes = forward_sizes(p_.cell, plan_.walk.arithmetic, plan_.walk.size);
     walk.first = s == 0, walk.last = end == p_.T;
+    walk.modified = is_modified();
     for (int d = 0; d < D_; ++d) {
       auto& to = walk.direction[d];
       const Weights& weights = p_.weights[d];
@@ -88,7 +100,10 @@ class LayerForward : Layer<E> {
         state.in = this->of_direction(Base::typed(p_.hx[i]), d, H_);
         state.out = this->of_direction(Base::typed(p_.hn[i]), d, H_);
         state.between = this->of_direction(state_[i], d, H_);
+        state.all = p_.states[i] ? Base::typed(p_.states[i]) + d * H_ : nullptr;
       }
+      to.modifiers = this->modifiers(d);
+      to.notes = this->of_direction(notes_, d, forward_notes(facts_.states) * H_);
       to.y = Base::typed(p_.output) + d * R_;
       to.save = this->reserve(d, 0);
     }
@@ -111,12 +126,31 @@ class LayerForward : Layer<E> {
     }
   }
 
+  // What a step begins with, if modifiers have a say in it.
+  void enter(int64_t s) {
+    EnteredSteps<E> steps;
+    steps.R = R_, steps.H = H_;
+    for (int d = 0; d < D_; ++d) {
+      auto& to = steps.direction[d];
+      to.rows = this->rows(d, s);
+      to.boundary = this->boundary(d, s);
+      to.h = this->of_direction(h_, d, R_);
+      for (int i = 1; i < facts_.states; ++i)
+        to.state[i - 1] = this->of_direction(state_[i], d, H_);
+      to.factor = this->factor(d, s);
+      to.operand = this->of_direction(masked_, d, R_);
+    }
+    const Grid grid = grid_over(this->most_rows(s), std::max(R_, H_), 1, D_);
+    launch("entering a step", enter_step<E>, grid.grid, grid.block, stream_, steps);
+  }
+
   // A stage of a step: the product of its rows of W_hh with h, or with what the stage before left,
   // and its kernel.
   void run_stage(int64_t s, int k) {
     const StageKernels<E>& stage = kernels_.stages[k];
     const int64_t columns = stage.products * H_;
-    this->multiply_step(s, columns, R_, {k == 0 ? h_ : operand_, R_, false, B_ * R_},
+    const E* const operand = k > 0 ? operand_ : masked_ ? masked_ : h_;
+    this->multiply_step(s, columns, R_, {operand, R_, false, B_ * R_},
                         {w_hh_ + stage.first_gate * H_ * R_, R_, true, GH_ * R_},
                         {product_, columns, Storage<E>::sum_dtype, B_ * GH_});
     this->launch_stage("a forward step", stage.forward, s, p_.reserve ? p_.Hp() : H_, wide_,
@@ -124,15 +158,16 @@ class LayerForward : Layer<E> {
   }
 
   bool are_all_aligned() const {
-    bool are = Base::are_aligned(p_.output, p_.reserve);
+    bool are = Base::are_aligned(p_.output, p_.reserve) && this->are_modifiers_aligned();
     for (const void* state : p_.hn) are = are && Base::are_aligned(state);
+    for (const void* states : p_.states) are = are && Base::are_aligned(states);
     for (const Weights& w : p_.weights) are = are && Base::are_aligned(w.b_ih, w.b_hh, w.w_unit);
     return are;
   }
 
   ForwardSteps<E> describe_steps(int64_t s) const {
     ForwardSteps<E> steps;
-    steps.H = H_, steps.Hp = p_.Hp();
+    steps.H = H_, steps.Hp = p_.Hp(), steps.states_row = D_ * H_;
     for (int d = 0; d < D_; ++d) {
       const int64_t t = this->step(d, s);
       ForwardStep<E>& to = steps.direction[d];
@@ -143,8 +178,14 @@ class LayerForward : Layer<E> {
       to.b_hh = Base::typed(p_.weights[d].b_hh);
       to.w_unit = Base::typed(p_.weights[d].w_unit);
       to.h = this->of_direction(p_.P ? hidden_ : h_, d, H_);
-      for (int i = 1; i < facts_.states; ++i)
+      for (int i = 1; i < facts_.states; ++i) {
         to.state[i - 1] = this->of_direction(state_[i], d, H_);
+        to.before[i - 1] = this->of_direction(before_[i], d, H_);
+        to.states[i - 1] = this->of_states(Base::typed(p_.states[i]), d, s);
+        to.keep[i] = this->keep_of(i, d, s);
+      }
+      if (!p_.P) to.keep[0] = this->keep_of(0, d, s);
+      to.factor = this->factor(d, s);
       to.handed = this->of_direction(handed_, d, kernels_.handed * H_);
       to.operand = this->of_direction(operand_, d, H_);
       to.y = p_.P ? nullptr : const_cast<E*>(this->y(d, t));
@@ -165,6 +206,7 @@ class LayerForward : Layer<E> {
       to.projected = projected_ + d * B_ * p_.P;
       to.h = h_ + d * B_ * p_.P;
       to.y = const_cast<E*>(this->y(d, this->step(d, s)));
+      to.keep = this->keep_of(0, d, s);
     }
     const Grid grid = grid_over(this->most_rows(s), p_.P, 1, D_);
     launch("a projected step", store_projected<E>, grid.grid, grid.block, stream_, steps);
@@ -180,6 +222,9 @@ class LayerForward : Layer<E> {
   E* h_ = nullptr;                          // [D][B][R], which is hn[0]
   S* state_[kMaxStates] = {};               // [D][B][H], which is hn but in half precision
   S* handed_ = nullptr;                     // [D][B][handed][H]
+  S* before_[kMaxStates] = {};              // [D][B][H], of cells of several stages: as they began
+  float* notes_ = nullptr;                  // of a walk, [D][B][forward_notes][H]
+  E* masked_ = nullptr;                     // [D][B][R], h times its factor
   E* operand_ = nullptr;                    // [D][B][H], of the next stage's product
   E* hidden_ = nullptr;                     // [D][B][H], before its projection
   S* projected_ = nullptr;                  // [D][B][P]

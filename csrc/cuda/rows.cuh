@@ -4,7 +4,7 @@
 
 #include "gpu.cuh"
 #include "launch.cuh"
-#include "types.cuh"
+#include "modifiers.cuh"
 
 namespace fusedrnn::cuda {
 
@@ -22,8 +22,9 @@ void convert(const From* from, To* to, int64_t count, cudaStream_t stream) {
          count);
 }
 
-// h before each step in the order of the output's rows, for the gradient of W_hh: the output of the
-// step before, or hx. The grid is steps, directions, and sequences, of which a block has some.
+// What W_hh multiplied at each step in the order of the output's rows, for its gradient: the output
+// of the step before, hx or reset states, times their factor. The grid is steps, directions, and
+// sequences, of which a block has some.
 template <class E>
 struct StatesBefore {
   int T = 0, B = 0, H = 0, y_row = 0;
@@ -32,6 +33,7 @@ struct StatesBefore {
     const E* y = nullptr;   // rows of y_row
     const E* hx = nullptr;  // [B][H] or null: zeros
     E* to = nullptr;        // [rows][H]
+    DirectionModifiers<E> modifiers;
   } direction[kMaxDirections];
 };
 
@@ -45,16 +47,23 @@ __global__ void __launch_bounds__(kBlockThreads)
   const int64_t from = has_before ? row_of(before) : 0;
   const int64_t continued = has_before ? row_of(before + 1) - from : 0;
   const auto& d = a.direction[blockIdx.y];
+  const auto& m = d.modifiers;
+  const int after = blockIdx.y == 0 ? t : t + 1;  // a boundary, if there is one
+  const int64_t going_on = m.reset && after < a.T ? row_of(after + 1) - row_of(after) : 0;
 #pragma unroll 1
   for (int64_t b = blockIdx.z; b < alive; b += gridDim.z) {
+    const E* from_row = b < continued ? d.y + (from + b) * a.y_row
+                        : d.hx        ? d.hx + b * a.H
+                                      : nullptr;
+    if (b < going_on && *m.reset.at(after, b))
+      from_row = m.reset_states[0] ? m.reset_states[0].at(after, b) : nullptr;
+    const E* const factor = m.recurrent_factor ? m.recurrent_factor.at(t, b) : nullptr;
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < a.H; i += static_cast<int>(blockDim.x)) {
       E h;
       narrow(0, h);
-      if (b < continued)
-        h = d.y[(from + b) * a.y_row + i];
-      else if (d.hx)
-        h = d.hx[b * a.H + i];
+      if (from_row) h = from_row[i];
+      if (factor) narrow(widen(h) * widen(factor[i]), h);
       d.to[(row + b) * a.H + i] = h;
     }
   }

@@ -120,6 +120,10 @@ __device__ __forceinline__ E narrowed(Sum<E> x) {
 __device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
 __device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.0f, x); }
 
+// A product that is rounded, whatever is done with it.
+__device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+
 // The functions that a cell asks for, otherwise as accurate as CUDA has them. Far out sigmoid is
 // exactly 0 and 1, since exp overflows to infinity there.
 template <class S>

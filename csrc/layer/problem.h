@@ -40,6 +40,7 @@ struct Shape {
   int64_t rows = 0;                           // alive (t, b) pairs, T*B unless packed
   int directions = 1;
   bool training = false;    // forward keeps the reserve
+  bool modified = false;    // there may be modifiers, or all states are wanted
   bool has_panels = false;  // the weights come as panels, see prepared.h
 
   const Facts& facts() const { return facts_of(cell); }
@@ -64,15 +65,40 @@ struct ByRole {
 using Weights = ByRole<const void>;
 using WeightGradients = ByRole<void>;
 
-// What acts on a step from outside the cell. A null pointer is off and costs nothing. No backend
-// has any of these yet: each refuses a pointer that is not null.
-struct Modifiers {
-  const uint8_t* reset = nullptr;             // [rows]: replace the states before the row's step
-  const void* reset_states[kMaxStates] = {};  // by these, shaped as hx; null: by zeros
-  const void* recurrent_factor = nullptr;  // [D][B][R]: times the operand of the recurrent product
-  const void* step_inputs = nullptr;       // [rows][kinds][H]: pointwise inputs for the cell
+// Values that belong to the steps of the sequences, with strides of their own, in elements: those
+// of step t, direction d and sequence b begin at data + at(t, d, b). A stride of 0 says that all
+// share them. They are contiguous, and as many as the state that they act on has.
+template <class T>
+struct Spread {
+  T* data = nullptr;
+  int64_t step = 0, direction = 0, row = 0;
 
-  bool any() const { return reset || recurrent_factor || step_inputs; }
+  explicit operator bool() const { return data != nullptr; }
+  int64_t at(int64_t t, int64_t d, int64_t b) const { return t * step + d * direction + b * row; }
+};
+
+// What acts on a step from outside the cell. What is null is off and costs nothing.
+//
+//   reset              The sequence begins anew with step t: there is a boundary before it. A walk
+//                      that crosses the boundary goes on from `reset_states`, or from zeros. In
+//                      backward no gradient crosses it; the states get it that were put there.
+//   recurrent_factor   times what is multiplied by W_hh, in every stage; nothing else of h
+//   keep               the share of a state before the step that stays in it:
+//                      keep * before + (1 - keep) * what the cell gives. h is the projected one.
+struct Modifiers {
+  Spread<const uint8_t> reset;                  // one value each; the same for both directions
+  Spread<const void> reset_states[kMaxStates];  // those of the step after the boundary
+  Spread<const void> recurrent_factor;
+  Spread<const void> keep[kMaxStates];
+  const void* step_inputs = nullptr;  // [rows][kinds][H]: pointwise inputs for the cell; no backend
+                                      // has them yet, and each refuses a pointer that is not null
+
+  bool keeps_states() const {
+    for (const Spread<const void>& share : keep)
+      if (share) return true;
+    return false;
+  }
+  bool any() const { return reset || recurrent_factor || keeps_states() || step_inputs; }
 };
 
 struct Problem : Shape {
@@ -89,11 +115,22 @@ struct Problem : Shape {
   void* output = nullptr;     // backward reads what forward wrote
   void* reserve = nullptr;    // null: not kept
   void* hn[kMaxStates] = {};  // one for each state of the cell
+  // The states after each step, [rows][D*H], of those after h (which is the output); null: not
+  // wanted.
+  void* states[kMaxStates] = {};
 
   int64_t batch(int64_t t) const { return offsets ? offsets[t + 1] - offsets[t] : B; }
   int64_t row(int64_t t, int64_t b) const { return (offsets ? offsets[t] : t * B) + b; }
   int64_t input_offset(int64_t t, int64_t b) const {
     return offsets ? row(t, b) * input_row : t * input_step + b * input_row;
+  }
+  // The step after the boundary that a direction crosses on its way to step t of sequence b, which
+  // is t itself or, in reverse, t + 1; -1 if there is none.
+  int64_t boundary(int64_t t, int64_t b, bool reverse) const {
+    const Spread<const uint8_t>& reset = modifiers.reset;
+    const int64_t after = reverse ? t + 1 : t;
+    if (!reset || after == T || b >= batch(after)) return -1;
+    return reset.data[reset.at(after, 0, b)] ? after : -1;
   }
 };
 
@@ -102,14 +139,27 @@ struct Problem : Shape {
 struct BackwardProblem : Problem {
   const void* grad_output = nullptr;  // [rows][D*R], contiguous
   const void* grad_hn[kMaxStates] = {};
+  const void* grad_states[kMaxStates] = {};  // of `states`
 
   void* grad_input = nullptr;  // [rows][I], contiguous
   void* grad_hx[kMaxStates] = {};
   WeightGradients grad_weights[kMaxDirections];
+  // Added to what is there, in the compute type (float64 for float64, else float32).
+  Spread<void> grad_reset_states[kMaxStates];
 
-  bool wants_states() const {
-    for (const void* const grad : grad_hx)
+  bool wants_states() const { return any_of(grad_hx); }
+  bool has_grad_states() const { return any_of(grad_states); }
+  bool wants_reset_states() const {
+    for (const Spread<void>& grad : grad_reset_states)
       if (grad) return true;
+    return false;
+  }
+
+ private:
+  template <class T>
+  static bool any_of(T* const (&pointers)[kMaxStates]) {
+    for (T* const pointer : pointers)
+      if (pointer) return true;
     return false;
   }
 };

@@ -22,6 +22,7 @@
 #include "environment.h"
 #include "layer/backend.h"
 #include "layer/prepared.h"
+#include "modifiers.h"
 #include "stack.h"
 #include "states.h"
 #include "tensors.h"
@@ -122,11 +123,13 @@ struct Call {
   std::vector<Tensor> copies;
   std::vector<int64_t> offsets;
 
-  Sizes output_sizes() const {
+  // What has so many values for each step and direction.
+  Sizes sizes_of_steps(int64_t width) const {
     const BackwardProblem& p = problem;
-    const int64_t width = p.directions * p.R();
+    width *= p.directions;
     return p.offsets ? Sizes{p.rows, width} : Sizes{p.T, p.B, width};
   }
+  Sizes output_sizes() const { return sizes_of_steps(problem.R()); }
   Sizes state_sizes(int state) const { return fusedrnn::state_sizes(problem, state); }
   Sizes reserve_sizes() const {
     return {problem.directions, problem.rows, problem.facts().saved, problem.Hp()};
@@ -338,33 +341,67 @@ Tensor panels_forward(const Tensor& input, const Tensor& panels, const std::vect
 
 // ---- one layer ----------------------------------------------------------------------------------
 
+struct ForwardResults {
+  Tensor output;
+  std::vector<Tensor> hn;
+  Tensor reserve;
+  std::vector<Tensor> states;  // after each step, of those after h
+};
+
+ForwardResults forward(Call& call, const Tensor& input, bool save, bool wants_states,
+                       bool allow_tf32) {
+  BackwardProblem& p = call.problem;
+  p.training = save;
+  ForwardResults results{
+      new_pooled("output", call.output_sizes(), input),
+      {},
+      save ? new_pooled("reserve", call.reserve_sizes(), input) : new_tensor({0}, input),
+      {}};
+  results.hn.reserve(2 * kMaxStates);
+  const int states = p.facts().states;
+  for (int i = 0; i < states; ++i) results.hn.push_back(new_tensor(call.state_sizes(i), input));
+  for (int i = 1; wants_states && i < states; ++i)
+    results.states.push_back(new_pooled("states", call.sizes_of_steps(p.H), input));
+  if (p.rows == 0) return results;
+  p.output = results.output.data_ptr();
+  for (int i = 0; i < states; ++i) p.hn[i] = results.hn[static_cast<std::size_t>(i)].data_ptr();
+  for (std::size_t i = 0; i < results.states.size(); ++i)
+    p.states[1 + i] = results.states[i].data_ptr();
+  p.reserve = save && p.facts().saved ? results.reserve.data_ptr() : nullptr;
+  run<Problem>(&Backend::forward, p, input, allow_tf32);
+  return results;
+}
+
 std::tuple<Tensor, std::vector<Tensor>, Tensor> layer_forward(
     const Tensor& input, const std::optional<Tensor>& batch_sizes,
     const std::optional<std::vector<Tensor>>& given_hx, const std::vector<Tensor>& weights,
     int64_t cell, bool biases, bool projected, bool bidirectional, bool save, bool allow_tf32,
     const std::optional<Tensor>& panels) {
-  const std::vector<Tensor>& hx = or_none(given_hx);
-  Call call = check(input, batch_sizes, hx, weights, {cell, biases, projected, bidirectional});
-  BackwardProblem& p = call.problem;
-  p.training = save;
+  Call call = check(input, batch_sizes, or_none(given_hx), weights,
+                    {cell, biases, projected, bidirectional});
   if (panels) {
     const ReadyBytes bytes = ready_bytes("panels", *panels, input);
-    use_panels(bytes, 0, biases, backend_of(input), p);
+    use_panels(bytes, 0, biases, backend_of(input), call.problem);
     FUSEDRNN_CHECK(read_header(bytes, 0).bytes == bytes.size,
                    "panels: expected those of one layer, got more after them");
   }
-  Tensor output = new_pooled("output", call.output_sizes(), input);
-  std::vector<Tensor> hn;
-  hn.reserve(kMaxStates);
-  for (int i = 0; i < p.facts().states; ++i) hn.push_back(new_tensor(call.state_sizes(i), input));
-  Tensor reserve =
-      save ? new_pooled("reserve", call.reserve_sizes(), input) : new_tensor({0}, input);
-  if (p.rows == 0) return {std::move(output), std::move(hn), std::move(reserve)};
-  p.output = output.data_ptr();
-  for (std::size_t i = 0; i < hn.size(); ++i) p.hn[i] = hn[i].data_ptr();
-  p.reserve = save && p.facts().saved ? reserve.data_ptr() : nullptr;
-  run<Problem>(&Backend::forward, p, input, allow_tf32);
-  return {std::move(output), std::move(hn), std::move(reserve)};
+  ForwardResults results = forward(call, input, save, false, allow_tf32);
+  return {std::move(results.output), std::move(results.hn), std::move(results.reserve)};
+}
+
+std::tuple<Tensor, std::vector<Tensor>, Tensor> modified_forward(
+    const Tensor& input, const std::optional<Tensor>& batch_sizes,
+    const std::optional<std::vector<Tensor>>& given_hx, const std::vector<Tensor>& weights,
+    const std::optional<Tensor>& reset, const std::optional<std::vector<Tensor>>& reset_states,
+    const std::optional<Tensor>& recurrent_factor, const std::optional<std::vector<Tensor>>& keep,
+    int64_t cell, bool biases, bool projected, bool bidirectional, bool save, bool states,
+    bool allow_tf32) {
+  Call call = check(input, batch_sizes, or_none(given_hx), weights,
+                    {cell, biases, projected, bidirectional});
+  place_modifiers({reset, reset_states, recurrent_factor, keep}, input, call.problem, call.copies);
+  ForwardResults results = forward(call, input, save, states, allow_tf32);
+  for (Tensor& state : results.states) results.hn.push_back(std::move(state));
+  return {std::move(results.output), std::move(results.hn), std::move(results.reserve)};
 }
 
 // The results of layer_backward: those that `needs` asks for, and for the others shape [0]. Its
@@ -378,6 +415,10 @@ class Gradients {
     const bool wanted = next();
     if (!wanted || nothing_) return make(wanted, sizes_of(input_));
     return new_pooled("grad_input", sizes_of(input_), input_);
+  }
+  // The next operand's, to be added to.
+  Tensor of_zeros(const Sizes& sizes, const Options& options) {
+    return next() ? zeros(sizes, options) : new_tensor({0}, options);
   }
   // The next operand's.
   Tensor of(const Sizes& sizes, bool there = true) { return make(next() && there, sizes); }
@@ -399,25 +440,28 @@ class Gradients {
   int bit_ = 0;
 };
 
-std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> layer_backward(
-    const std::optional<Tensor>& grad_output, const std::vector<Tensor>& grad_hn,
-    const Tensor& input, const std::optional<Tensor>& batch_sizes,
-    const std::optional<std::vector<Tensor>>& given_hx, const std::vector<Tensor>& weights,
-    const Tensor& output, const Tensor& reserve, int64_t cell, bool biases, bool projected,
-    bool bidirectional, int64_t needs, bool allow_tf32) {
-  const std::vector<Tensor>& hx = or_none(given_hx);
-  Call call = check(input, batch_sizes, hx, weights, {cell, biases, projected, bidirectional});
+struct GivenGradients {
+  const std::optional<Tensor>& output;
+  const std::vector<Tensor>& states;  // final ones, then those after each step, if any
+};
+
+// What forward returned, and the gradients of it, checked and placed.
+void place_results(const GivenGradients& grads, const Tensor& output, const Tensor& reserve,
+                   const Tensor& input, Call& call) {
   BackwardProblem& p = call.problem;
   p.training = true;
   const auto given = [&](const char* name, const Tensor& t, const Sizes& sizes) {
     check_like(name, t, input);
     check_sizes(name, t, sizes);
   };
-  if (grad_output) given("grad_output", *grad_output, call.output_sizes());
-  if (!grad_hn.empty()) check_states("grad_hn", grad_hn, p.facts());
-  for (std::size_t i = 0; i < grad_hn.size(); ++i)
-    if (!is_missing(grad_hn[i]))
-      given(kGradHn[i], grad_hn[i], call.state_sizes(static_cast<int>(i)));
+  if (grads.output) given("grad_output", *grads.output, call.output_sizes());
+  const std::size_t states = static_cast<std::size_t>(p.facts().states);
+  if (grads.states.size() != 2 * states - 1 && !grads.states.empty())
+    check_states("grad_hn", grads.states, p.facts());
+  for (std::size_t i = 0; i < grads.states.size(); ++i)
+    if (!is_missing(grads.states[i]))
+      given(kGradHn[i], grads.states[i],
+            i < states ? call.state_sizes(static_cast<int>(i)) : call.sizes_of_steps(p.H));
   given("output", output, call.output_sizes());
   check_like("reserve", reserve, input);
   FUSEDRNN_CHECK(sizes_of(reserve) == call.reserve_sizes() && reserve.is_contiguous(),
@@ -427,26 +471,86 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> layer_backward(
   p.output = place("output", output, call.copies);
   p.reserve = data_of("reserve", reserve);
   if (!p.facts().saved) p.reserve = nullptr;
-  if (grad_output) p.grad_output = place("grad_output", *grad_output, call.copies);
-  for (std::size_t i = 0; i < grad_hn.size(); ++i)
-    if (!is_missing(grad_hn[i])) p.grad_hn[i] = place(kGradHn[i], grad_hn[i], call.copies);
+  if (grads.output) p.grad_output = place("grad_output", *grads.output, call.copies);
+  for (std::size_t i = 0; i < grads.states.size(); ++i)
+    if (!is_missing(grads.states[i]))
+      (i < states ? p.grad_hn[i] : p.grad_states[1 + i - states]) =
+          place(kGradHn[i], grads.states[i], call.copies);
+}
 
-  Gradients gradients(input, needs, p.rows == 0);
-  Tensor grad_input = gradients.of_input();
-  p.grad_input = gradients.place(grad_input);
-  std::vector<Tensor> grad_hx;
+struct BackwardResults {
+  Tensor input;
+  std::vector<Tensor> hx, weights;
+};
+
+// Allocates the gradients of the operands, in the order of the bits of `needs`.
+BackwardResults place_gradients(Gradients& gradients, const std::vector<Tensor>& hx,
+                                const std::vector<Tensor>& weights, Call& call) {
+  BackwardProblem& p = call.problem;
+  BackwardResults results{gradients.of_input(), {}, {}};
+  p.grad_input = gradients.place(results.input);
   for (int i = 0; i < p.facts().states; ++i) {
     Tensor gradient = gradients.of(call.state_sizes(i), !hx.empty());
     p.grad_hx[i] = gradients.place(gradient);
-    if (!hx.empty()) grad_hx.push_back(std::move(gradient));
+    if (!hx.empty()) results.hx.push_back(std::move(gradient));
   }
-  std::vector<Tensor> grad_weights;
   for_each_weight(call.roles, p.directions, [&](Role role, std::size_t i, int d) {
-    grad_weights.push_back(gradients.of(sizes_of(weights[i])));
-    weight_of(p.grad_weights[d], role) = gradients.place(grad_weights.back());
+    results.weights.push_back(gradients.of(sizes_of(weights[i])));
+    weight_of(p.grad_weights[d], role) = gradients.place(results.weights.back());
   });
+  return results;
+}
+
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> layer_backward(
+    const std::optional<Tensor>& grad_output, const std::vector<Tensor>& grad_hn,
+    const Tensor& input, const std::optional<Tensor>& batch_sizes,
+    const std::optional<std::vector<Tensor>>& given_hx, const std::vector<Tensor>& weights,
+    const Tensor& output, const Tensor& reserve, int64_t cell, bool biases, bool projected,
+    bool bidirectional, int64_t needs, bool allow_tf32) {
+  const std::vector<Tensor>& hx = or_none(given_hx);
+  Call call = check(input, batch_sizes, hx, weights, {cell, biases, projected, bidirectional});
+  place_results({grad_output, grad_hn}, output, reserve, input, call);
+  Gradients gradients(input, needs, call.problem.rows == 0);
+  BackwardResults results = place_gradients(gradients, hx, weights, call);
+  if (call.problem.rows > 0) run(&Backend::backward, call.problem, input, allow_tf32);
+  return {std::move(results.input), std::move(results.hx), std::move(results.weights)};
+}
+
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> modified_backward(
+    const std::optional<Tensor>& grad_output, const std::vector<Tensor>& grad_states,
+    const Tensor& input, const std::optional<Tensor>& batch_sizes,
+    const std::optional<std::vector<Tensor>>& given_hx, const std::vector<Tensor>& weights,
+    const std::optional<Tensor>& reset,
+    const std::optional<std::vector<Tensor>>& given_reset_states,
+    const std::optional<Tensor>& recurrent_factor, const std::optional<std::vector<Tensor>>& keep,
+    const Tensor& output, const Tensor& reserve, int64_t cell, bool biases, bool projected,
+    bool bidirectional, int64_t needs, bool allow_tf32) {
+  const std::vector<Tensor>&hx = or_none(given_hx), &reset_states = or_none(given_reset_states);
+  Call call = check(input, batch_sizes, hx, weights, {cell, biases, projected, bidirectional});
+  BackwardProblem& p = call.problem;
+  place_modifiers({reset, given_reset_states, recurrent_factor, keep}, input, p, call.copies);
+  place_results({grad_output, grad_states}, output, reserve, input, call);
+  Gradients gradients(input, needs, p.rows == 0);
+  BackwardResults results = place_gradients(gradients, hx, weights, call);
+  // Sums over the boundaries of a sequence, in the compute type.
+  Options compute(input);
+  const bool half = size_of(p.dtype) == 2;
+  if (half) compute.dtype = aoti_torch_dtype_float32();
+  std::vector<Tensor> of_reset;
+  for (std::size_t i = 0; i < reset_states.size(); ++i) {
+    of_reset.push_back(gradients.of_zeros(sizes_of(reset_states[i]), compute));
+    Tensor& sum = of_reset.back();
+    if (void* const data = gradients.place(sum))
+      p.grad_reset_states[i] = {data, stride_of(sum, 0), stride_of(sum, 1), stride_of(sum, 2)};
+  }
   if (p.rows > 0) run(&Backend::backward, p, input, allow_tf32);
-  return {std::move(grad_input), std::move(grad_hx), std::move(grad_weights)};
+  for (Tensor& sum : of_reset) {
+    if (!half) continue;
+    Tensor rounded = new_tensor(sizes_of(sum), input);
+    sum = torch::stable::copy_(rounded, sum);
+  }
+  return {std::move(results.input), std::move(results.hx), std::move(results.weights),
+          std::move(of_reset)};
 }
 
 }  // namespace
@@ -462,6 +566,19 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
       "Tensor[]? hx, Tensor[] weights, Tensor output, Tensor reserve, int cell, bool biases, "
       "bool projected, bool bidirectional, int needs, bool allow_tf32=False) "
       "-> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights)");
+  // Beside the others, which do not pay for arguments that they do not have.
+  m.def(
+      "modified_forward(Tensor input, Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, "
+      "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, int cell, "
+      "bool biases, bool projected, bool bidirectional, bool save, bool states, "
+      "bool allow_tf32=False) -> (Tensor output, Tensor[] states, Tensor reserve)");
+  m.def(
+      "modified_backward(Tensor? grad_output, Tensor[] grad_states, Tensor input, "
+      "Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, Tensor? reset, "
+      "Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, Tensor output, "
+      "Tensor reserve, int cell, bool biases, bool projected, bool bidirectional, int needs, "
+      "bool allow_tf32=False) -> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights, "
+      "Tensor[] grad_reset_states)");
   m.def(
       "make_panels(Tensor[] weights, int cell, bool biases, bool projected, bool bidirectional) "
       "-> Tensor");
@@ -479,11 +596,15 @@ extern "C" __attribute__((visibility("default"))) const fusedrnn::Backend* fused
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {
   m.impl("layer_forward", TORCH_BOX(&fusedrnn::layer_forward));
   m.impl("layer_backward", TORCH_BOX(&fusedrnn::layer_backward));
+  m.impl("modified_forward", TORCH_BOX(&fusedrnn::modified_forward));
+  m.impl("modified_backward", TORCH_BOX(&fusedrnn::modified_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
   m.impl("layer_forward", TORCH_BOX(&fusedrnn::layer_forward));
   m.impl("layer_backward", TORCH_BOX(&fusedrnn::layer_backward));
+  m.impl("modified_forward", TORCH_BOX(&fusedrnn::modified_forward));
+  m.impl("modified_backward", TORCH_BOX(&fusedrnn::modified_backward));
   m.impl("make_panels", TORCH_BOX(&fusedrnn::make_panels));
   m.impl("panels_forward", TORCH_BOX(&fusedrnn::panels_forward));
 }

@@ -12,10 +12,13 @@
 
 namespace fusedrnn {
 
-// What messages call the members of the lists.
+// What messages call the members of the lists. Gradients of the states after each step come after
+// those of the final states.
 constexpr const char* kHx[] = {"hx[0]", "hx[1]", "hx[2]", "hx[3]"};
-constexpr const char* kGradHn[] = {"grad_hn[0]", "grad_hn[1]", "grad_hn[2]", "grad_hn[3]"};
-static_assert(sizeof(kHx) == kMaxStates * sizeof(*kHx) && sizeof(kGradHn) == sizeof(kHx));
+constexpr const char* kGradHn[] = {"grad_hn[0]", "grad_hn[1]", "grad_hn[2]", "grad_hn[3]",
+                                   "grad_hn[4]", "grad_hn[5]", "grad_hn[6]"};
+static_assert(sizeof(kHx) == kMaxStates * sizeof(*kHx));
+static_assert(sizeof(kGradHn) == (2 * kMaxStates - 1) * sizeof(*kGradHn));
 
 // Checks that a list has as many states as the cell.
 inline void check_states(const char* name, const std::vector<Tensor>& states, const Facts& facts) {

@@ -152,8 +152,7 @@ inline Sizes contiguous_strides(const Sizes& sizes) {
 }
 
 // Past the dispatcher: a small layer's call takes not much longer than a few trips through it.
-inline Tensor new_tensor(const Sizes& sizes, const Tensor& like) {
-  const Options options(like);
+inline Tensor new_tensor(const Sizes& sizes, const Options& options) {
   const Sizes strides = contiguous_strides(sizes);
   AtenTensorHandle handle = nullptr;
   const AOTITorchError error =
@@ -162,6 +161,9 @@ inline Tensor new_tensor(const Sizes& sizes, const Tensor& like) {
   FUSEDRNN_CHECK(error == AOTI_TORCH_SUCCESS, "out of memory: a tensor of shape ", to_string(sizes),
                  " could not be allocated; use a smaller batch or fewer steps");
   return Tensor(handle);
+}
+inline Tensor new_tensor(const Sizes& sizes, const Tensor& like) {
+  return new_tensor(sizes, Options(like));
 }
 
 // Uninitialised bytes on the same device, 64-byte aligned as all that torch allocates; null without
@@ -216,13 +218,14 @@ inline void* place(const char* name, const Tensor& t, std::vector<Tensor>& copie
   return data_of(name, copies.back());
 }
 
-inline Tensor zeros(const Sizes& sizes, const Tensor& like) {
-  Tensor t = new_tensor(sizes, like);
+inline Tensor zeros(const Sizes& sizes, const Options& options) {
+  Tensor t = new_tensor(sizes, options);
   if (!t.numel()) return t;
   if (!t.is_cpu()) return torch::stable::zero_(t);
   std::memset(t.data_ptr(), 0, static_cast<std::size_t>(t.numel()) * t.element_size());
   return t;
 }
+inline Tensor zeros(const Sizes& sizes, const Tensor& like) { return zeros(sizes, Options(like)); }
 
 // The large tensors of a call (output, reserve, grad_input). On the CPU memory of the pool that
 // returns there when the last owner lets the tensor go; on CUDA torch's allocator is such a pool.

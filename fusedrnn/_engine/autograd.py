@@ -5,15 +5,17 @@
     LayerFunction    forward: layer_forward     backward: LayerGradient
     LayerGradient    forward: layer_backward    backward: the derivative of `reference_gradient`
 
-With `checkpoint` the ops of checkpoint.py take the place of these two, and nothing else differs.
+With `checkpoint` the ops of checkpoint.py take the place of these two, in a modified layer those
+that take modifiers, and nothing else differs.
 
 First derivatives come from the kernels. Second and higher ones, `vmap` and forward-mode `jvp`
 come from the reference: plain PyTorch, slower and right under every composition of transforms.
 
 Both Functions take their tensors as the flat tuple of layer.py, so that bit i of a `needs` mask,
 the i-th entry of `needs_input_grad` and the i-th gradient speak of the same operand. What comes out
-of a layer is flat, too: the output, the final states, the reserve; and what comes in for backward
-is the gradients of the former two, called `grads` here. The same formulas are registered for the
+of a layer is flat, too: its results, which are the output, the final states and in some layers all
+states, and the reserve; and what comes in for backward is the gradients of the results, called
+`grads` here. The same formulas are registered for the
 raw ops, which are so differentiable on their own.
 """
 
@@ -28,15 +30,22 @@ from torch.autograd import Function
 
 from fusedrnn import reference
 from fusedrnn._engine import ops
-from fusedrnn._engine.checkpoint import checkpointed_backward, checkpointed_forward
+from fusedrnn._engine.checkpoint import checkpointed, checkpointed_forward
 from fusedrnn._engine.layer import (
+    BackwardArguments,
     Layer,
+    Modifiers,
     Operands,
     Optionals,
     backward_arguments,
     flat,
+    flat_gradients,
     forward_arguments,
+    modified_backward_arguments,
+    modified_forward_arguments,
     names_of_flat,
+    needed_of_op,
+    nested,
     parts_of_flat,
     unflat,
 )
@@ -67,21 +76,52 @@ def run_layer(
     differentiable = torch.is_grad_enabled() and _any_requires_grad(operands)
     transformed = is_transformed_by_func() or is_forward_mode()
     if is_captured() or lengths is not None:
-        return _run_captured(layer, operands, lengths, differentiable, transformed)
+        output, *hn = _run_captured(layer, operands, lengths, differentiable, transformed)
+        return output, hn
     if not transformed and not differentiable:
-        cell, biases, projected, bidirectional, _, allow_tf32 = layer
+        cell, biases, projected, bidirectional, _, allow_tf32, _, _ = layer
         with below_autograd():
-            input, batch_sizes, hx, weights = operands
+            input, batch_sizes, hx, weights, _ = operands
             output, hn, _ = _forward_at_once(
                 input, batch_sizes, hx or None, weights, cell.number, biases, projected,
                 bidirectional, False, allow_tf32,
             )  # fmt: skip
         return output, hn
+    output, *hn = _run_function(layer, operands, transformed)
+    return output, hn
+
+
+def run_modified(
+    layer: Layer, operands: Operands, lengths: Tensor | None = None
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """As `run_layer`, of a modified layer; the third result is states after every step, if any."""
+    given = operands.modifiers.reset_states
+    differentiable = torch.is_grad_enabled() and (
+        _any_requires_grad(operands) or any(state.requires_grad for state in given)
+    )
+    transformed = is_transformed_by_func() or is_forward_mode()
+    if is_captured() or lengths is not None:
+        results: Sequence[Tensor] = _run_captured(
+            layer, operands, lengths, differentiable, transformed
+        )
+    elif not transformed and not differentiable:
+        with below_autograd():
+            output, states, _ = ops.forward(layer, operands, save=False)
+        results = output, *states
+    else:
+        results = _run_function(layer, operands, transformed)
+    output, *others = results
+    count = len(layer.cell.states)
+    return output, others[:count], others[count:]
+
+
+def _run_function(layer: Layer, operands: Operands, transformed: bool) -> Sequence[Tensor]:
+    """The layer's results with a history."""
     if layer.checkpoint and not layer.cell.saved:
         layer = layer._replace(checkpoint=0)
     apply = LayerFunction.apply if transformed else _apply_at_once
-    output, *hn, _ = apply(layer, operands.batch_sizes, *flat(layer, operands))
-    return output, hn
+    *results, _ = apply(layer, operands.batch_sizes, *flat(layer, operands))
+    return results
 
 
 def _run_captured(
@@ -90,8 +130,8 @@ def _run_captured(
     lengths: Tensor | None,
     differentiable: bool,
     transformed: bool,
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """The layer as one op, which compilers see; it is differentiable, but not transformable."""
+) -> Tensors:
+    """The layer's results by one op, which compilers see; differentiable, not transformable."""
     if transformed:
         if operands.batch_sizes is not None or lengths is not None:
             raise NotImplementedError(
@@ -99,21 +139,23 @@ def _run_captured(
                 "compiled, since a graph has no loop over their values; compile the model "
                 "without the transform, or call the transform outside of torch.compile"
             )
-        return reference.layer(layer, operands)
+        return reference.results(layer, operands)
     # A trace of torch.jit serves with gradients and without: there, weights decide.
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
     save = differentiable or (traced and _any_requires_grad(operands))
     checkpoint = layer.checkpoint if layer.cell.saved else 0
     if lengths is not None:
-        input, _, hx, weights = operands
-        output, hn, _ = padded_forward(
-            input, lengths, hx, weights, *layer.schema, save, checkpoint, layer.allow_tf32
-        )
+        output, states, _ = padded_forward(
+            *operands._replace(batch_sizes=lengths).all_tensors, *layer.schema, save, checkpoint,
+            layer.all_states, layer.allow_tf32,
+        )  # fmt: skip
     elif save and checkpoint:
-        output, hn, _ = checkpointed_forward(*operands, *layer.schema, checkpoint, layer.allow_tf32)
+        output, states, _ = checkpointed_forward(
+            *operands.all_tensors, *layer.schema, checkpoint, layer.all_states, layer.allow_tf32
+        )
     else:
-        output, hn, _ = ops.layer_forward(*operands, *layer.schema, save, layer.allow_tf32)
-    return output, hn
+        output, states, _ = ops.forward(layer, operands, save)
+    return output, *states
 
 
 def is_captured() -> bool:
@@ -122,17 +164,26 @@ def is_captured() -> bool:
 
 
 class LayerFunction(Function):
-    """(layer, batch_sizes, *the flat operands) -> output, *hn, reserve."""
+    """(layer, batch_sizes, *the flat operands) -> *results, reserve."""
 
     @staticmethod
     def forward(layer: Layer, batch_sizes: Tensor | None, *tensors: Tensor | None) -> Tensors:
-        input, hx, weights = parts_of_flat(layer, tensors)
-        cell, biases, projected, bidirectional, checkpoint, allow_tf32 = layer
-        op: Any = checkpointed_forward if checkpoint else _forward_at_once
+        cell, biases, projected, bidirectional, checkpoint, allow_tf32, modified, all_states = layer
+        if modified or checkpoint:
+            with below_autograd():
+                operands = unflat(layer, tensors, batch_sizes)
+                if checkpoint:
+                    output, states, reserve = checkpointed_forward(
+                        *operands.all_tensors, *layer.schema, checkpoint, all_states, allow_tf32
+                    )
+                else:
+                    output, states, reserve = ops.forward(layer, operands, save=True)
+            return output, *states, reserve
+        input, hx, weights, _ = parts_of_flat(layer, tensors)
         with below_autograd():
-            output, hn, reserve = op(
+            output, hn, reserve = _forward_at_once(
                 input, batch_sizes, hx or None, weights, cell.number, biases, projected,
-                bidirectional, checkpoint or True, allow_tf32,
+                bidirectional, True, allow_tf32,
             )  # fmt: skip
         return output, *hn, reserve
 
@@ -230,9 +281,8 @@ def _apart(values: Sequence[Any], count: int) -> tuple[Any, ...]:
 
 
 def _grads_and_operands(layer: Layer, tensors: Optionals) -> tuple[Optionals, Optionals]:
-    """What LayerGradient takes: of the output and each state, then of each operand."""
-    results = 1 + len(layer.cell.states)
-    return tensors[:results], tensors[results:]
+    """What LayerGradient takes: of each result, then of each operand."""
+    return tensors[: layer.results], tensors[layer.results :]
 
 
 def _any_requires_grad(operands: Operands) -> bool:
@@ -307,16 +357,19 @@ def _run_backward(
     needs: int,
 ) -> Optionals:
     """The flat gradients; of shape [0], or None, where there are none."""
-    input, hx, weights = parts_of_flat(layer, tensors)
-    cell, biases, projected, bidirectional, checkpoint, allow_tf32 = layer
-    op: Any = checkpointed_backward if checkpoint else _backward_at_once
-    keep = (checkpoint,) if checkpoint else ()
+    cell, biases, projected, bidirectional, checkpoint, allow_tf32, modified, _ = layer
+    if modified or checkpoint:
+        operands = unflat(layer, tensors, batch_sizes)
+        backward = checkpointed if checkpoint else ops.backward
+        with below_autograd():
+            found = backward(layer, operands, grads, output, reserve, needs)
+        return flat_gradients(layer, *found)
+    input, hx, weights, _ = parts_of_flat(layer, tensors)
     grad_output, *grad_hn = grads
     with below_autograd():
-        grad_input, grad_hx, grad_weights = op(
+        grad_input, grad_hx, grad_weights = _backward_at_once(
             grad_output, ops.as_list(grad_hn, input), input, batch_sizes, hx or None, weights,
-            output, reserve, cell.number, biases, projected, bidirectional, *keep, needs,
-            allow_tf32,
+            output, reserve, cell.number, biases, projected, bidirectional, needs, allow_tf32,
         )  # fmt: skip
     return grad_input, *(grad_hx or [None] * len(grad_hn)), *grad_weights
 
@@ -329,11 +382,10 @@ def _wanted(needs: int, tensors: Optionals) -> list[int]:
 
 
 def _reference_layer(layer: Layer, batch_sizes: Tensor | None) -> Callable[..., Tensors]:
-    """The flat operands -> output, *hn."""
+    """The flat operands -> the layer's results."""
 
     def formula(*tensors: Tensor | None) -> Tensors:
-        output, hn = reference.layer(layer, unflat(layer, tensors, batch_sizes))
-        return output, *hn
+        return reference.results(layer, unflat(layer, tensors, batch_sizes))
 
     return formula
 
@@ -421,11 +473,20 @@ def _keep_of_forward_op(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ..
     _keep_of_op(ctx, layer._replace(allow_tf32=allow_tf32), operands, *output)
 
 
+def _keep_of_modified_forward_op(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]
+) -> None:
+    layer, operands, (ctx.save, states, allow_tf32) = modified_forward_arguments(*inputs)
+    layer = layer._replace(all_states=states, allow_tf32=allow_tf32)
+    _keep_of_op(ctx, layer, operands, *output)
+
+
 def _keep_of_checkpointed_forward_op(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]
 ) -> None:
-    layer, operands, (checkpoint, allow_tf32) = forward_arguments(*inputs)
-    layer = layer._replace(checkpoint=checkpoint, allow_tf32=allow_tf32)
+    layer, operands, (checkpoint, states, tf32) = modified_forward_arguments(*inputs)
+    ctx.save = True
+    layer = layer._replace(checkpoint=checkpoint, all_states=states, allow_tf32=tf32)
     _keep_of_op(ctx, layer, operands, *output)
 
 
@@ -436,74 +497,80 @@ def _keep_of_op(
     _keep_for_backward(ctx, layer, kept, output, reserve)
 
 
-def _gradients_of_forward_op(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-    if not ctx.save:
-        raise RuntimeError(
-            "fusedrnn::layer_forward was called with save=False, which keeps nothing for backward; "
-            "call it with save=True, or use fusedrnn.functional"
-        )
-    return _gradients_of_checkpointed_forward_op(ctx, *grads)
-
-
-def _gradients_of_checkpointed_forward_op(
-    ctx: Any, grad_output: Tensor | None, grad_hn: list[Tensor | None], _: Tensor | None
+def _gradients_of_forward_op(
+    ctx: Any, grad_output: Tensor | None, grad_states: Sequence[Tensor | None], _: Tensor | None
 ) -> tuple[Any, ...]:
+    layer = ctx.layer
+    if not ctx.save:
+        name = "modified_forward" if layer.modified else "layer_forward"
+        raise RuntimeError(
+            f"fusedrnn::{name} was called with save=False, which keeps nothing for backward; call "
+            "it with save=True, or use fusedrnn.functional"
+        )
     # An argument at its default may be missing at the end, here and in what is returned.
-    input, batch_sizes, hx, weights, *rest = ctx.needs_input_grad
-    needed = flat(ctx.layer, Operands(input, batch_sizes, hx or (), weights))
-    found = _gradients(ctx, (grad_output, *grad_hn), [bool(asked) for asked in needed])
-    return *_nested(ctx.layer, found, hx), *[None] * len(rest)
-
-
-def _nested(layer: Layer, gradients: Optionals, hx: Sequence[Any] | bool) -> tuple[Any, ...]:
-    """Flat gradients as the ops take the operands; `hx` has what torch.library says of theirs.
-
-    That is an empty list where the op was given one, and False where it was given None.
-    """
-    input, *rest = gradients
-    states = len(layer.cell.states)
-    of_hx = None if isinstance(hx, bool) else rest[: len(hx)]
-    return input, None, of_hx, rest[states:]
+    needed = needed_of_op(layer, ctx.needs_input_grad)
+    found = _gradients(ctx, (grad_output, *grad_states), needed)
+    return nested(layer, found, ctx.needs_input_grad)
 
 
 def _keep_of_backward_op(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     given = backward_arguments(*inputs)
-    *checkpoint, needs, allow_tf32 = given.rest
+    ctx.needs, allow_tf32 = given.rest
+    _keep_of_gradients(ctx, given, given.layer._replace(allow_tf32=allow_tf32))
+
+
+def _keep_of_modified_backward_op(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]
+) -> None:
+    given = modified_backward_arguments(*inputs)
+    *checkpoint, ctx.needs, allow_tf32 = given.rest
     length = next(iter(checkpoint), 0)  # of the checkpointed op only
     layer = given.layer._replace(checkpoint=length, allow_tf32=allow_tf32)
+    _keep_of_gradients(ctx, given, layer)
+
+
+def _keep_of_gradients(ctx: Any, given: BackwardArguments, layer: Layer) -> None:
     ctx.set_materialize_grads(False)
-    ctx.layer, ctx.needs = layer, needs
-    grads = given.grad_output, *ops.as_optionals(given.grad_hn, layer.cell)
+    ctx.layer = layer
+    grads = given.grad_output, *ops.as_optionals(given.grad_states, layer)
     ctx.save_for_backward(given.operands.batch_sizes, *grads, *flat(layer, given.operands))
 
 
 def _gradients_of_backward_op(
-    ctx: Any, of_input: Tensor | None, of_hx: Sequence[Any], of_weights: Sequence[Any]
+    ctx: Any,
+    of_input: Tensor | None,
+    of_hx: Sequence[Any],
+    of_weights: Sequence[Any],
+    of_reset_states: Sequence[Any] = (),
 ) -> tuple[Any, ...]:
     batch_sizes, *tensors = ctx.saved_tensors
     layer = ctx.layer
     _, operands = _grads_and_operands(layer, tensors)
-    given = flat(layer, Operands(of_input, batch_sizes, of_hx, of_weights))  # type: ignore[arg-type]
+    modifiers = Modifiers(reset_states=of_reset_states)
+    given = flat(layer, Operands(of_input, batch_sizes, of_hx, of_weights, modifiers))  # type: ignore[arg-type]
     asked = [given[i] for i in _wanted(ctx.needs, operands)]
-    grad_output, grad_hn, input, _, hx, weights, *rest = ctx.needs_input_grad
-    of_hn = grad_hn or [False] * len(layer.cell.states)
-    needed = grad_output, *of_hn, *flat(layer, Operands(input, None, hx or (), weights))
+    grad_output, grad_states, *rest = ctx.needs_input_grad
+    needed = [bool(grad_output), *(grad_states or [False] * (layer.results - 1))]
     formula = _reference_gradient(layer, ctx.needs, batch_sizes)
-    of_grads, of_operands = _grads_and_operands(layer, _vjp(formula, tensors, needed, asked))
+    found = _vjp(formula, tensors, [*needed, *needed_of_op(layer, rest)], asked)
+    of_grads, of_operands = _grads_and_operands(layer, found)
     of_output, *of_states = of_grads
-    nested = _nested(layer, of_operands, hx)
-    return of_output, of_states[: len(grad_hn)], *nested, *[None] * len(rest)
+    return of_output, of_states[: len(grad_states)], *nested(layer, of_operands, rest)
 
 
-torch.library.register_autograd(
-    "fusedrnn::layer_forward", _gradients_of_forward_op, setup_context=_keep_of_forward_op
-)
-torch.library.register_autograd(
-    "fusedrnn::checkpointed_forward",
-    _gradients_of_checkpointed_forward_op,
-    setup_context=_keep_of_checkpointed_forward_op,
-)
-for _op in ("fusedrnn::layer_backward", "fusedrnn::checkpointed_backward"):
+for _op, _keep in (
+    ("layer", _keep_of_forward_op),
+    ("modified", _keep_of_modified_forward_op),
+    ("checkpointed", _keep_of_checkpointed_forward_op),
+):
     torch.library.register_autograd(
-        _op, _gradients_of_backward_op, setup_context=_keep_of_backward_op
+        f"fusedrnn::{_op}_forward", _gradients_of_forward_op, setup_context=_keep
+    )
+for _op, _keep in (
+    ("layer", _keep_of_backward_op),
+    ("modified", _keep_of_modified_backward_op),
+    ("checkpointed", _keep_of_modified_backward_op),
+):
+    torch.library.register_autograd(
+        f"fusedrnn::{_op}_backward", _gradients_of_backward_op, setup_context=_keep
     )

@@ -49,7 +49,7 @@ def check_input(
 
 def reject_input(input: Any) -> NoReturn:
     """Raises the error for an `input` that is not a tensor."""
-    raise AttributeError(f"input: expected a torch.Tensor, got {_kind(input)}")
+    raise AttributeError(f"input: expected a torch.Tensor, got {kind_of(input)}")
 
 
 def reject_nested(input: Tensor, batch_first: bool) -> NoReturn:
@@ -96,7 +96,7 @@ def reject_no_steps() -> NoReturn:
 def check_batch_sizes(batch_sizes: Any) -> None:
     """Checks that `batch_sizes` can be batch sizes; their values are checked by the op."""
     if not isinstance(batch_sizes, Tensor):
-        raise TypeError(f"batch_sizes: expected a torch.Tensor, got {_kind(batch_sizes)}")
+        raise TypeError(f"batch_sizes: expected a torch.Tensor, got {kind_of(batch_sizes)}")
     if batch_sizes.dtype == torch.int64 and batch_sizes.dim() == 1 and len(batch_sizes) > 0:
         return
     got = (
@@ -125,15 +125,99 @@ def check_lengths(lengths: Any, input: Tensor, batch_sizes: Tensor | None = None
         _reject_lengths(RuntimeError, lengths, input)
 
 
+def as_lengths(lengths: Any) -> Any:
+    """A list of ints as a tensor; anything else as it is."""
+    if isinstance(lengths, (list, tuple)) and all(type(length) is int for length in lengths):
+        return torch.tensor(lengths, dtype=torch.int64)
+    return lengths
+
+
 def check_length_values(lengths: Tensor, steps: int) -> None:
-    """Checks that no sequence is empty or longer than the input."""
-    outside = (lengths < 1) | (lengths > steps)
+    """Checks that no sequence is longer than the input."""
+    outside = (lengths < 0) | (lengths > steps)
     if outside.any():
         at = int(outside.nonzero()[0])
         raise RuntimeError(
-            f"lengths: expected values from 1 to {steps}, the steps of input, got "
+            f"lengths: expected values from 0 to {steps}, the steps of input, got "
             f"{int(lengths[at])} at {at}"
         )
+
+
+def check_cu_seqlens(cu_seqlens: Any, input: Tensor) -> None:
+    """Checks where sequences begin in `input` [N, I], except for the values."""
+    expected = "cu_seqlens: expected an int64 or int32 tensor of shape (B + 1,), got"
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"{expected} {kind_of(cu_seqlens)}")
+    got = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
+    if cu_seqlens.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{expected} {got}")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) == 0:
+        raise RuntimeError(f"{expected} {got}")
+    if input.dim() != 2:
+        raise ValueError(
+            "cu_seqlens: expected None, or an input of shape (rows of all sequences, features), "
+            f"got one of shape {tuple(input.shape)}"
+        )
+
+
+def check_cu_seqlens_values(cu_seqlens: Tensor, rows: int) -> None:
+    """Checks that sequences follow each other and end with the input."""
+    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+    if first != 0 or last != rows or (cu_seqlens.diff() < 0).any():
+        raise RuntimeError(
+            f"cu_seqlens: expected values from 0 to {rows}, the rows of input, none below the one "
+            f"before, got {first} first, {last} last"
+            + " and one below the one before"
+            * bool((cu_seqlens.diff() < 0).any())
+        )
+
+
+def check_reset(reset: Any, shape: tuple[int, ...]) -> None:
+    """Checks where sequences begin anew, but for the values; a last dimension of 1 is as none."""
+    expected = f"reset: expected bool, uint8 or float of 0 and 1, of shape {shape}, got"
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"{expected} {kind_of(reset)}")
+    if reset.shape != shape and reset.shape != (*shape, 1):
+        raise RuntimeError(f"{expected} {reset.dtype} of shape {tuple(reset.shape)}")
+    if reset.is_complex():
+        raise TypeError(f"{expected} {reset.dtype}")
+
+
+def check_reset_values(reset: Tensor) -> None:
+    """Checks that all values are 0 or 1."""
+    wrong = (reset != 0) & (reset != 1)
+    if wrong.any():
+        raise ValueError(f"reset: expected 0 and 1, got {reset[wrong][0].item()}")
+
+
+def check_reset_states(
+    cell: Cell,
+    states: Sequence[Any],
+    shapes: Sequence[tuple[int, ...]],
+    steps: int | None,
+    input: Tensor,
+) -> None:
+    """Checks what replaces states: shaped as the first states, or as these for each of `steps`."""
+    for i, (state, shape) in enumerate(zip(states, shapes, strict=True)):
+        name = f"reset_states[{i}]" if len(states) > 1 else "reset_states"
+        every = shape if steps is None else (steps, *shape)
+        either = f" or {every}" * (steps is not None)
+        expected = f"{name}: expected {cell.states[i]} of shape {shape}{either}, got"
+        if not isinstance(state, Tensor):
+            raise TypeError(f"{expected} {kind_of(state)}")
+        if state.shape != shape and state.shape != every:
+            raise RuntimeError(f"{expected} {tuple(state.shape)}")
+        if state.dtype != input.dtype or state.device != input.device:
+            _check_like_input(name, state, input)
+
+
+def check_probability(name: str, value: Any) -> None:
+    """Checks the probability of a dropout, which may be 0 but not 1."""
+    expected = f"{name}: expected a number from 0 to below 1, got {value!r}"
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{expected} of {kind_of(value)}")
+    if not 0 <= value < 1:
+        raise ValueError(expected)
 
 
 def check_checkpoint(checkpoint: Any) -> None:
@@ -142,7 +226,7 @@ def check_checkpoint(checkpoint: Any) -> None:
         return
     expected = "checkpoint: expected None or a positive int, the steps between two kept states, got"
     if not isinstance(checkpoint, int) or isinstance(checkpoint, bool):
-        raise TypeError(f"{expected} {checkpoint!r} of {_kind(checkpoint)}")
+        raise TypeError(f"{expected} {checkpoint!r} of {kind_of(checkpoint)}")
     if checkpoint < 1:
         raise ValueError(f"{expected} {checkpoint}")
 
@@ -152,7 +236,7 @@ def check_reset_after(reset_after: Any) -> None:
     if not isinstance(reset_after, bool):
         raise TypeError(
             "reset_after: expected a bool, whether the reset gate comes after the recurrent "
-            f"product, got {reset_after!r} of {_kind(reset_after)}"
+            f"product, got {reset_after!r} of {kind_of(reset_after)}"
         )
 
 
@@ -183,7 +267,7 @@ def check_weights(network: Network, weights: Sequence[Tensor], proj_size: int = 
 def check_proj_size(proj_size: Any) -> None:
     """Checks the features of a projected h, 0 for no projection."""
     if not isinstance(proj_size, int) or isinstance(proj_size, bool):
-        raise TypeError(f"proj_size: expected an int, got {proj_size!r} of {_kind(proj_size)}")
+        raise TypeError(f"proj_size: expected an int, got {proj_size!r} of {kind_of(proj_size)}")
     if proj_size < 0:
         raise ValueError("proj_size should be a positive integer or zero to disable projections")
 
@@ -191,7 +275,7 @@ def check_proj_size(proj_size: Any) -> None:
 def check_weight(name: str, weight: Any, error: type[Exception] = TypeError) -> None:
     """Checks that there is a weight where its name says so."""
     if not isinstance(weight, Tensor):
-        raise error(f"{name}: expected a torch.Tensor, got {_kind(weight)}")
+        raise error(f"{name}: expected a torch.Tensor, got {kind_of(weight)}")
 
 
 def reject_options(names: Iterable[str], cls: str, known: Iterable[str]) -> NoReturn:
@@ -221,13 +305,13 @@ def _states_of_sequence(cell: Cell, hx: Any) -> tuple[Tensor, ...]:
     count = len(cell.states)
     many = "a pair of tensors" if count == 2 else f"a tuple of {count} tensors"
     names = ", ".join(f"{name}_0" for name in cell.states)
-    expected = f"hx: expected {many} ({names}), got {_kind(hx)}"
+    expected = f"hx: expected {many} ({names}), got {kind_of(hx)}"
     states: list[Tensor] = []
     try:
         for i in range(count):
             state = hx[i]
             if not isinstance(state, Tensor):
-                kinds = " and ".join(_kind(each) for each in [*states, state])
+                kinds = " and ".join(kind_of(each) for each in [*states, state])
                 raise AttributeError(f"{expected} of {kinds}")
             states.append(state)
     except (TypeError, IndexError) as error:
@@ -303,7 +387,7 @@ def _name_of_state(hx: Sequence[Any], which: int) -> str:
 
 def _reject_lengths(error: type[Exception], lengths: Any, input: Tensor) -> NoReturn:
     got = f"{lengths.dtype} of shape {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else (
-        _kind(lengths)
+        kind_of(lengths)
     )  # fmt: skip
     raise error(
         f"lengths: expected an int64 or int32 tensor of shape (B,) = ({input.size(1)},), got {got}"
@@ -313,7 +397,7 @@ def _reject_lengths(error: type[Exception], lengths: Any, input: Tensor) -> NoRe
 def _reject_shape(hx: Sequence[Any], which: int, shape: tuple[int, ...], input: Tensor) -> NoReturn:
     for state in hx:
         if not isinstance(state, Tensor):
-            raise AttributeError(f"hx: expected a torch.Tensor, got {_kind(state)}")
+            raise AttributeError(f"hx: expected a torch.Tensor, got {kind_of(state)}")
     state, packed = hx[which], len(shape) == 3 and input.dim() == 2
     if packed or state.dim() == len(shape):
         name = f"hidden[{which}]" if len(hx) > 1 else "hidden"
@@ -332,7 +416,7 @@ def _reject_cell_state(
 ) -> NoReturn:
     state = hx[which]
     if not isinstance(state, Tensor):
-        raise AttributeError(f"hx: expected a torch.Tensor, got {_kind(state)}")
+        raise AttributeError(f"hx: expected a torch.Tensor, got {kind_of(state)}")
     if state.dim() not in (1, 2):
         argument = f"hx[{which}]" if len(hx) > 1 else "hidden"
         raise ValueError(f"{name}: Expected {argument} to be 1D or 2D, got {state.dim()}D instead")
@@ -367,5 +451,6 @@ def _check_like_input(name: str, tensor: Tensor, input: Tensor) -> None:
         )
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a message says of a value of the wrong type."""
     return type(value).__name__

@@ -2,9 +2,11 @@
 
     fusedrnn::layer_forward    one layer, one or both directions
     fusedrnn::layer_backward   its gradients, those that are asked for
+    fusedrnn::modified_forward, modified_backward   the same with modifiers, and all states
     fusedrnn::make_panels      one layer's weights as the CPU's kernels read them: uint8 [bytes]
     fusedrnn::panels_forward   layers on each other, weights as panels, states updated in place
     fusedrnn::quantize_weights, quantized_forward   the same with weights rounded to int8
+    fusedrnn::random_mask      one of two `values`, the first with a probability; on the CPU only
 
     input      [T, B, I], or [N, I] when packed        output   [T, B, D*R] or [N, D*R]
     hx, hn     for each state [D, B, R] or, of those   reserve  [D, N, S, Hp]
@@ -21,6 +23,11 @@ the operands of float32 products to tf32, see `allow_tf32` below.
 does, and so does a tensor of shape [0] in the place of one of its states. `needs` is a mask of bits
 that tells which gradients are asked for: of input, each state of the cell, each weight. The others
 are of shape [0]; without `hx` there are no `grad_hx`.
+
+Modifiers (`layer.Modifiers`) come after the weights, in `keep` with shape [0] for a state that has
+none. With `states` there are, after hn in its list, the values of every state after h after each
+step, as the output is laid out, D*H features; so there are in the list of their gradients. In
+`needs` the `reset_states` come last.
 
 Panels serve `layer_forward`, beside the weights that they were made from (`panels`), or
 `panels_forward`, which takes nothing else: those of several layers one after the other, [bytes of
@@ -60,9 +67,17 @@ from torch import Tensor
 
 from fusedrnn import _C
 from fusedrnn._engine import native as _native
-from fusedrnn._engine.layer import BackwardArguments, backward_arguments, forward_arguments
+from fusedrnn._engine.layer import (
+    BackwardArguments,
+    Layer,
+    Operands,
+    backward_arguments,
+    forward_arguments,
+    modified_backward_arguments,
+    modified_forward_arguments,
+)
 from fusedrnn._engine.torch_private import has_no_storage
-from fusedrnn.cells import RESERVE_UNITS, W_HH, W_IH, Cell
+from fusedrnn.cells import RESERVE_UNITS, W_HH, W_IH
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that the kernels compute in."""
@@ -113,10 +128,48 @@ WITHOUT_CUDA = _load_cuda()
 
 layer_forward = torch.ops.fusedrnn.layer_forward.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default
+modified_forward = torch.ops.fusedrnn.modified_forward.default
+modified_backward = torch.ops.fusedrnn.modified_backward.default
+random_mask = torch.ops.fusedrnn.random_mask.default
 make_panels = torch.ops.fusedrnn.make_panels.default
 panels_forward = torch.ops.fusedrnn.panels_forward.default
 quantize_weights = torch.ops.fusedrnn.quantize_weights.default
 quantized_forward = torch.ops.fusedrnn.quantized_forward.default
+
+
+def forward(layer: Layer, operands: Operands, save: bool) -> tuple[Tensor, list[Tensor], Tensor]:
+    """The output, final states and those after each step, and reserve, by the op that is for it."""
+    found: tuple[Tensor, list[Tensor], Tensor]
+    if layer.modified:
+        found = modified_forward(
+            *operands.all_tensors, *layer.schema, save, layer.all_states, layer.allow_tf32
+        )
+    else:
+        found = layer_forward(*operands.tensors, *layer.schema, save, layer.allow_tf32)
+    return found
+
+
+def backward(
+    layer: Layer,
+    operands: Operands,
+    grads: Sequence[Tensor | None],
+    output: Tensor,
+    reserve: Tensor,
+    needs: int,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """The gradients of input, first states, weights and `reset_states` from those of the results.
+
+    `grads` has one for each of the layer's results, or None.
+    """
+    grad_output, *grad_states = grads
+    given = grad_output, as_list(grad_states, operands.input)
+    rest = output, reserve, *layer.schema, needs, layer.allow_tf32
+    if layer.modified:
+        found: tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]] = modified_backward(
+            *given, *operands.all_tensors, *rest
+        )
+        return found
+    return *layer_backward(*given, *operands.tensors, *rest), []
 
 
 def allow_tf32(input: Tensor) -> bool:
@@ -166,15 +219,34 @@ def as_list(tensors: Sequence[Tensor | None], input: Tensor) -> list[Tensor]:
     return []
 
 
-def as_optionals(tensors: Sequence[Tensor], cell: Cell) -> Sequence[Tensor | None]:
-    """Undoes `as_list`: one gradient or None for each state of the cell."""
+def as_optionals(tensors: Sequence[Tensor], layer: Layer) -> Sequence[Tensor | None]:
+    """Undoes `as_list`: one gradient or None for each of the layer's results but the output."""
     if not tensors:
-        return [None] * len(cell.states)
+        return [None] * (layer.results - 1)
     return [None if tensor.shape == (0,) else tensor for tensor in tensors]
 
 
 def layer_forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
-    layer, (input, batch_sizes, hx, weights), (save, *_) = forward_arguments(*arguments)
+    layer, operands, (save, *_) = forward_arguments(*arguments)
+    return _forward_fake(layer, operands, save)
+
+
+def modified_forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    layer, operands, (save, states, *_) = modified_forward_arguments(*arguments)
+    output, hn, reserve = _forward_fake(layer, operands, save)
+    return output, [*hn, *(states_fake(layer, output, hn) if states else ())], reserve
+
+
+def states_fake(layer: Layer, output: Tensor, hn: Sequence[Tensor]) -> list[Tensor]:
+    """The states after h, after every step."""
+    *steps, _ = output.shape
+    return [output.new_empty(*steps, layer.directions * state.size(2)) for state in hn[1:]]
+
+
+def _forward_fake(
+    layer: Layer, operands: Operands, save: bool
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    input, batch_sizes, hx, weights, _ = operands
     batch: int | torch.SymInt
     directions, facts = layer.directions, layer.cell
     hidden_size = weights[W_IH].size(0) // len(facts.gates)
@@ -203,17 +275,35 @@ def layer_backward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Ten
     return _gradients_fake(given, needs)
 
 
-def backward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The results of a backward op that takes `checkpoint` before `needs`."""
-    given = backward_arguments(*arguments)
+def modified_backward_fake(
+    *arguments: Any,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    given = modified_backward_arguments(*arguments)
+    needs, *_ = given.rest
+    return *_gradients_fake(given, needs), _reset_gradients_fake(given, needs)
+
+
+def _reset_gradients_fake(given: BackwardArguments, needs: int) -> list[Tensor]:
+    """Those of `reset_states`, which come after the weights in the bits of `needs`."""
+    input, _, _, weights, modifiers = given.operands
+    first = 1 + len(given.layer.cell.states) + len(weights)
+    return [
+        input.new_empty(state.shape if needs >> bit & 1 else (0,))
+        for bit, state in enumerate(modifiers.reset_states, first)
+    ]
+
+
+def backward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """The results of a backward op that takes modifiers, and `checkpoint` before `needs`."""
+    given = modified_backward_arguments(*arguments)
     _, needs, *_ = given.rest
-    return _gradients_fake(given, needs)
+    return *_gradients_fake(given, needs), _reset_gradients_fake(given, needs)
 
 
 def _gradients_fake(
     given: BackwardArguments, needs: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    input, _, hx, weights = given.operands
+    input, _, hx, weights, _ = given.operands
 
     def of(operand: Tensor, bit: int) -> Tensor:
         return input.new_empty(operand.shape if needs >> bit & 1 else (0,))
@@ -247,6 +337,12 @@ def _make_panels_fake(
     return weights[W_IH].new_empty(size, dtype=torch.uint8)
 
 
+def _random_mask_fake(
+    seed: Tensor, values: Tensor, sizes: Sequence[int], probability: float
+) -> Tensor:
+    return values.new_empty(sizes)
+
+
 def _stack_forward_fake(
     input: Tensor, ready: Tensor, hx: Sequence[Tensor], backwards: bool = False
 ) -> Tensor:
@@ -259,7 +355,10 @@ def _stack_forward_fake(
 
 torch.library.register_fake("fusedrnn::layer_forward", layer_forward_fake)
 torch.library.register_fake("fusedrnn::layer_backward", layer_backward_fake)
+torch.library.register_fake("fusedrnn::modified_forward", modified_forward_fake)
+torch.library.register_fake("fusedrnn::modified_backward", modified_backward_fake)
 torch.library.register_fake("fusedrnn::make_panels", _make_panels_fake)
+torch.library.register_fake("fusedrnn::random_mask", _random_mask_fake)
 torch.library.register_fake("fusedrnn::panels_forward", _stack_forward_fake)
 torch.library.register_fake("fusedrnn::quantize_weights", _make_panels_fake)
 torch.library.register_fake("fusedrnn::quantized_forward", _stack_forward_fake)
@@ -292,7 +391,7 @@ def _lift_negation(
 
 # torch takes this kernel last, for any device that has none of its own.
 _library = torch.library.Library("fusedrnn", "IMPL")
-for _name in ("layer_forward", "layer_backward"):
+for _name in ("layer_forward", "layer_backward", "modified_forward", "modified_backward"):
     _library.impl(_name, _no_kernel, "CompositeExplicitAutograd")
 for _name in ("make_panels", "panels_forward", "quantize_weights", "quantized_forward"):
     _library.impl(_name, _no_kernel, "CompositeExplicitAutograd")

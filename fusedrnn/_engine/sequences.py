@@ -8,21 +8,25 @@ The kernels take packed rows, the sequences that are alive at each step, longest
             t=3  .  b3 .                         order   1 0 2
 
 A `Layout` holds where each packed row lies among the padded ones (`rows`), and the order of the
-sequences. Outside of compilers a network is packed once, all its layers run on packed rows, and the
-result is padded once. How many rows there are is a value of `lengths` and no shape, which a graph
-can't know: there each layer is one op, `padded_forward`, that packs and pads by itself, and all
-shapes are those of the padded tensors. (That is also what an ONNX LSTM with `sequence_lens` is.)
+sequences; so it does for sequences one after the other without padding (`cu_seqlens`). Sequences of
+no steps are not among the packed ones: their output is zero, and their state stays as it is.
+Outside of compilers a network is packed once, all its layers run on packed rows, and the result is
+padded once. How many rows there are is a value of `lengths` and no shape, which a graph can't know:
+there each layer is one op, `padded_forward`, that packs and pads by itself, and all shapes are
+those of the padded tensors. (That is also what an ONNX LSTM with `sequence_lens` is.)
 
     padded_forward    input [T, B, I], lengths [B] -> output [T, B, D*R], hn, reserve
     padded_backward   the gradients, of shapes as their operands; what lies after an end gets zero
 
-Beside `lengths` their arguments are those of `layer_forward` and `checkpointed_forward` (`save` and
-`checkpoint`, 0 for none); so is the reserve, of which one dimension depends on the lengths.
+Beside `lengths` their arguments are those of `modified_forward` and `checkpointed_forward` (`save`
+and `checkpoint`, 0 for none); so is the reserve, of which one dimension depends on the lengths.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, NoReturn, cast
 
 import torch
@@ -31,122 +35,236 @@ from torch import Tensor
 from fusedrnn._engine import ops
 from fusedrnn._engine.checkpoint import (
     borders_like,
-    checkpointed_backward,
+    checkpointed,
     checkpointed_forward,
 )
-from fusedrnn._engine.checks import check_length_values, check_lengths
+from fusedrnn._engine.checks import (
+    check_cu_seqlens_values,
+    check_length_values,
+    check_lengths,
+)
 from fusedrnn._engine.layer import (
     Layer,
+    Modifiers,
     Operands,
     Optionals,
-    backward_arguments,
     flat,
-    forward_arguments,
+    flat_gradients,
+    modified_backward_arguments,
+    modified_forward_arguments,
+    needed_of_op,
+    nested,
+    unflat,
 )
 from fusedrnn._engine.torch_private import is_mapped, one_by_one
 
 
 class Layout:
-    """Where the packed rows of padded sequences lie.
+    """Where the packed rows of sequences lie.
 
     Attributes:
-        batch_sizes: int64 [steps] on the CPU, how many sequences are alive at each step.
-        rows: int64 [N], the row of the padded input, seen as [T*B, I], that each packed row is.
-        order: int64 [B], the sequence that each place has, longest first.
-        place: int64 [B], the place that each sequence has.
+        batch_sizes: int64 [steps] on the CPU, how many sequences are alive at each step. None if
+            all are empty: then what is packed is one step of a batch of none, [1, 0, F].
+        rows: int64 [N], the row of the input, seen as [all rows, I], that each packed row is.
+        order: int64, the sequence that each place has, longest first; empty ones have none.
     """
 
-    def __init__(self, input: Tensor, lengths: Tensor) -> None:
-        """The layout of `input` [T, B, I] with `lengths` [B], from 1 to T on any device."""
-        check_lengths(lengths, input)
-        if is_mapped(lengths):
-            raise ValueError(
-                "lengths: expected the same for all of vmap's batch, got a batch of lengths; call "
-                "the layer once for each instead"
-            )
-        ops.check_storages(input=input, lengths=lengths)
-        self.steps, self.batch = input.shape[:2]
-        lengths = lengths.to("cpu", torch.int64)
-        check_length_values(lengths, self.steps)
-        in_order, order = lengths.sort(descending=True, stable=True)
-        alive = in_order > torch.arange(int(in_order[0]), device="cpu")[:, None]
-        self.batch_sizes = alive.sum(1)
-        first = torch.arange(len(alive), device="cpu")[:, None] * self.batch
-        self.rows = (first + order)[alive].to(input.device)
-        self.order = order.to(input.device)
-        self.place = order.argsort().to(input.device)
+    def __init__(
+        self,
+        shape: Sequence[int],
+        lengths: Tensor,
+        first: Tensor,
+        stride: int,
+        device: torch.device,
+    ) -> None:
+        """The layout of sequences of `lengths`: their `first` rows, and rows `stride` apart.
 
-    def pack(self, padded: Tensor) -> Tensor:
-        """[T, B, F] -> [N, F]."""
-        return padded.flatten(0, 1).index_select(0, self.rows)
+        Both are int64 [B] on the CPU, values that were checked. `shape` is that of the input
+        without its features.
+        """
+        self._shape, self._batch = tuple(shape), len(lengths)
+        in_order, order = lengths.sort(descending=True, stable=True)
+        self._is_some_empty = len(order) > 0 and int(in_order[-1]) == 0
+        order = order[: int(lengths.count_nonzero())]
+        self._steps = int(in_order[0]) if len(order) else 1
+        after = torch.arange(self._steps, device="cpu")[:, None]
+        alive = self._alive = in_order[: len(order)] > after
+        self.batch_sizes = alive.sum(1) if len(order) else None
+        self.rows = (first[order] + after * stride)[alive].to(device)
+        self.order = order.to(device)
+
+    def pack(self, input: Tensor) -> Tensor:
+        """[all rows, in whatever shape, F] -> [N, F]."""
+        if self.batch_sizes is None:
+            return input.flatten(0, -2)[:0].unsqueeze(0)
+        return input.flatten(0, -2).index_select(0, self.rows)
 
     def pad(self, packed: Tensor) -> Tensor:
-        """[N, F] -> [T, B, F], zero after each sequence's end."""
-        padded = packed.new_zeros(self.steps * self.batch, packed.size(1))
-        return padded.index_copy(0, self.rows, packed).unflatten(0, (self.steps, self.batch))
+        """Back from [N, F], zero in rows of no sequence."""
+        packed = packed.flatten(0, -2)
+        padded = packed.new_zeros(math.prod(self._shape), packed.size(1))
+        return padded.index_copy(0, self.rows, packed).unflatten(0, self._shape)
 
     def sort(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """States [D, B, H], or gradients of them, into the order of the packed sequences."""
-        return [self._in_order(state, self.order) for state in states]
+        """States [D, B, H], or gradients of them, into the order of the packed sequences.
 
-    def unsort(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """Packed states, or gradients of them, back into the order of the batch."""
-        return [self._in_order(state, self.place) for state in states]
+        A gradient that is not there, of shape [0], has no order.
+        """
+        return [
+            state if state.shape == (0,) else state.index_select(1, self.order) for state in states
+        ]
 
-    def _in_order(self, state: Tensor, order: Tensor) -> Tensor:
-        """A gradient that is not there, of shape [0], has no order."""
-        return state if state.shape == (0,) else state.index_select(1, order)
+    def unsort(self, states: Sequence[Tensor], of_empty: Sequence[Tensor | None]) -> list[Tensor]:
+        """Packed states, or gradients of them, back into the order of the batch.
+
+        Sequences without a step have what they have in `of_empty`, or else zeros.
+        """
+        found = []
+        for state, others in zip_longest(states, of_empty[: len(states)]):
+            if state.shape == (0,):
+                found.append(state)
+                continue
+            shape = (state.size(0), self._batch, state.size(2))
+            if others is None or not self._is_some_empty:
+                others = state.new_zeros(shape) if self._is_some_empty else state.new_empty(shape)
+            found.append(others.to(state.dtype).index_copy(1, self.order, state))
+        return found
+
+    def sort_modifiers(self, modifiers: Modifiers) -> Modifiers:
+        """Modifiers for the steps of the longest sequence, in the order of the packed ones."""
+
+        def sort(tensor: Tensor, sequences: int) -> Tensor:
+            for_all = tensor.size(sequences) == 1 and self._batch > 1
+            tensor = tensor[: self._steps]
+            return tensor if for_all else tensor.index_select(sequences, self.order)
+
+        return modifiers.each(sort)
+
+    def sort_rows(self, reset: Tensor) -> Tensor:
+        """What a step of a sequence has, [all rows], as [steps, sequences]; zero where none is."""
+        steps = reset.new_zeros(self._steps, len(self.order))
+        steps[self._alive.to(reset.device)] = reset.index_select(0, self.rows)
+        return steps
+
+    def unsort_reset(self, grads: Sequence[Tensor], states: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of reset states back into the shapes and the order of these."""
+        found = []
+        for grad, state in zip(grads, states, strict=True):
+            if grad.shape == (0,):
+                found.append(grad)
+                continue
+            whole = torch.zeros_like(state, memory_format=torch.contiguous_format)
+            whole[: grad.size(0), :, self.order] = grad
+            found.append(whole)
+        return found
 
 
-def _settings(
-    layer: Layer, save: bool, checkpoint: int = 0, allow_tf32: bool = False
+def layout_of_padded(input: Tensor, lengths: Tensor) -> Layout:
+    """The layout of `input` [T, B, I] with `lengths` [B], from 0 to T on any device."""
+    check_lengths(lengths, input)
+    _check_not_mapped("lengths", lengths)
+    ops.check_storages(input=input, lengths=lengths)
+    steps, batch = input.shape[:2]
+    lengths = lengths.to("cpu", torch.int64)
+    check_length_values(lengths, steps)
+    first = torch.arange(batch, device="cpu")
+    return Layout(input.shape[:2], lengths, first, batch, input.device)
+
+
+def layout_of_joined(input: Tensor, cu_seqlens: Tensor) -> Layout:
+    """The layout of `input` [N, I], which has the sequences one after the other.
+
+    `cu_seqlens` [B + 1] are the rows where each begins, and the end, as for FlashAttention; the
+    offsets of a jagged tensor are the same.
+    """
+    _check_not_mapped("cu_seqlens", cu_seqlens)
+    ops.check_storages(input=input, cu_seqlens=cu_seqlens)
+    first = cu_seqlens.to("cpu", torch.int64)
+    check_cu_seqlens_values(first, input.size(0))
+    return Layout(input.shape[:1], first.diff(), first[:-1], 1, input.device)
+
+
+def _check_not_mapped(name: str, lengths: Tensor) -> None:
+    if is_mapped(lengths):
+        raise ValueError(
+            f"{name}: expected the same for all of vmap's batch, got a batch of lengths; call "
+            "the layer once for each instead"
+        )
+
+
+def _read(
+    layer: Layer,
+    save: bool,
+    checkpoint: int = 0,
+    states: bool = False,
+    allow_tf32: bool = False,
 ) -> tuple[bool, Layer]:
-    return save, layer._replace(checkpoint=checkpoint, allow_tf32=allow_tf32)
+    layer = layer._replace(checkpoint=checkpoint, all_states=states, allow_tf32=allow_tf32)
+    return save, layer
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
-    layer, (input, lengths, hx, weights), rest = forward_arguments(*arguments)
-    save, layer = _settings(layer, *rest)
+    layer, operands, rest = modified_forward_arguments(*arguments)
+    save, layer = _read(layer, *rest)
+    input, lengths, hx, weights, modifiers = operands
     checkpoint = layer.checkpoint
     if checkpoint < 0:
         raise RuntimeError(f"checkpoint: expected 0 or the steps of a chunk, got {checkpoint}")
-    layout = Layout(input, cast(Tensor, lengths))
+    layout = layout_of_padded(input, cast(Tensor, lengths))
     ops.check_storages(**ops.named("hx", hx))
-    chunked = save and checkpoint > 0
-    op, keep = (checkpointed_forward, checkpoint) if chunked else (ops.layer_forward, save)
-    output, hn, reserve = op(
-        layout.pack(input), layout.batch_sizes, layout.sort(hx), weights, *layer.schema, keep,
-        layer.allow_tf32,
+    packed = Operands(
+        layout.pack(input), layout.batch_sizes, layout.sort(hx), weights,
+        layout.sort_modifiers(modifiers),
     )  # fmt: skip
-    return layout.pad(output), layout.unsort(hn), reserve
+    if save and checkpoint:
+        found = checkpointed_forward(
+            *packed.all_tensors, *layer.schema, checkpoint, layer.all_states, layer.allow_tf32
+        )
+    else:
+        found = ops.forward(layer, packed, save)
+    output, states, reserve = found
+    hn = layout.unsort(states[: len(layer.cell.states)], hx)
+    every = [layout.pad(state) for state in states[len(hn) :]]
+    return layout.pad(output), [*hn, *every], reserve
 
 
-def _backward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    layer, operands, grad_output, grad_hn, output, reserve, rest = backward_arguments(*arguments)
-    input, lengths, hx, weights = operands
-    checkpoint, needs, *allow_tf32 = rest
-    layout = Layout(input, cast(Tensor, lengths))
+def _backward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    given = modified_backward_arguments(*arguments)
+    layer, operands, grad_output, grad_states, output, reserve, rest = given
+    input, lengths, hx, weights, modifiers = operands
+    checkpoint, needs, *tf32 = rest
+    _, layer = _read(layer, True, checkpoint, layer.all_states, *tf32)
+    layout = layout_of_padded(input, cast(Tensor, lengths))
     ops.check_storages(
-        grad_output=grad_output, **ops.named("grad_hn", grad_hn), **ops.named("hx", hx),
+        grad_output=grad_output, **ops.named("grad_hn", grad_states), **ops.named("hx", hx),
         output=output,
     )  # fmt: skip
-    op, keep = (checkpointed_backward, [checkpoint]) if checkpoint else (ops.layer_backward, [])
-    grad_input, grad_hx, grad_weights = op(
-        None if grad_output is None else layout.pack(grad_output), layout.sort(grad_hn),
-        layout.pack(input), layout.batch_sizes, layout.sort(hx), weights, layout.pack(output),
-        reserve, *layer.schema, *keep, needs, *allow_tf32,
+    packed = Operands(
+        layout.pack(input), layout.batch_sizes, layout.sort(hx), weights,
+        layout.sort_modifiers(modifiers),
     )  # fmt: skip
+    results = ops.as_optionals(grad_states, layer)
+    of_empty = results[: len(layer.cell.states)]
+    of_hn = [None if grad is None else layout.sort([grad])[0] for grad in of_empty]
+    grads = grad_output, *results[len(of_hn) :]
+    of_output, *of_states = [None if grad is None else layout.pack(grad) for grad in grads]
+    backward = checkpointed if checkpoint else ops.backward
+    grad_input, grad_hx, grad_weights, grad_reset = backward(
+        layer, packed, (of_output, *of_hn, *of_states), layout.pack(output), reserve, needs
+    )
     if needs & 1:
         grad_input = layout.pad(grad_input)
-    return grad_input, layout.unsort(grad_hx), grad_weights
+    of_reset = layout.unsort_reset(grad_reset, modifiers.reset_states)
+    return grad_input, layout.unsort(grad_hx, of_empty), grad_weights, of_reset
 
 
 # What compilers learn of the results.
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
-    layer, (input, _, hx, weights), rest = forward_arguments(*arguments)
-    save, layer = _settings(layer, *rest)
+    layer, operands, rest = modified_forward_arguments(*arguments)
+    save, layer = _read(layer, *rest)
+    input, _, hx, weights, _ = operands
     checkpoint = layer.checkpoint
     output, hn, reserve = ops.layer_forward_fake(input, None, hx, weights, *layer.schema, save)
     _, *others = hn
@@ -163,53 +281,47 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
             reserve = borders_like(input, others, rows)
         else:
             reserve = input.new_empty(directions, rows, saved, padded)
-    return output, hn, reserve
+    every = ops.states_fake(layer, output, hn) if layer.all_states else []
+    return output, [*hn, *every], reserve
 
 
 # Autograd. Graphs have first derivatives; others never reach these ops, see functional.py.
 
 
-def _keep_for_backward(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], Tensor]
-) -> None:
-    """`output` are all three results: torch passes them by that name."""
-    layer, (input, lengths, hx, weights), rest = forward_arguments(*inputs)
-    ctx.save, ctx.layer = _settings(layer, *rest)
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    """`output` are all results: torch passes them by that name."""
+    layer, operands, rest = modified_forward_arguments(*inputs)
+    ctx.save, ctx.layer = _read(layer, *rest)
     y, _, reserve = output
-    ctx.states = len(hx)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, lengths, y, reserve, *hx, *weights)
+    ctx.save_for_backward(y, reserve, operands.batch_sizes, *flat(ctx.layer, operands))
     ctx.mark_non_differentiable(reserve)
 
 
 def _gradients(
-    ctx: Any, grad_output: Tensor | None, grad_hn: list[Tensor | None], _: Tensor | None
+    ctx: Any, grad_output: Tensor | None, grad_states: list[Tensor | None], _: Tensor | None
 ) -> tuple[Any, ...]:
     if not ctx.save:
         raise RuntimeError(
             "fusedrnn::padded_forward was called with save=False, which keeps nothing for backward"
         )
-    layer = ctx.layer
-    input, lengths, output, reserve, *rest = ctx.saved_tensors
-    hx, weights = rest[: ctx.states], rest[ctx.states :]
-    of_input, _, of_hx, of_weights, *others = ctx.needs_input_grad
-    needed = flat(layer, Operands(of_input, None, of_hx or (), of_weights))
-    needs = sum(bool(is_needed) << i for i, is_needed in enumerate(needed))
+    layer: Layer = ctx.layer
+    output, reserve, lengths, *tensors = ctx.saved_tensors
+    operands = unflat(layer, tensors, lengths)
+    needed = needed_of_op(layer, ctx.needs_input_grad)
+    needs = sum(is_needed << i for i, is_needed in enumerate(needed))
 
     def of_one(grads: Optionals) -> list[Tensor | None]:
-        of_output, *of_hn = grads
-        of_input, of_hx, of_weights = padded_backward(
-            of_output, ops.as_list(of_hn, input), input, lengths, hx, weights, output, reserve,
-            *layer.schema, layer.checkpoint, needs, layer.allow_tf32,
+        of_output, *of_states = grads
+        found = padded_backward(
+            of_output, ops.as_list(of_states, operands.input), *operands.all_tensors, output,
+            reserve, *layer.schema, layer.checkpoint, needs, layer.allow_tf32,
         )  # fmt: skip
-        found = flat(layer, Operands(of_input, None, of_hx, of_weights))
-        return [grad if asked else None for grad, asked in zip(found, needed, strict=True)]
+        gradients = flat_gradients(layer, *found)
+        return [grad if asked else None for grad, asked in zip(gradients, needed, strict=True)]
 
-    grad_input, *found = one_by_one(of_one, (grad_output, *grad_hn))
-    states = len(layer.cell.states)
-    nothing = [None] * len(others)
-    of_states = None if of_hx is False else found[: ctx.states]  # False where the op had None
-    return grad_input, None, of_states, found[states:], *nothing
+    gradients = one_by_one(of_one, (grad_output, *grad_states))
+    return nested(layer, gradients, ctx.needs_input_grad)
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> NoReturn:
@@ -224,16 +336,20 @@ _READS_LENGTHS = (torch.Tag.cudagraph_unsafe,)
 
 _library = torch.library.Library("fusedrnn", "FRAGMENT")
 _library.define(
-    "padded_forward(Tensor input, Tensor lengths, Tensor[]? hx, Tensor[] weights, int cell, "
+    "padded_forward(Tensor input, Tensor lengths, Tensor[]? hx, Tensor[] weights, "
+    "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, int cell, "
     "bool biases, bool projected, bool bidirectional, bool save, int checkpoint=0, "
-    "bool allow_tf32=False) -> (Tensor output, Tensor[] hn, Tensor reserve)",
+    "bool states=False, bool allow_tf32=False) "
+    "-> (Tensor output, Tensor[] states, Tensor reserve)",
     tags=_READS_LENGTHS,
 )
 _library.define(
-    "padded_backward(Tensor? grad_output, Tensor[] grad_hn, Tensor input, Tensor lengths, "
-    "Tensor[]? hx, Tensor[] weights, Tensor output, Tensor reserve, int cell, bool biases, "
-    "bool projected, bool bidirectional, int checkpoint, int needs, bool allow_tf32=False) "
-    "-> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights)",
+    "padded_backward(Tensor? grad_output, Tensor[] grad_states, Tensor input, "
+    "Tensor lengths, Tensor[]? hx, Tensor[] weights, Tensor? reset, Tensor[]? reset_states, "
+    "Tensor? recurrent_factor, Tensor[]? keep, Tensor output, Tensor reserve, int cell, "
+    "bool biases, bool projected, bool bidirectional, int checkpoint, int needs, "
+    "bool allow_tf32=False) -> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights, "
+    "Tensor[] grad_reset_states)",
     tags=_READS_LENGTHS,
 )
 _library.impl("padded_forward", _forward, "CompositeExplicitAutograd")

@@ -129,7 +129,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     _import("onnxscript")
     return {
         ops.layer_forward: _layer_forward,
-        checkpointed_forward: _layer_forward,
+        ops.modified_forward: _modified_forward,
+        checkpointed_forward: _modified_forward,
         padded_forward: _padded_forward,
     }
 
@@ -185,10 +186,40 @@ def _layer_forward(input: Value, batch_sizes: Value, *layer: Any, **options: Any
     return _operator(input, None, *layer, **options)
 
 
-def _padded_forward(*layer: Any, **options: Any) -> list[Any]:
+def _modified_forward(
+    input: Value, where: Value, hx: Any, weights: Any, *rest: Any, **options: Any
+) -> list[Any]:
+    if where is not None:
+        raise NotImplementedError(PACKED_IN_ONNX)
+    return _operator(input, None, hx, weights, *_without_modifiers(*rest), **options)
+
+
+def _padded_forward(
+    input: Value, lengths: Value, hx: Any, weights: Any, *rest: Any, **options: Any
+) -> list[Any]:
+    layer = _without_modifiers(*rest)
     # The reserve's size depends on the lengths: with gradients enabled a graph keeps it, unused.
     nothing = _import("onnxscript").opset18.Constant(value_floats=[])
-    return [*_operator(*layer, **options), nothing]
+    return [*_operator(input, lengths, hx, weights, *layer, **options), nothing]
+
+
+def _without_modifiers(
+    reset: Value, reset_states: Any, recurrent_factor: Value, keep: Any, *layer: Any
+) -> tuple[Any, ...]:
+    """The layer's arguments, of an op that takes modifiers."""
+    given = {
+        "reset": reset is not None,
+        "recurrent_dropout": recurrent_factor is not None,
+        "zoneout": bool(keep),
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise NotImplementedError(
+                f"{name}: ONNX's operators have nothing like it, so a model that uses it cannot be "
+                "exported. Export it without, or save it by torch.export, whose programs run "
+                "fusedrnn's own op"
+            )
+    return layer
 
 
 class _List(list[Value]):

@@ -35,6 +35,8 @@ inline uint32_t transpose(uint32_t pair, EMULATION_HERE) {
   return emulation::transpose(pair, where);
 }
 
+inline int computed_here(int x) { return x; }
+
 // ---- Barriers of some warps of a block ------------------------------------------------------
 
 inline void barrier(unsigned id, unsigned threads, EMULATION_HERE) {

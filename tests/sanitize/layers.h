@@ -122,6 +122,20 @@ struct Given {
     arrays.push_back(random_array(random, p.dtype, count, below));
     return arrays.back().data();
   }
+  // Values of some width for each step, direction and sequence, or the same for all of them.
+  Spread<const void> spread(Random& random_, int64_t width) {
+    Spread<const void> s;
+    int64_t count = width;
+    const auto stride = [&](int64_t n) {
+      if (random_.chance(30)) return int64_t{0};
+      const int64_t between = count;
+      count *= n;
+      return between;
+    };
+    s.row = stride(p.B), s.direction = stride(p.directions), s.step = stride(p.T);
+    s.data = random(random_, count);
+    return s;
+  }
 };
 
 // The name of a cell's state, h first.
@@ -206,6 +220,23 @@ inline void give_weights(Random& random, Given& given) {
   }
 }
 
+inline void give_modifiers(Random& random, Given& given) {
+  BackwardProblem& p = given.p;
+  Modifiers& m = p.modifiers;
+  const int states = p.facts().states;
+  if (random.chance(50)) {
+    given.arrays.emplace_back(p.T * p.B, 0);
+    char* const reset = given.arrays.back().data();
+    for (int64_t i = 0; i < p.T * p.B; ++i) reset[i] = random.chance(30);
+    m.reset = {reinterpret_cast<const uint8_t*>(reset), p.B, 0, 1};
+    if (random.chance(50))
+      for (int i = 0; i < states; ++i) m.reset_states[i] = given.spread(random, p.width(i));
+  }
+  if (random.chance(50)) m.recurrent_factor = given.spread(random, p.R());
+  for (int i = 0; i < states; ++i)
+    if (random.chance(40)) m.keep[i] = given.spread(random, p.width(i));
+}
+
 inline std::string text_of(const BackwardProblem& p) {
   std::string text = p.facts().names.cell;
   const auto add = [&](const char* name, int64_t value) {
@@ -218,11 +249,14 @@ inline std::string text_of(const BackwardProblem& p) {
   };
   flag("training", p.training), flag("has_panels", p.has_panels), flag("backwards", p.backwards);
   flag("offsets", p.offsets), flag("biases", p.weights[0].b_ih);
+  flag("reset", p.modifiers.reset.data), flag("factor", p.modifiers.recurrent_factor.data);
   flag("grad_output", p.grad_output), flag("grad_input", p.grad_input);
   for (int i = 0; i < p.facts().states; ++i) {
     const std::string state = state_name(p.cell, i);
     flag(state + "x", p.hx[i]);
     flag("grad_" + state + "n", p.grad_hn[i]), flag("grad_" + state + "x", p.grad_hx[i]);
+    flag("keep_" + state, p.modifiers.keep[i].data), flag("all_" + state, p.states[i]);
+    flag("reset_" + state, p.modifiers.reset_states[i].data);
   }
   return text;
 }
@@ -246,6 +280,8 @@ inline Results run_layer(const FloatKernels& kernels, const BackwardProblem& giv
   p.output = result("output", p.rows * D * p.R());
   const int states = p.facts().states;
   for (int i = 0; i < states; ++i) p.hn[i] = result(state_name(p.cell, i) + "n", values_of(i));
+  for (int i = 1; i < states; ++i)
+    wanted(p.states[i], "all " + state_name(p.cell, i), p.rows * D * p.H);
   if (p.training && p.facts().saved)
     p.reserve = result("reserve", D * p.rows * p.facts().saved * p.Hp());
   Array panels;
@@ -266,6 +302,14 @@ inline Results run_layer(const FloatKernels& kernels, const BackwardProblem& giv
   wanted(p.grad_input, "grad_input", p.rows * p.I);
   for (int i = 0; i < states; ++i)
     wanted(p.grad_hx[i], "grad_" + state_name(p.cell, i) + "x", values_of(i));
+  for (int i = 0; i < states; ++i) {
+    if (!p.grad_reset_states[i]) continue;
+    const int64_t width = p.width(i);
+    p.grad_reset_states[i] = {nullptr, D * p.B * width, p.B * width, width};
+    results.push_back({"grad_reset_" + state_name(p.cell, i),
+                       Array(p.T * D * p.B * width * size_of(p.dtype), 0)});  // is added to
+    p.grad_reset_states[i].data = results.back().values.data();
+  }
   const int64_t rows = p.gate_rows();
   for (int d = 0; d < p.directions; ++d) {
     WeightGradients& g = p.grad_weights[d];
@@ -287,6 +331,12 @@ inline Given random_layer(Random& random, const Dealt& dealt, const FloatKernels
   if (dealt.packed) give_offsets(random, given);
   give_input(random, given);
   give_weights(random, given);
+  static char asked;
+  if (random.chance(50)) {
+    give_modifiers(random, given);
+    for (int i = 1; i < p.facts().states; ++i)
+      if (random.chance(50)) p.states[i] = &asked;
+  }
   p.training = random.chance(75);
   p.has_panels = random.chance(25);
   p.backwards = random.chance(20);
@@ -298,7 +348,12 @@ inline Given random_layer(Random& random, const Dealt& dealt, const FloatKernels
     if (random.chance(80)) p.grad_output = given.random(random, p.rows * p.directions * p.R());
     for (int i = 0; i < states; ++i)
       if (random.chance(50)) p.grad_hn[i] = given.random(random, values_of(i));
-    static char asked;
+    for (int i = 1; i < states; ++i)
+      if (p.states[i] && random.chance(70))
+        p.grad_states[i] = given.random(random, p.rows * p.directions * p.H);
+    for (int i = 0; i < states; ++i)  // in the compute type, which half types are not
+      if (p.modifiers.reset && size_of(p.dtype) > 2 && random.chance(70))
+        p.grad_reset_states[i].data = &asked;
     const auto ask_for = [&](void*& gradient) { gradient = random.chance(70) ? &asked : nullptr; };
     ask_for(p.grad_input);
     for (int i = 0; i < states; ++i)

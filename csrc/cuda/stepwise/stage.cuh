@@ -31,6 +31,40 @@ __device__ __forceinline__ void put(const V (&from)[M], int n, V (&to)[M][N]) {
   for (int slot = 0; slot < count; ++slot) to[slot][n] = from[slot];
 }
 
+// N values at `from`: added to those in registers, or times them.
+template <int N, class From, class V>
+__device__ __forceinline__ void add(const From* from, V (&to)[N]) {
+  V more[N];
+  load<N>(from, more);
+#pragma unroll
+  for (int n = 0; n < N; ++n) to[n] += more[n];
+}
+template <int N, class From, class V>
+__device__ __forceinline__ void scale(const From* by, V (&to)[N]) {
+  V factor[N];
+  load<N>(by, factor);
+#pragma unroll
+  for (int n = 0; n < N; ++n) to[n] *= factor[n];
+}
+// What is kept (modifiers.cuh), of N values. Not held from the start to the end of a kernel: values
+// from before the step are read once more, and what passes the cell by waits in memory.
+template <int N, class E, class From, class V>
+__device__ __forceinline__ void mix(const E* keep, const From* before, V (&now)[N]) {
+  V share[N], old[N];
+  load<N>(keep, share);
+  load<N>(before, old);
+#pragma unroll
+  for (int n = 0; n < N; ++n) now[n] = mixed(share[n], rounded_product(share[n], old[n]), now[n]);
+}
+template <int N, class E, class V>
+__device__ __forceinline__ void split_off(const E* keep, V (&gradient)[N], V* to) {
+  V share[N];
+  load<N>(keep, share);
+#pragma unroll
+  for (int n = 0; n < N; ++n) share[n] = split(share[n], gradient[n]);
+  store<N>(share, to);
+}
+
 template <class S, class E, int N>
 __global__ void __launch_bounds__(kBlockThreads)
     forward_cell(const __grid_constant__ ForwardSteps<E> steps) {
@@ -75,10 +109,17 @@ __global__ void __launch_bounds__(kBlockThreads)
     return s.handed + (row * handed_of<C> + slot) * H + unit;
   };
   const auto state_at = [&](int i) { return s.state[i] + row * H + unit; };
+  const auto before_at = [&](int i) {
+    return stages_of<C> == 1 ? state_at(i) : s.before[i] + row * H + unit;
+  };
   V h_prev[N], result[N], state[kAtLeastOne<kStates>][N], handed[kHanded][N];
   V weight[kAtLeastOne<kUnitWeights>][N], save[kAtLeastOne<S::saved>][N];
   if (S::has_carry) load<N>(s.h + row * H + unit, h_prev);
   load_slots<kStates>(state, state_at);
+  if constexpr (is_first<S> && !is_last<S>)
+#pragma unroll
+    for (int i = 0; i < kStates; ++i)
+      if (s.before[i]) store<N>(state[i], before_at(i));
   load_slots<S::takes>(handed, handed_at);
   load_slots<kUnitWeights>(weight, [&](int i) { return s.w_unit + i * H + unit; });
 #pragma unroll
@@ -97,9 +138,16 @@ __global__ void __launch_bounds__(kBlockThreads)
     put<S::saved>(of.save, n, save);
   }
   if constexpr (is_last<S>) {
+    if (s.keep[0]) mix<N>(s.keep[0].at(row) + unit, s.h + row * H + unit, result);
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) {
+      if (s.keep[1 + i]) mix<N>(s.keep[1 + i].at(row) + unit, before_at(i), state[i]);
+      if (s.states[i]) store<N>(state[i], s.states[i] + row * steps.states_row + unit);
+    }
     store<N>(result, s.h + row * H + unit);
     if (s.y) store<N>(result, s.y + row * s.y_row + unit);
   } else {
+    if (s.factor) scale<N>(s.factor.at(row) + unit, result);
     store<N>(result, s.operand + row * H + unit);
   }
   store_slots<kStates>(state, state_at);
@@ -107,8 +155,10 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (s.save) store_slots<S::saved>(save, save_of);
 }
 
+// At least two blocks of a multiprocessor, which leaves 128 registers to a thread. Told no number,
+// ptxas aims at more of them, and spills for that.
 template <class S, class E, int N>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 2)
     backward_cell(const __grid_constant__ BackwardSteps<E> steps) {
   using V = Sum<E>;
   using C = typename S::Whole;
@@ -121,6 +171,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (row >= s.rows || unit >= H) return;
 
   const auto state_at = [&](int i) { return s.dstate[i] + row * H + unit; };
+  const auto kept_at = [&](int i) { return s.kept[i] + row * H + unit; };
   V dresult[N], dy[N], carry[N] = {}, h[N], dstate[kAtLeastOne<kStates>][N];
   V save[kAtLeastOne<S::saved>][N], weight[kAtLeastOne<kUnitWeights>][N], grad[S::grads][N];
   load<N>(s.dresult + row * H + unit, dresult);
@@ -133,16 +184,44 @@ __global__ void __launch_bounds__(kBlockThreads)
   load_slots<kUnitWeights>(weight, [&](int i) { return s.w_unit + i * H + unit; });
   if (S::backward_needs == Needs::h_prev || s.h_before) {
     load_before<N>(s.before, steps.y_row, H, row, unit, h);
-    if (s.h_before) store<N>(h, s.h_before + row * H + unit);
+    if (s.h_before && !s.factor) store<N>(h, s.h_before + row * H + unit);
+    if (s.h_before && s.factor) {
+      V operand[N];
+      load<N>(s.factor.at(row) + unit, operand);
+#pragma unroll
+      for (int n = 0; n < N; ++n) operand[n] *= h[n];
+      store<N>(operand, s.h_before + row * H + unit);
+    }
   }
-  if (S::backward_needs == Needs::h) load<N>(s.y + row * steps.y_row + unit, h);
+  if (S::backward_needs == Needs::h) {
+    load<N>(s.y + row * steps.y_row + unit, h);
+    if (s.keep[0]) {
+      V share[N], before[N];
+      load<N>(s.keep[0].at(row) + unit, share);
+      load_before<N>(s.before, steps.y_row, H, row, unit, before);
+#pragma unroll
+      for (int n = 0; n < N; ++n) h[n] = unmixed<E>(share[n], before[n], h[n]);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < N; ++n) dresult[n] += dy[n];
+  if constexpr (is_last<S>) {
+    if (s.keep[0]) split_off<N>(s.keep[0].at(row) + unit, dresult, s.carry + row * H + unit);
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) {
+      if (s.grad_states[i]) add<N>(s.grad_states[i] + row * steps.states_row + unit, dstate[i]);
+      if (s.keep[1 + i]) split_off<N>(s.keep[1 + i].at(row) + unit, dstate[i], kept_at(i));
+    }
+  } else {
+    if (s.factor) scale<N>(s.factor.at(row) + unit, dresult);
+  }
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     Backward<S, V> of = {};
     take<S::saved>(save, n, of.save);
     take<kUnitWeights>(weight, n, of.unit_weight);
     if (S::backward_needs != Needs::nothing) of.h = h[n];
-    of.dresult = dresult[n] + dy[n];
+    of.dresult = dresult[n];
     take<kStates>(dstate, n, of.dstate);
     of.carry = carry[n];
     S::template backward<DeviceMath<V>>(of);
@@ -155,9 +234,18 @@ __global__ void __launch_bounds__(kBlockThreads)
     const int at_slot = slot < S::products ? S::gate_of_product(slot) : slot;
     return s.grads + (row * C::grads + S::first_slot + at_slot) * H + unit;
   });
+  if constexpr (is_first<S>)
+#pragma unroll
+    for (int i = 0; i < kStates; ++i)
+      if (s.keep[1 + i]) add<N>(kept_at(i), dstate[i]);
   store_slots<kStates>(dstate, state_at);
-  if (kCarries) store<N>(carry, s.carry + row * H + unit);
-  if (S::restores && s.result) store<N>(h, s.result + row * H + unit);
+  const bool keeps = is_last<S> && s.keep[0];
+  if (keeps) add<N>(s.carry + row * H + unit, carry);
+  if (kCarries || keeps) store<N>(carry, s.carry + row * H + unit);
+  if (S::restores && s.result) {
+    if (!is_last<S> && s.factor) scale<N>(s.factor.at(row) + unit, h);
+    store<N>(h, s.result + row * H + unit);
+  }
 }
 
 }  // namespace fusedrnn::cuda

@@ -14,7 +14,7 @@
 // it.
 #pragma once
 
-#include "cuda/types.cuh"
+#include "cuda/modifiers.cuh"
 
 namespace fusedrnn::cuda {
 
@@ -33,23 +33,31 @@ struct ForwardStep {  // of one direction
   E* y = nullptr;                    // rows of y_row, or null: projected, h is not the output
   int64_t y_row = 0;
   E* save = nullptr;  // [rows][saved][Hp] or null
+  // Modifiers, and what else few calls want.
+  StepValues<const E> factor;            // of what a stage before the last leaves
+  StepValues<const E> keep[kMaxStates];  // h's is not here if it is projected
+  Sum<E>* before[kOtherStates] = {};     // [rows][H], where stages are several: as they began
+  E* states[kOtherStates] = {};          // rows of states_row, or null: get the states
 };
 template <class E>
 struct ForwardSteps {
-  int64_t H = 0, Hp = 0;
+  int64_t H = 0, Hp = 0, states_row = 0;
   ForwardStep<E> direction[kMaxDirections];
 };
 
-// Where a row's h before a step is: with the step before it (the first `rows` rows), or in hx.
+// Where a row's h before a step is: with the step before it (the first `rows` rows), in hx, or, if
+// there is a boundary between, among the reset states.
 template <class E>
 struct StateBefore {
   const E* y = nullptr;  // rows of y_row
   int64_t rows = 0;
   const E* hx = nullptr;  // [B][R] or null: zeros
+  Boundary<E> boundary;
 };
 template <int N, class E, class V>
 __device__ __forceinline__ void load_before(const StateBefore<E>& before, int64_t y_row, int64_t R,
                                             int64_t row, int64_t column, V (&to)[N]) {
+  if (before.boundary.is_before(row)) return before.boundary.load_state(0, row, column, to);
   if (row < before.rows) return load<N>(before.y + row * y_row + column, to);
   load_or_zero<N>(before.hx ? before.hx + row * R + column : nullptr, to);
 }
@@ -65,13 +73,18 @@ struct BackwardStep {  // of one direction
   const E* w_unit = nullptr;  // [unit weights][H]
   const E* y = nullptr;       // this step's output, rows of y_row
   StateBefore<E> before;
-  E* h_before = nullptr;  // [rows][H], gets h before this step, or null
+  E* h_before = nullptr;  // [rows][H], gets what W_hh multiplied: h before this step; or null
   E* result = nullptr;    // [rows][H], gets what the stage gave, or null
   E* grads = nullptr;     // [rows][grads][H]
+  // Modifiers, and what else few calls have.
+  StepValues<const E> factor;               // of h_before, and of what a stage gave another
+  StepValues<const E> keep[kMaxStates];     // h's is not here if it is projected
+  Sum<E>* kept[kOtherStates] = {};          // [rows][H], may be dstate: what passes the cell by
+  const E* grad_states[kOtherStates] = {};  // rows of states_row, or null: zeros
 };
 template <class E>
 struct BackwardSteps {
-  int64_t H = 0, Hp = 0, y_row = 0;
+  int64_t H = 0, Hp = 0, y_row = 0, states_row = 0;
   BackwardStep<E> direction[kMaxDirections];
 };
 

@@ -95,6 +95,15 @@ __device__ __forceinline__ uint32_t round_to_tf32(float x) {
   return rounded;
 }
 
+// ---- Registers ------------------------------------------------------------------------------
+
+// The same number, about which the compiler knows nothing any more: what depends on it is computed
+// here, and not ahead of a loop to be held in registers.
+__device__ __forceinline__ int computed_here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- Fragments from shared memory (sm_75) ---------------------------------------------------
 //
 // Loads 1, 2 or 4 matrices [8][8] of 16-bit values; lane 8m + i gives the address of row i of

@@ -72,6 +72,13 @@ struct Seat {
   }
 };
 
+constexpr bool kModifies =
+#if defined(__CUDA_ARCH__)
+    __CUDA_ARCH__ >= 10 * kModifiedSince;
+#else
+    true;
+#endif
+
 // What a thread knows in either walk.
 template <class Walk, class Team>
 struct Walker {
@@ -95,10 +102,47 @@ struct Walker {
       load(std::false_type());
   }
 
+  // Turing has no registers left for modifiers, so the plan gives such calls there no team.
+  __device__ __forceinline__ bool is_modified() const { return kModifies && w_.modified; }
+
+  using Direction = typename Walk::Direction;
+  // As d_, for what few calls do: its fields hold no registers meanwhile.
+  __device__ __forceinline__ const Direction& direction_here() const {
+    return w_.direction[ptx::computed_here(seat_.direction)];
+  }
+  // What a modifier has for a unit of the team's sequence b.
+  template <class E>
+  __device__ __forceinline__ float value(const WalkValues<const E>& values, int t, int b,
+                                         int unit) const {
+    return widen(values.at(t, sequences_.first + b)[unit]);
+  }
+  // The step after the boundary that the walk crosses on its way to step t of the team's sequence
+  // b; -1: there is none.
+  __device__ __forceinline__ int boundary(const Direction& d, int t, int b) const {
+    const auto& reset = d.modifiers.reset;
+    const int after = t + d.modifiers.ahead;
+    if (!reset || after >= w_.T || b >= sequences_.moment(after).alive) return -1;
+    return *reset.at(after, sequences_.first + b) ? after : -1;
+  }
+  __device__ __forceinline__ float reset_state(const Direction& d, int i, int boundary, int b,
+                                               int unit) const {
+    const auto& states = d.modifiers.reset_states[i];
+    return states ? value(states, boundary, b, unit) : 0.0f;
+  }
+
+  __device__ __forceinline__ int64_t index(int b, int unit) const {  // in [B][H]
+    return static_cast<int64_t>(sequences_.first + b) * w_.H + unit;
+  }
+
+  // One of a thread's own notes on a unit of a sequence, in memory.
+  __device__ __forceinline__ float& note(const Direction& d, int b, int unit, int which) const {
+    return d.notes[static_cast<int64_t>(which) * w_.B * w_.H + index(b, unit)];
+  }
+
   const Walk& w_;
   const decltype(Walk::sizes)& z_;
   const Seat seat_;
-  const typename Walk::Direction& d_;
+  const Direction& d_;
   char* const shared_;
   const Team team_;
   const Sequences sequences_;

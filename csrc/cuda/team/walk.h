@@ -37,6 +37,8 @@ constexpr bool is_half(Arithmetic a) { return a == Arithmetic::bf16 || a == Arit
 constexpr int bytes_of(Arithmetic a) { return is_half(a) ? 2 : 4; }
 constexpr int fragment_depth(Arithmetic a) { return is_half(a) ? 16 : 8; }
 
+constexpr int kModifiedSince = 80;  // the compute capability from which walks know modifiers
+
 constexpr int kLanes = 32;
 constexpr int kMostWarps = 12;  // 384 threads, so that one has 168 registers
 constexpr int kColumns = 8;     // sequences of one product

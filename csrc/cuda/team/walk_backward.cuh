@@ -8,6 +8,14 @@
 //   each tile of that share -> the block whose units it is, as soon as it is there
 //
 // The shares are added in the order of the blocks' ranks.
+//
+// Modifiers act on the gradients in shared memory before and after a cell, which then knows nothing
+// of them, and none of its registers wait for them:
+//
+//   before   dh: made whole with the shares, which are times the factor
+//            where a boundary was crossed: added to the reset states' gradients, and 0 from here on
+//            keep * gradient: to memory; the cell has the rest
+//   after    that is added to what the cell passes on
 #pragma once
 
 #include "cells/cell.h"
@@ -19,8 +27,9 @@ template <class C, class A, class Team>
 class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
   using E = typename A::E;
   using Base = Walker<BackwardWalk<E>, Team>;
-  using Base::sequences_, Base::first_unit_;
+  using Base::sequences_, Base::first_unit_, Base::index, Base::note, Base::is_modified;
   using Base::w_, Base::z_, Base::seat_, Base::d_, Base::shared_, Base::team_;
+  using typename Base::Direction;
   static constexpr int kSaved = kAtLeastOne<C::saved>;
   static constexpr int kStates = C::states - 1;  // except h
   static constexpr int kHeld =
@@ -52,7 +61,6 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
     int sent = 0;  // exchanges
     for (int s = count - 1; s >= 0; --s, ++sent) {
       char* const operand = shared_ + (sent & 1) * z_.operand;
-      const Moment further = moment(steps, s - 2);
       if (sent > 0) team_.wait_for_sent(sent - 1);
       Item latest = first;
 #pragma unroll 1
@@ -61,20 +69,26 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
           store(latest, now, found);
           load_kept(item, now, before, kept);
         }
-        update(item, now, alive_after, kept, sent, operand, found);
+        if (is_modified()) prepare(item, steps, s, now, alive_after, sent, kept);
+        update(item, now, alive_after, kept, is_modified() ? 0 : sent, operand, found);
+        if (is_modified()) finish(item, now);
       }
+      const Moment further = moment(steps, s - 2);  // not before: others need the registers
       __syncthreads();
       if (exists(first)) {
         store(latest, now, found);
         if (s > 0) load_kept(first, before, further, kept);
       }
       alive_after = now.alive, now = before, before = further;
-      if (s == 0 && !d_.grad_hx[0]) continue;
+      if (s == 0 && !w_.wants_first) continue;
       team_.expect(sent, z_.inbox_bytes);
       multiply(held, operand, sent);
     }
-    if (d_.grad_hx[0] && sent > 0) team_.wait_for_sent(sent - 1);
-    store_states(alive_after, sent);
+    if (w_.wants_first && sent > 0) team_.wait_for_sent(sent - 1);
+    if (is_modified() && sent > 0)
+      for (Item item = first; exists(item); item = next(item))
+        cross(item, steps.at(0), alive_after, w_.wants_first ? sent : 0);
+    store_states(alive_after, is_modified() ? 0 : sent);
     team_.end();
   }
 
@@ -241,26 +255,134 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
       if (C::backward_needs == Needs::h && there) kept.h[j] = y[b * w_.y_row];
     }
   }
+  // f(j, sequence, unit) for those of a lane's item that are among the first `alive` sequences.
+  template <class F>
+  __device__ __forceinline__ void for_cells(const Item& item, int alive, const F& f) const {
+    const int unit = first_unit_ + own_unit(item);
+#pragma unroll 1
+    for (int j = 0; j < 2; ++j) {
+      const int b = sequence(item, j);
+      if (mine(j) && b < alive && unit < w_.H) f(j, b, unit);
+    }
+  }
+  // The same item, to be computed with here.
+  __device__ __forceinline__ Item here(const Item& item) const {
+    return {ptx::computed_here(item.turn), ptx::computed_here(item.eight),
+            ptx::computed_here(item.column)};
+  }
+
+  // What arrives from step t, before the step that the walk comes to next, for the first `alive`
+  // sequences: dh becomes whole, with the blocks' shares if something was sent.
+  __device__ __forceinline__ void cross(const Item& of, int t, int alive, int sent) const {
+    const Item item = here(of);
+    float shares[2];
+    load_shares(item, sent, shares);
+    for_cells(item, alive, [&](int j, int b, int unit) {
+      const Direction& d = this->direction_here();
+      const auto& factor = d.modifiers.recurrent_factor;
+      float share = j ? shares[1] : shares[0];
+      if (factor) share *= this->value(factor, t, b, unit);
+      state(item, j, 0) += share;
+      const int boundary = this->boundary(d, t, b);
+      if (boundary < 0) return;
+#pragma unroll
+      for (int i = 0; i < C::states; ++i) {
+        const auto& to = d.grad_reset_states[i];
+        if (to) to.at(boundary, sequences_.first + b)[unit] += state(item, j, i);
+        state(item, j, i) = 0;
+      }
+    });
+  }
+
+  __device__ __forceinline__ void prepare(const Item& of, Steps steps, int s, const Moment& now,
+                                          int alive_after, int sent, Kept& kept) const {
+    s = ptx::computed_here(s), steps.end = ptx::computed_here(steps.end);
+    if (sent > 0) cross(of, steps.at(s + 1), alive_after, sent);
+    const Item item = here(of);
+    for_cells(item, now.alive, [&](int j, int b, int unit) {
+      const Direction& d = this->direction_here();
+#pragma unroll
+      for (int i = 0; i < C::states; ++i) {
+        float& gradient = state(item, j, i);
+        const E* const more = i > 0 ? d.grad_states[i > 0 ? i - 1 : 0] : nullptr;
+        if (more) gradient += widen(more[static_cast<int64_t>(now.row + b) * w_.y_row + unit]);
+        const auto& keep = d.modifiers.keep[i];
+        if (!keep) continue;
+        if (i == 0) gradient += widen(take(kept.dy, j));  // which the cell would add
+        note(d, b, unit, i) = split(this->value(keep, steps.at(s), b, unit), gradient);
+      }
+    });
+    if (C::backward_needs != Needs::nothing) correct(item, steps, s, now, kept);
+  }
+  // One of two values in registers, with zero left in its place.
+  __device__ __forceinline__ static E take(E (&two)[2], int j) {
+    const E taken = j ? two[1] : two[0], zero = narrowed<E>(0);
+    two[0] = j ? two[0] : zero, two[1] = j ? zero : two[1];
+    return taken;
+  }
+  // h as the cell needs it, if it is not what was loaded: before the step it is another beyond a
+  // boundary, and after the step something was kept.
+  __device__ __forceinline__ void correct(const Item& item, const Steps& steps, int s,
+                                          const Moment& now, Kept& kept) const {
+    const auto& modifiers = this->direction_here().modifiers;
+    if (C::backward_needs == Needs::h ? !modifiers.keep[0] : !modifiers.reset) return;
+    for_cells(item, now.alive, [&](int j, int b, int unit) {
+      const Direction& d = this->direction_here();
+      const int t = steps.at(s), boundary = this->boundary(d, t, b);
+      E h;
+      if (C::backward_needs == Needs::h_prev) {
+        if (boundary < 0) return;
+        narrow(this->reset_state(d, 0, boundary, b, unit), h);
+      } else {
+        const Moment before = moment(steps, s - 1);
+        float old = 0;
+        if (boundary >= 0)
+          old = this->reset_state(d, 0, boundary, b, unit);
+        else if (b < before.alive)
+          old = widen(d.y[static_cast<int64_t>(before.row + b) * w_.y_row + unit]);
+        else if (d.hx)
+          old = widen(d.hx[index(b, unit)]);
+        const float share = this->value(d.modifiers.keep[0], t, b, unit);
+        narrow(unmixed<E>(share, old, widen(j ? kept.h[1] : kept.h[0])), h);
+      }
+      kept.h[0] = j ? kept.h[0] : h, kept.h[1] = j ? h : kept.h[1];
+    });
+  }
+  __device__ __forceinline__ void finish(const Item& of, const Moment& now) const {
+    const Item item = here(of);
+    for_cells(item, now.alive, [&](int j, int b, int unit) {
+      const Direction& d = this->direction_here();
+#pragma unroll
+      for (int i = 0; i < C::states; ++i)
+        if (d.modifiers.keep[i]) state(item, j, i) += note(d, b, unit, i);
+    });
+  }
 
   // dh of a lane's unit before dy: of sequences that had the step after, with the blocks' shares.
   __device__ __forceinline__ void load_dh(const Item& item, int alive_after, int sent,
                                           float (&dh)[2]) const {
-    float2 shares = {0, 0};
+    float shares[2];
+    load_shares(item, sent, shares);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (!mine(j)) continue;
+      dh[j] = state(item, j, 0);
+      if (sequence(item, j) < alive_after) dh[j] += shares[j];
+    }
+  }
+  __device__ __forceinline__ void load_shares(const Item& item, int sent,
+                                              float (&shares)[2]) const {
+    float2 sum = {0, 0};
     if (sent > 0) {
       const float* share =
           inbox(sent - 1, item.column, 0) + own_unit(item) * kColumns + 2 * seat_.t4;
 #pragma unroll 4
       for (int from = 0; from < z_.blocks; ++from, share += z_.units * kColumns) {
         const float2 both = *reinterpret_cast<const float2*>(share);
-        shares.x += both.x, shares.y += both.y;
+        sum.x += both.x, sum.y += both.y;
       }
     }
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      if (!mine(j)) continue;
-      dh[j] = state(item, j, 0);
-      if (sequence(item, j) < alive_after) dh[j] += j ? shares.y : shares.x;
-    }
+    shares[0] = sum.x, shares[1] = sum.y;
   }
 
   __device__ __forceinline__ void update(const Item& item, const Moment& now, int alive_after,

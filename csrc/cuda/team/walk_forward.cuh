@@ -6,6 +6,14 @@
 //   h of the own units -> the next operand, here and in the other blocks
 //   y and what backward needs -> memory, while h is on its way
 //
+// Modifiers act on the states in shared memory before and after a cell, which then knows nothing of
+// them, and none of its registers wait for them:
+//
+//   before   states of the own units: replaced where the walk crosses a boundary
+//            keep * state: to memory
+//   after    states are mixed with that
+//            h of the own units: put into the next operand again, as the next step has it
+//
 // A group whose product is cut along k has as many warps. They exchange their sums, and two of them
 // share the cells: each adds the parts, in order, for every second sequence.
 #pragma once
@@ -19,8 +27,9 @@ template <class C, class A, class Team>
 class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
   using E = typename A::E;
   using Base = Walker<ForwardWalk<E>, Team>;
-  using Base::sequences_, Base::first_unit_;
+  using Base::sequences_, Base::first_unit_, Base::index, Base::note, Base::is_modified;
   using Base::w_, Base::z_, Base::seat_, Base::d_, Base::shared_, Base::team_;
+  using typename Base::Direction;
   static constexpr int kHalves = halves_of(C::cell), kTiles = tiles_of(C::cell);
   static constexpr int kUnits = 8 * kHalves;  // of a group
   static constexpr int kSaved = kAtLeastOne<C::saved>;
@@ -37,22 +46,23 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
     Held held;
     Base::template with_pairs<A>([&](auto pairs) { load_weights<pairs.value>(held); });
     load_biases();
-    load_states();
     Steps steps;
     steps.begin = d_.begin, steps.backwards = seat_.direction == 1;
     steps.end = sequences_.end_of(d_.begin, d_.end);
     const int count = steps.count();
+    load_states();
+    if (is_modified() && count > 0) modify_first(steps.at(0));
     team_.begin();
 
-    Moment now;
     Inputs inputs;
     Results results;
-    if (count > 0) now = sequences_.moment(steps.at(0));
-    if (count > 0 && works()) load_inputs(now, 0, 0, inputs);
     for (int s = 0; s < count; ++s) {
       const bool last = s + 1 == count;
       char* const operand = shared_ + (s & 1) * z_.operand;
       char* const next = shared_ + (~s & 1) * z_.operand;
+      const Moment now = sequences_.moment(steps.at(s));
+      if (is_modified()) prepare(steps, s);
+      if (works()) load_inputs(now, 0, 0, inputs);
       if (s > 0) team_.wait_for_published(s - 1);
 #pragma unroll 1
       for (int turn = 0; turn < z_.turns; ++turn) {
@@ -66,14 +76,12 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
           if (!works()) continue;
           if (turn + column > 0) store(now, results);
           update(now, turn, column, inputs, sum, next, results);
+          if (is_modified()) finish(now, turn, column, last, next);
         }
       }
       if (!last)
         team_.publish(s, next + slice_offset(), slice_bytes(), z_.columns, z_.column_bytes);
       if (works()) store(now, results);
-      if (last) continue;
-      now = sequences_.moment(steps.at(s + 1));
-      if (works()) load_inputs(now, 0, 0, inputs);
     }
     store_states();
     team_.end();
@@ -204,9 +212,6 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
   __device__ __forceinline__ bool there(int row, int unit) const {
     return row < sequences_.count && unit < w_.H;
   }
-  __device__ __forceinline__ int64_t index(int row, int unit) const {  // in [B][H]
-    return static_cast<int64_t>(sequences_.first + row) * w_.H + unit;
-  }
   __device__ __forceinline__ float given(const E* states, int row, int unit) const {
     return states && there(row, unit) ? widen(states[index(row, unit)]) : 0.0f;
   }
@@ -223,6 +228,99 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
             if (group(turn) < z_.groups && mine(j))
               f(sequence(column, j), unit_of(turn) + half * 8,
                 [&](int kind) -> float& { return state(turn, column, half, j, kind); });
+  }
+
+  // f(sequence, unit, state_of, j) for the units of a group that are this thread's.
+  template <class F>
+  __device__ __forceinline__ void for_cells(int turn, int column, const F& f) const {
+    turn = ptx::computed_here(turn), column = ptx::computed_here(column);
+#pragma unroll 1
+    for (int i = 0; i < 2 * kHalves; ++i) {
+      const int half = i / 2, j = i % 2, unit = unit_of(turn) + half * 8;
+      if (mine(j) && there(sequence(column, j), unit))
+        f(
+            sequence(column, j), unit,
+            [&](int kind) -> float& { return state(turn, column, half, j, kind); }, j);
+    }
+  }
+  // Before the product: the states that the cell begins with, and notes for after it, so that
+  // nothing far away is waited for there.
+  __device__ __forceinline__ void prepare(const Steps& steps, int s) const {
+    if (!works()) return;
+#pragma unroll 1
+    for (int turn = 0; turn < z_.turns && group(turn) < z_.groups; ++turn)
+#pragma unroll 1
+      for (int column = 0; column < z_.columns; ++column) prepare(steps, s, turn, column);
+  }
+  __device__ __forceinline__ void prepare(const Steps& steps, int s, int turn, int column) const {
+    s = ptx::computed_here(s);
+    const int t = steps.at(s), next_t = steps.at(s + 1), alive = sequences_.moment(t).alive;
+    const int next_alive = s + 1 < steps.count() ? sequences_.moment(next_t).alive : 0;
+    for_cells(turn, column, [&](int b, int unit, const auto& state_of, int) {
+      const Direction& d = this->direction_here();
+      const int boundary = b < alive ? this->boundary(d, t, b) : -1;
+#pragma unroll
+      for (int i = 0; i < C::states; ++i) {
+        float& before = state_of(i);
+        if (boundary >= 0) before = this->reset_state(d, i, boundary, b, unit);
+        const auto& keep = d.modifiers.keep[i];
+        if (!keep) continue;
+        const float share = b < alive ? this->value(keep, t, b, unit) : 0.0f;
+        note(d, b, unit, kShare + i) = share;
+        note(d, b, unit, kKept + i) = b < alive ? rounded_product(share, before) : 0.0f;
+      }
+      if (s + 1 == steps.count()) return;
+      const bool goes_on = b < next_alive;
+      const int next_boundary = goes_on ? this->boundary(d, next_t, b) : -1;
+      const float factor = goes_on ? factor_of(d, next_t, b, unit) : 1.0f;
+      note(d, b, unit, kFactor) = factor;
+      note(d, b, unit, kIsReplaced) = next_boundary < 0 ? 0.0f : 1.0f;
+      if (next_boundary >= 0)
+        note(d, b, unit, kReplacement) = factor * this->reset_state(d, 0, next_boundary, b, unit);
+    });
+  }
+  // After the cell: the states after the step, and h in the next operand as the next step has it.
+  __device__ __forceinline__ void finish(const Moment& at, int turn, int column, bool last,
+                                         char* next) const {
+    for_cells(turn, column, [&](int b, int unit, const auto& state_of, int j) {
+      const Direction& d = this->direction_here();
+#pragma unroll
+      for (int i = 0; i < C::states; ++i) {
+        float& now = state_of(i);
+        if (d.modifiers.keep[i])
+          now = mixed(note(d, b, unit, kShare + i), note(d, b, unit, kKept + i), now);
+        if (i == 0) now = widen(narrowed<E>(now));
+        E* const all = i > 0 && b < at.alive ? d.state[i > 0 ? i - 1 : 0].all : nullptr;
+        if (all) narrow(now, all[static_cast<int64_t>(at.row + b) * w_.y_row + unit]);
+      }
+      if (last) return;
+      float operand = state_of(0) * note(d, b, unit, kFactor);
+      if (note(d, b, unit, kIsReplaced) != 0) operand = note(d, b, unit, kReplacement);
+      A::put(next + column * z_.column_bytes, unit, 2 * seat_.t4 + j, operand);
+    });
+  }
+  static constexpr int kFactor = 0, kIsReplaced = 1, kReplacement = 2;  // of the next operand
+  static constexpr int kShare = 3, kKept = kShare + C::states;          // of each state
+  __device__ __forceinline__ float factor_of(const Direction& d, int t, int b, int unit) const {
+    const auto& factor = d.modifiers.recurrent_factor;
+    return factor ? this->value(factor, t, b, unit) : 1.0f;
+  }
+
+  // The first operand, in which load_states put h: each thread has the same places as there.
+  __device__ __forceinline__ void modify_first(int t) const {
+    const Direction& d = this->direction_here();
+    if (!d.modifiers.reset && !d.modifiers.recurrent_factor) return;
+    const int padded = z_.blocks * z_.units, count = padded * sequences_.moment(t).alive;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+      const int unit = i % padded, row = i / padded;
+      char* const operand = shared_ + row / kColumns * z_.column_bytes;
+      if (unit >= w_.H) continue;
+      const int boundary = this->boundary(d, t, row);
+      const float h =
+          boundary < 0 ? given(d.h_in, row, unit) : this->reset_state(d, 0, boundary, row, unit);
+      A::put(operand, unit, row % kColumns, h * factor_of(d, t, row, unit));
+    }
   }
 
   __device__ __forceinline__ void load_inputs(const Moment& at, int turn, int column,

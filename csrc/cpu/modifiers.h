@@ -1,0 +1,92 @@
+// What modifiers (layer/problem.h) do to the rows of a walk: each function is for some columns of
+// the row of one sequence. S is the storage type, in which modifiers are; T and E are whatever the
+// walk keeps the row in.
+#pragma once
+
+#include "walk.h"
+
+// Out of the way of what every call does.
+#define FUSEDRNN_RARE __attribute__((noinline, cold))
+
+namespace fusedrnn::cpu {
+namespace FUSEDRNN_ISA {
+
+// The values of step t, direction d and sequence b, from their first column on.
+template <class S>
+const S* values_of(const Spread<const void>& spread, int64_t t, int64_t d, int64_t b) {
+  return static_cast<const S*>(spread.data) + spread.at(t, d, b);
+}
+
+// Calls f(u, n) for each vector of the columns: it begins at u and has n valid values or more.
+template <class F, class Function>
+FUSEDRNN_INLINE void for_vectors(Range columns, const Function& f) {
+  for (int64_t u = columns.begin; u < columns.end; u += kLanes<F>) f(u, columns.end - u);
+}
+
+// to = from * factor
+template <class F, class S, class T>
+void multiply_row(const T* from, const S* factor, Range columns, T* to) {
+  for_vectors<F>(columns, [&](int64_t u, int64_t n) {
+    store_n(to + u, load_n(from + u, n) * load_n(factor + u, n), n);
+  });
+}
+
+// now = keep * before + (1 - keep) * now. Where keep is 0 or 1, that is exactly one of the two.
+template <class F, class S, class T>
+void keep_row(const T* before, const S* keep, Range columns, T* now) {
+  for_vectors<F>(columns, [&](int64_t u, int64_t n) {
+    const Vec<F> share = load_n(keep + u, n);
+    store_n(now + u, share * load_n(before + u, n) + (1 - share) * load_n(now + u, n), n);
+  });
+}
+
+// Whether some of these shares are neither 0 nor 1.
+template <class F, class S>
+bool mixes(const S* keep, Range columns) {
+  Vec<F> sum = {};
+  for_vectors<F>(columns, [&](int64_t u, int64_t n) {
+    const Vec<F> share = load_n(keep + u, n);
+    sum += share * (1 - share);
+  });
+  return horizontal_sum<F>(sum) != 0;
+}
+
+// The product rounded by itself, as in a mixture with a cell's zero.
+template <class F>
+__attribute__((noinline)) Vec<F> rounded_product(Vec<F> a, Vec<F> b) {
+  return a * b;
+}
+
+// own = (mixed - keep * before) / (1 - keep), what the cell gave before it was mixed. `mixed` went
+// through the storage type: 0 of a cell (relu's) is 0 again.
+template <class F, class S, class E>
+void unmix_row(const E* mixed, const E* before, const F* keep, Range columns, E* own) {
+  for_vectors<F>(columns, [&](int64_t u, int64_t n) {
+    const Vec<F> share = load_n(keep + u, n), after = load_n(mixed + u, n);
+    const Vec<F> kept = rounded_product<F>(share, load_n(before + u, n));
+    S stored[kLanes<F>];
+    store(stored, kept);
+    store_n(own + u, load(stored) == after ? splat<F>(0) : (after - kept) / (1 - share), n);
+  });
+}
+
+// kept = keep * gradient, and what is left of the gradient.
+template <class F, class S>
+void split_row(const S* keep, Range columns, F* gradient, F* kept) {
+  for_vectors<F>(columns, [&](int64_t u, int64_t n) {
+    const Vec<F> all = load_n(gradient + u, n), share = all * load_n(keep + u, n);
+    store_n(kept + u, share, n);
+    store_n(gradient + u, all - share, n);
+  });
+}
+
+// to += from
+template <class F, class S, class T>
+void add_row(const S* from, Range columns, T* to) {
+  for_vectors<F>(columns, [&](int64_t u, int64_t n) {
+    store_n(to + u, load_n(to + u, n) + load_n(from + u, n), n);
+  });
+}
+
+}  // namespace FUSEDRNN_ISA
+}  // namespace fusedrnn::cpu
