@@ -7,9 +7,12 @@ second state, a projection or a bias apart asks the `Cell`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusedrnn import _C
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["CELLS", "Cell", "by_option", "cell_named"]
 
@@ -79,6 +82,11 @@ class Cell:
         if self.unit_weights:
             roles += ("w_unit",)
         return roles
+
+    def widths(self, w_hh: Tensor) -> tuple[int, ...]:
+        """The features of each state, of a layer that has this W_hh: R of h, H of all others."""
+        hidden_size = w_hh.size(0) // len(self.gates)
+        return (w_hh.size(1), *(hidden_size for _ in self.states[1:]))
 
     def shapes(
         self, input_size: int, hidden_size: int, proj_size: int = 0, *, biases: bool = True

@@ -310,16 +310,12 @@ def run_network(
             input = input.transpose(0, 1)
         if input.size(0) == 0:
             reject_no_steps()
-    if hx:
-        parts = 2 * num_layers if layer.bidirectional else num_layers
-        if cu_seqlens is not None:
-            batch: int | None = len(cu_seqlens) - 1
-        else:
-            batch = None if one else _batch(input, batch_sizes, hx)
-        check_states(layer.cell, hx, parts, batch, input, weights)
     boundaries = _UNMODIFIED
-    if extras is not None and (extras.reset is not None or extras.reset_states is not None):
-        boundaries = _boundaries(network, extras, input, batch_sizes, weights)
+    if extras is not None:
+        hx, boundaries = _states_and_boundaries(network, extras, input, batch_sizes, hx, weights)
+    elif hx:
+        batch = None if one else _batch(input, batch_sizes, hx)
+        check_states(layer.cell, hx, shapes_of_states(network, weights), batch, input)
     layout, first = None, hx
     if lengths is not None:
         lengths = as_lengths(lengths)
@@ -363,24 +359,21 @@ def run_network(
         output, hn, states = _run_stack(layer, num_layers, dropout, operands, lengths, extras)
     if autocast and layer.projected and output.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(input.device.type)
-        h, *others = hn
-        output, hn = output.to(dtype), (h.to(dtype), *others)
-        states = [*(h.to(dtype) for h in states[:1]), *states[1:]]
+        many = len(hn) // len(layer.cell.states)  # all of h
+        output, hn = output.to(dtype), [*(h.to(dtype) for h in hn[:many]), *hn[many:]]
+        states = [*(h.to(dtype) for h in states[:many]), *states[many:]]
 
     if layout is not None:
         output, batch_sizes = layout.pad(output), None
         hn = layout.unsort(hn, first)
         states = [layout.pad(each.flatten(-2)).unflatten(-1, each.shape[-2:]) for each in states]
-    if cu_seqlens is not None:
-        return output, hn, [each.transpose(0, 1) for each in states]
-    if states and batch_sizes is None and not empty:  # [T, B, L*D, R] -> [L*D, T, B, R]
-        order = (2, 1, 0, 3) if batch_first and not one else (2, 0, 1, 3)
-        states = [each.permute(order) for each in states]
+    if extras is not None:
+        hn, states = _as_wanted(network, extras, hn, states, one, batch_sizes is not None or empty)
     if one:
-        return output.squeeze(1), [s.squeeze(1) for s in hn], [s.squeeze(2) for s in states]
+        return output.squeeze(1), [state.squeeze(1) for state in hn], states
     if empty:
-        return output.squeeze(0), hn, [each.squeeze(0) for each in states]
-    if batch_first and batch_sizes is None:
+        return output.squeeze(0), hn, states
+    if batch_first and batch_sizes is None and cu_seqlens is None:
         output = output.transpose(0, 1)
     return output, hn, states
 
@@ -395,6 +388,12 @@ class Extras(NamedTuple):
         training: whether they are applied.
         order: the sequences of `reset` and `reset_states` that a packed input has, in its order.
         cu_seqlens: where in an input of sequences one after the other each begins.
+        initial: the states [parts, W] of every sequence that is given none.
+        residual: whether a layer's input is added to its output, if it is not the first and they
+            have as many features.
+        by_layer: whether each layer has states of its own, since their sizes differ: first those
+            of h, one for each layer, then those of the next state.
+        states_batch_first: whether states of a batch are given and wanted as [B, parts, W].
     """
 
     reset: Tensor | None = None
@@ -404,9 +403,91 @@ class Extras(NamedTuple):
     training: bool = False
     order: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    initial: Sequence[Tensor] = ()
+    residual: bool = False
+    by_layer: bool = False
+    states_batch_first: bool = False
+
+    @property
+    def zones_out(self) -> bool:
+        """Whether states keep a share of those before, which they do out of training, too."""
+        return self.dropouts is not None and bool(self.dropouts.zoneout)
 
 
 _UNMODIFIED = Modifiers()
+
+
+def _states_and_boundaries(
+    network: Network,
+    extras: Extras,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    hx: Sequence[Tensor],
+    weights: Sequence[Tensor],
+) -> tuple[Sequence[Tensor], Modifiers]:
+    """The first states [parts, B, W], and boundaries for all layers; both checked.
+
+    `input` has time first, if it is not packed. Where each layer has states of its own, there are
+    as many as layers for each state of the cell, and the parts are the directions.
+    """
+    shapes = shapes_of_states(network, weights, extras.by_layer)
+    batch: int | None = None  # of one sequence
+    if extras.cu_seqlens is not None:
+        batch = len(extras.cu_seqlens) - 1
+    elif input.dim() == 3 or batch_sizes is not None:
+        batch = _batch(input, batch_sizes, hx, 0 if extras.states_batch_first else 1)
+    initial = [
+        state if batch is None else state.unsqueeze(1).expand(-1, batch, -1)
+        for state in extras.initial
+    ]
+    if hx:
+        check_states(network.layer.cell, hx, shapes, batch, input, extras.states_batch_first)
+        hx = _parts_first(hx, batch, extras)
+    boundaries = _UNMODIFIED
+    if extras.reset is not None or extras.reset_states is not None:
+        boundaries = _boundaries(network, extras, input, batch_sizes, shapes, batch, initial)
+    return hx or initial, boundaries
+
+
+def shapes_of_states(
+    network: Network, weights: Sequence[Tensor], by_layer: bool = False
+) -> list[tuple[int, int]]:
+    """The parts and features of each state: of every layer those of its own, or of all together."""
+    cell, parts = network.layer.cell, network.layer.directions
+    if not by_layer:
+        return [(parts * network.num_layers, width) for width in cell.widths(weights[W_HH])]
+    each = len(weights) // network.num_layers
+    of_layers = [cell.widths(w_hh) for w_hh in weights[W_HH::each]]
+    return [(parts, width) for widths in zip(*of_layers, strict=True) for width in widths]
+
+
+def _parts_first(states: Sequence[Tensor], batch: int | None, extras: Extras) -> Sequence[Tensor]:
+    """States whose first dimension may be the batch as [..., parts, B, W]."""
+    if batch is None or not extras.states_batch_first:
+        return states
+    return [state.movedim(0, -2) for state in states]
+
+
+def _as_wanted(
+    network: Network,
+    extras: Extras,
+    hn: Sequence[Tensor],
+    states: Sequence[Tensor],
+    one: bool,
+    packed: bool,
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Final states [parts, B, W], and those of every step, [T, B, parts, W] or [N, parts, W]."""
+    by_batch = extras.states_batch_first
+    if by_batch and not one:
+        hn = [state.transpose(0, 1) for state in hn]
+    if packed:
+        return hn, states
+    if one:
+        return hn, [state.squeeze(1).transpose(0, 1) for state in states]
+    if extras.cu_seqlens is not None:
+        return hn, [state.transpose(0, 1) for state in states]
+    order = (1, 0, 2, 3) if by_batch else (2, 1, 0, 3) if network.batch_first else (2, 0, 1, 3)
+    return hn, [state.permute(order) for state in states]
 
 
 def _check_joined(cu_seqlens: Any, input: Tensor, batch_sizes: Tensor | None, lengths: Any) -> None:
@@ -456,42 +537,44 @@ def _boundaries(
     extras: Extras,
     input: Tensor,
     batch_sizes: Tensor | None,
-    weights: Sequence[Tensor],
+    shapes: Sequence[tuple[int, int]],
+    batch: int | None,
+    initial: Sequence[Tensor],
 ) -> Modifiers:
-    """Boundaries as ops take them, for all layers; an `input` that is not packed has time first."""
-    layer, _, num_layers, batch_first = network
-    cell = layer.cell
+    """Boundaries as ops take them, for all layers; `shapes` are those of states, (parts, width).
+
+    An `input` that is not packed has time first.
+    """
+    cell, batch_first = network.layer.cell, network.batch_first
     if extras.reset is None:
         raise ValueError("reset_states: expected None without reset")
     joined = extras.cu_seqlens is not None
-    one = batch_sizes is None and input.dim() == 2  # or all of them, one after the other
+    one = batch is None
     steps = input.size(0) if batch_sizes is None else len(batch_sizes)
-    batch: tuple[int, ...]
+    sequences: tuple[int, ...]
     if batch_sizes is not None and torch.compiler.is_compiling():  # it has no value
-        batch = extras.reset.shape[slice(1) if batch_first else slice(1, 2)]
+        sequences = extras.reset.shape[slice(1) if batch_first else slice(1, 2)]
     else:
-        batch = () if one else (_batch(input, batch_sizes, ()),)
-    check_reset(extras.reset, (*batch, steps) if batch_first else (steps, *batch))
-    reset = extras.reset.reshape(extras.reset.shape[: 1 + len(batch)])
+        sequences = () if one or joined else (batch,)  # type: ignore[assignment]
+    check_reset(extras.reset, (*sequences, steps) if batch_first else (steps, *sequences))
+    reset = extras.reset.reshape(extras.reset.shape[: 1 + len(sequences)])
     if reset.dtype != torch.bool:
         if not (is_captured() or has_no_values(reset)):
             check_reset_values(reset)
         reset = reset != 0
-    if one and not joined:
+    if one:
         reset = reset.unsqueeze(1)
-    elif batch_first and not one:
+    elif batch_first and not joined:
         reset = reset.transpose(0, 1)
-    by: Sequence[Tensor] = states_of(cell, extras.reset_states)
-    if by:
-        w_hh = weights[W_HH]
-        _, *others = cell.states
-        widths = (w_hh.size(1), *[w_hh.size(0) // len(cell.gates)] * len(others))
-        if extras.cu_seqlens is not None:
-            batch = (len(extras.cu_seqlens) - 1,)
-        shapes = [(num_layers * layer.directions, *batch, width) for width in widths]
-        check_reset_states(cell, by, shapes, None if joined else steps, input)
-        by = [state.unsqueeze(-2) if one and not joined else state for state in by]
-        by = [state if state.dim() == 4 else state.unsqueeze(0) for state in by]
+    by: Sequence[Tensor] = initial
+    if extras.reset_states is not None:
+        by = states_of(cell, extras.reset_states, len(shapes) // len(cell.states))
+        every = None if joined else steps
+        check_reset_states(cell, by, shapes, batch, every, input, extras.states_batch_first)
+        by = _parts_first(by, batch, extras)
+    if one:
+        by = [state.unsqueeze(-2) for state in by]
+    by = [state if state.dim() == 4 else state.unsqueeze(0) for state in by]
     if not is_captured():
         ops.check_storages(reset=reset, **ops.named("reset_states", by))
     boundaries = Modifiers(reset.to(input.device), by)
@@ -542,7 +625,8 @@ def _run_stack(
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
     """The layers one after the other, with dropout between them.
 
-    The states after every step, if they are wanted, are [T, B, L*D, R], or packed [N, L*D, R].
+    The states after every step, if they are wanted, are [T, B, L*D, R], or packed [N, L*D, R]; or
+    all states are by layer.
     """
     input, batch_sizes, hx, weights, boundaries = operands
     directions = layer.directions
@@ -551,18 +635,19 @@ def _run_stack(
     masks = None
     if extras is not None and extras.dropouts is not None:
         masks = Masks(extras.dropouts, extras.training, input, batch_sizes)
+    residual = extras is not None and extras.residual
     for i in range(num_layers):
-        parts = slice(i * directions, (i + 1) * directions)
+        input = output
         own = Operands(
-            output,
+            input,
             batch_sizes,
-            [state[parts] for state in hx],
+            _of_layer(i, hx, 0, layer, num_layers),
             weights[i * count : (i + 1) * count],
         )
         if extras is None:
             output, hn = run_layer(layer, own, lengths)
         else:
-            by = [state[:, parts] for state in boundaries.reset_states]
+            by = _of_layer(i, boundaries.reset_states, 1, layer, num_layers)
             own = own._replace(modifiers=Modifiers(boundaries.reset, by))
             output, hn, every = _run_with_extras(layer, own, lengths, extras, masks)
             steps.append([each.unflatten(-1, (directions, -1)) for each in every])
@@ -571,13 +656,31 @@ def _run_stack(
         finals.append(hn)
         if dropout and i < num_layers - 1:
             output = torch.dropout(output, dropout, True)
+        if residual and i > 0 and output.size(-1) == input.size(-1):
+            output = output + input
     if num_layers == 1:
         return output, finals[0], steps[0] if steps else ()
+    if extras is not None and extras.by_layer:
+        return output, _by_state(finals), _by_state(steps)
     return (
         output,
         [torch.cat(states) for states in zip(*finals, strict=True)],
         [torch.cat(states, dim=-2) for states in zip(*steps, strict=True)],
     )
+
+
+def _of_layer(
+    i: int, states: Sequence[Tensor], parts: int, layer: Layer, num_layers: int
+) -> Sequence[Tensor]:
+    """The states of layer `i`: its own, or its parts of what all layers share."""
+    if len(states) > len(layer.cell.states):
+        return states[i::num_layers]
+    return [state.narrow(parts, i * layer.directions, layer.directions) for state in states]
+
+
+def _by_state(of_layers: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The states of each layer as the first of all layers, the second of all layers, ..."""
+    return [state for states in zip(*of_layers, strict=True) for state in states]
 
 
 def _run_with_extras(
@@ -590,10 +693,9 @@ def _run_with_extras(
     """One layer; the states after every step, if they are wanted, are laid out as its output."""
     modifiers = operands.modifiers
     if masks is not None:
-        roles, w_hh = layer.roles, operands.weights[W_HH]
-        widths = (w_hh.size(1), *[w_hh.size(0) // len(layer.cell.gates)] * len(layer.cell.states))
+        roles, widths = layer.roles, layer.cell.widths(operands.weights[W_HH])
         modifiers = modifiers._replace(
-            recurrent_factor=masks.recurrent(layer.directions, w_hh.size(1)),
+            recurrent_factor=masks.recurrent(layer.directions, widths[0]),
             keep=masks.keep(layer.directions, widths),
         )
         weights = [
@@ -615,13 +717,14 @@ def _run_with_extras(
     return output, hn, (output, *others) if wanted else ()
 
 
-def _batch(input: Tensor, batch_sizes: Tensor | None, hx: Sequence[Tensor]) -> int:
+def _batch(
+    input: Tensor, batch_sizes: Tensor | None, hx: Sequence[Tensor], batch_of_hx: int = 1
+) -> int:
     """How many sequences there are."""
     if batch_sizes is None:
         return input.size(1)
-    if torch.compiler.is_compiling():  # batch_sizes has no value; take what hx claims
-        h, *_ = hx
-        return h.size(1)
+    if hx and torch.compiler.is_compiling():  # batch_sizes has no value; take what hx claims
+        return hx[0].size(batch_of_hx)
     return int(batch_sizes[0])
 
 

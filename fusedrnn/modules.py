@@ -15,7 +15,6 @@ docstring and the cell's name, and an entry in `__all__`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, overload
@@ -33,8 +32,13 @@ from fusedrnn._engine import torch_private
 from fusedrnn._engine.checks import (
     PACKED_IN_ONNX,
     as_given,
+    check_bool,
     check_checkpoint,
+    check_forget_bias,
+    check_hidden_sizes,
+    check_init,
     check_reset_after,
+    check_residual,
     check_states,
     check_weight,
     reject_input,
@@ -43,6 +47,8 @@ from fusedrnn._engine.checks import (
 )
 from fusedrnn._engine.docstrings import completed_from
 from fusedrnn._engine.dropouts import Dropouts, dropouts_of
+from fusedrnn._engine.layer import Network
+from fusedrnn._engine.parameters import initialise, set_forget_bias, weights_of_layers
 from fusedrnn.cells import CELLS, PARAMETER, Cell, by_option, cell_named
 from fusedrnn.functional import Extras
 
@@ -132,11 +138,20 @@ def _record_call(module: torch.nn.Module, input: Any, *arguments: Any, **options
     return tracer.create_proxy("call_module", tracer.path_of_module(module), given, named)
 
 
+_NO_EXTRAS = Extras()
+
+_MODES_OF_TORCH = ("RNN_TANH", "RNN_RELU", "LSTM", "GRU")
+
 _DROPOUTS = (
     "input_dropout", "output_dropout", "recurrent_dropout", "zoneout", "weight_dropout",
     "dropout_mask",
 )  # fmt: skip
 """The arguments of `dropouts_of`, which are attributes of a module, too."""
+
+_OPTIONS = (
+    *_DROPOUTS, "residual", "learn_initial_state", "states_batch_first", "init", "forget_bias",
+)  # fmt: skip
+"""The arguments that torch.nn's modules do not have; as attributes, checked when they are set."""
 
 
 class _Layers(RNNBase):
@@ -150,35 +165,159 @@ class _Layers(RNNBase):
     zoneout: float | Sequence[float] = 0.0
     weight_dropout: float = 0.0
     dropout_mask: str = "sequence"
-    _dropouts: Dropouts | None = None  # those six, or None if there are none
+    residual: bool = False
+    learn_initial_state: bool = False
+    states_batch_first: bool = False
+    init: str = "uniform"
+    forget_bias: float | None = None
+    _sizes: tuple[int, ...] = ()  # of each layer, if they are given so
+    _extras: Extras | None = None  # what every call has that torch.nn's has not, if anything
 
     __prepare_scriptable__ = _refuse_script
     __jit_ignored_attributes__ = property(_Unscriptable)
 
-    def __init__(self, *arguments: Any, checkpoint: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int,
+        *arguments: Any,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        checkpoint: int | None,
+        **options: Any,
+    ) -> None:
         check_checkpoint(checkpoint)
-        dropouts = {name: options.pop(name) for name in _DROPOUTS}
-        super().__init__(*arguments, **options)
+        sizes: Sequence[int] = ()
+        size: Any = hidden_size  # of whatever type, for torch's checks
+        if isinstance(hidden_size, (list, tuple)):
+            check_hidden_sizes(hidden_size, num_layers)
+            sizes, size, num_layers = hidden_size, min(hidden_size), len(hidden_size)
+        of_torch = mode in _MODES_OF_TORCH and len(sizes) <= 1
+        # Where torch can't make the weights, they are of no memory and go again: the base's checks
+        # and attributes are what we want.
+        base: dict[str, Any] = {"device": device if of_torch else "meta", "dtype": dtype}
+        super().__init__(
+            mode if mode in _MODES_OF_TORCH else "RNN_TANH", input_size, size, num_layers,
+            *arguments, **base,
+        )  # fmt: skip
+        self.mode = mode
         self.checkpoint = checkpoint
-        for name, value in dropouts.items():
+        if len(sizes) > 1:
+            self._sizes = self.hidden_size = tuple(sizes)  # type: ignore[assignment]
+            self._extras = self._extras_of_calls()
+        if not of_torch:
+            weights = weights_of_layers(
+                cell_of(self), input_size, self._sizes or [size] * num_layers,
+                self.proj_size, self.bias, 1 + self.bidirectional, device, dtype,
+            )  # fmt: skip
+            torch_private.register_weights(self, weights)
+        for name, value in options.items():
             if value != getattr(self, name):
                 setattr(self, name, value)
+        if self.residual:
+            check_residual([self.proj_size or size for size in self._sizes or [1] * num_layers])
+        if not of_torch or self.init != "uniform":
+            self.reset_parameters()
+        elif self.forget_bias is not None:
+            self._set_forget_bias()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _DROPOUTS:
-            arguments = {other: getattr(self, other) for other in _DROPOUTS} | {name: value}
-            self._dropouts = dropouts_of(cell_of(self), *arguments.values())
+        if name not in _OPTIONS:
+            super().__setattr__(name, value)
+            torch_private.keep_up_flat_weights(self, name)
+            return
+        if name == "init":
+            check_init(value)
+        elif name == "forget_bias":
+            check_forget_bias(value, self.bias)
+        elif name not in _DROPOUTS:
+            check_bool(name, value)
+        else:
+            self._dropouts(**{name: value})
         super().__setattr__(name, value)
-        torch_private.keep_up_flat_weights(self, name)
+        if name == "learn_initial_state":
+            self._keep_initial_states()
+        self._extras = self._extras_of_calls()
+
+    def _dropouts(self, **changed: Any) -> Dropouts | None:
+        arguments = {name: getattr(self, name) for name in _DROPOUTS} | changed
+        return dropouts_of(cell_of(self), *arguments.values())
+
+    def _extras_of_calls(self) -> Extras | None:
+        extras = Extras(
+            dropouts=self._dropouts(),
+            residual=self.residual,
+            by_layer=bool(self._sizes),
+            states_batch_first=self.states_batch_first,
+        )
+        return extras if self.learn_initial_state or extras != _NO_EXTRAS else None
+
+    def _keep_initial_states(self) -> None:
+        """Makes the parameters that `learn_initial_state` wants, zeros, or drops them."""
+        cell = cell_of(self)
+        for layer, names in enumerate(self._names_of_initial_states()):
+            w_hh = getattr(self, f"weight_hh_l{layer}")
+            for name, width in zip(names, cell.widths(w_hh), strict=True):
+                if not self.learn_initial_state:
+                    self._parameters.pop(name, None)
+                elif name not in self._parameters:
+                    state = w_hh.new_zeros(1 + self.bidirectional, width)
+                    self.register_parameter(name, Parameter(state))
+
+    def _names_of_initial_states(self) -> list[list[str]]:
+        states = cell_of(self).states
+        return [[f"{state}_0_l{layer}" for state in states] for layer in range(self.num_layers)]
+
+    def _initial_states(self) -> list[Tensor]:
+        """The states [parts, W] of a sequence that is given none; none for zeros."""
+        if not self.learn_initial_state:
+            return []
+        names = self._names_of_initial_states()
+        of_states = [[getattr(self, name) for name in each] for each in zip(*names, strict=True)]
+        if self._sizes:
+            return [state for states in of_states for state in states]
+        return [torch.cat(states) for states in of_states]
+
+    def reset_parameters(self) -> None:
+        """Initialises all parameters anew: as `init` and `forget_bias` say, states with zeros."""
+        if self.init == "uniform" and not self._sizes:
+            super().reset_parameters()
+        else:
+            for weights in self._weights_of_directions():
+                initialise(cell_of(self), weights, self.init)
+        if self.forget_bias is not None:
+            self._set_forget_bias()
+        if self.learn_initial_state:
+            for name in (name for names in self._names_of_initial_states() for name in names):
+                torch.nn.init.zeros_(getattr(self, name))
+
+    def _set_forget_bias(self) -> None:
+        for weights in self._weights_of_directions():
+            set_forget_bias(cell_of(self), weights, float(self.forget_bias or 0))
+
+    def _weights_of_directions(self) -> list[dict[str, Tensor]]:
+        roles = cell_of(self).roles(self.bias, self.proj_size > 0)
+        return [
+            {role: getattr(self, name) for role, name in zip(roles, names, strict=True)}
+            for names in self._all_weights
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made from."""
-        return torch_private.state_with_parameters(self)
+        state = torch_private.state_with_parameters(self)
+        state.pop("_extras", None)  # follows from the others
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._extras = self._extras_of_calls()
 
     def extra_repr(self) -> str:
         """The arguments that are not at their default."""
         text: str = super().extra_repr()
-        for name in ("checkpoint", *_DROPOUTS):
+        for name in ("checkpoint", *_OPTIONS):
             value = getattr(self, name)
             if value != getattr(_Layers, name):
                 text += f", {name}={value!r}"
@@ -201,21 +340,33 @@ class _Layers(RNNBase):
                 self, input, hx, lengths=lengths, cu_seqlens=cu_seqlens, reset=reset,
                 reset_states=reset_states, return_states=return_states,
             )  # fmt: skip
-        extras = None
-        dropouts = self._dropouts
-        if return_states or dropouts or not (reset is reset_states is cu_seqlens is None):
-            extras = Extras(
-                reset, reset_states, return_states, dropouts, self.training,
-                cu_seqlens=cu_seqlens,
+        extras = self._extras
+        if extras is not None or return_states or not (reset is reset_states is cu_seqlens is None):
+            extras = (extras or _NO_EXTRAS)._replace(
+                reset=reset, reset_states=reset_states, return_states=return_states,
+                training=self.training, cu_seqlens=cu_seqlens, initial=self._initial_states(),
             )  # fmt: skip
         if isinstance(input, Tensor):
             cell = cell_of(self)
-            states = () if hx is None else states_of(cell, hx)
+            states = () if hx is None else states_of(cell, hx, len(self._sizes))
             output, hn, every = self._run(cell, input, states, None, lengths, extras)
             if return_states:
-                return output, as_given(hn), as_given(every)
-            return output, as_given(hn)
+                return output, self._as_given(hn), self._as_given(every)
+            return output, self._as_given(hn)
         return self._run_packed(input, hx, lengths, extras)
+
+    def _as_given(self, states: Sequence[Any]) -> Any:
+        """States as users have them: of layers of several sizes, each is a tuple."""
+        layers = len(self._sizes)
+        if layers:
+            states = [tuple(states[i : i + layers]) for i in range(0, len(states), layers)]
+        return as_given(states)
+
+    def _network(self, cell: Cell) -> Network:
+        return functional.network_of(
+            cell, cell.module, self.num_layers, self.bias, self.proj_size > 0, self.bidirectional,
+            self.batch_first, self.checkpoint,
+        )  # fmt: skip
 
     def _run(
         self,
@@ -226,16 +377,12 @@ class _Layers(RNNBase):
         lengths: Tensor | Sequence[int] | None,
         extras: Extras | None,
     ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
-        network = functional.network_of(
-            cell, cell.module, self.num_layers, self.bias, self.proj_size > 0, self.bidirectional,
-            self.batch_first, self.checkpoint,
-        )  # fmt: skip
         dropout = self.dropout if self.training else 0.0
         weights = torch_private.parameters_of(self)
         if weights is None:
             weights = _other_weights(self)
         return functional.run_network(
-            network, dropout, input, hx, weights, batch_sizes, lengths, extras
+            self._network(cell), dropout, input, hx, weights, batch_sizes, lengths, extras
         )
 
     def _run_packed(
@@ -250,23 +397,27 @@ class _Layers(RNNBase):
             raise NotImplementedError(PACKED_IN_ONNX)
         data, batch_sizes, sorted_indices, unsorted_indices = input
         cell = cell_of(self)
-        states: Sequence[Tensor] = states_of(cell, hx)
+        states: Sequence[Tensor] = states_of(cell, hx, len(self._sizes))
+        sequences = 0 if self.states_batch_first else 1
         if states and sorted_indices is not None:
-            parts = self.num_layers * (1 + self.bidirectional)
-            check_states(cell, states, parts, len(sorted_indices), data, weights_of(self))
-            states = [state.index_select(1, sorted_indices) for state in states]
+            shapes = functional.shapes_of_states(
+                self._network(cell), weights_of(self), bool(self._sizes)
+            )
+            check_states(cell, states, shapes, len(sorted_indices), data, self.states_batch_first)
+            states = [state.index_select(sequences, sorted_indices) for state in states]
         if extras is not None:
             extras = extras._replace(order=sorted_indices)
         output, hn, every = self._run(cell, data, states, batch_sizes, lengths, extras)
         if unsorted_indices is not None:
-            hn = [state.index_select(1, unsorted_indices) for state in hn]
+            hn = [state.index_select(sequences, unsorted_indices) for state in hn]
 
         def packed(data: Tensor) -> Any:
             return PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices)
 
         if extras is not None and extras.return_states:
-            return packed(output), as_given(hn), as_given([packed(each) for each in every])
-        return packed(output), as_given(hn)
+            steps = [packed(each) for each in every]
+            return packed(output), self._as_given(hn), self._as_given(steps)
+        return packed(output), self._as_given(hn)
 
 
 class _OneState(_Layers):
@@ -332,8 +483,8 @@ class RNN(_OneState):
 
     Args:
         input_size: the features I of the input.
-        hidden_size: the features H of the state.
-        num_layers: how many layers stand on each other.
+        hidden_size: the features H of the state, or a list of them, one for each layer.
+        num_layers: how many layers stand on each other; given by `hidden_size` if that is a list.
         nonlinearity: "tanh" or "relu".
         bias: whether there are biases.
         batch_first: whether input and output are [B, T, ...] and not [T, B, ...].
@@ -349,11 +500,22 @@ class RNN(_OneState):
         weight_dropout: the probability of a zero in W_hh, in training.
         dropout_mask: whether input, output and recurrent dropouts have a mask for each "sequence",
             the same at all of its steps, or one for each "step".
+        residual: whether the input of each layer but the first is added to its output, if both have
+            as many features; after dropout, and not in its states.
+        learn_initial_state: whether the states that a sequence begins with where none are given are
+            parameters, zero at first: `h_0_l0` [D, H], ..., a row for each direction.
+        states_batch_first: whether states of a batch are [B, num_layers * D, H], those of every
+            step [B, T, num_layers * D, H]: `hx`, `reset_states` and results.
+        init: how parameters begin. "uniform" is torch's way. "orthogonal" is that of Keras: W_hh
+            (and W_hr) of each gate orthogonal (Saxe et al., 2014), W_ih of each gate uniform as
+            Glorot and Bengio (2010) have it, biases zero.
 
     **Calls.** Call it with `input`, [T, B, I] or as `batch_first` says, [T, I] for one sequence, or
     a `PackedSequence`; and `hx`, the first states [num_layers * D, B, H] ([num_layers * D, H] for
     one sequence), D the number of directions, or None for zeros. It returns the output of the last
-    layer, [T, B, D*H] or laid out as the input, and the final states, laid out as `hx`.
+    layer, [T, B, D*H] or laid out as the input, and the final states, laid out as `hx`. Where
+    `hidden_size` is a list, a tuple of one tensor for each layer, [D, B, H] with its own H, is in
+    the place of each such state, given or returned.
 
     **Lengths.** A padded input may come with `lengths`, int64 or int32 [B] on any device or a list
     of ints: how many steps each sequence has, from 0 to T. Output after a sequence's end is zero,
@@ -404,7 +566,7 @@ class RNN(_OneState):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         nonlinearity: str = "tanh",
         bias: bool = True,
@@ -421,6 +583,10 @@ class RNN(_OneState):
         zoneout: float | Sequence[float] = 0.0,
         weight_dropout: float = 0.0,
         dropout_mask: str = "sequence",
+        residual: bool = False,
+        learn_initial_state: bool = False,
+        states_batch_first: bool = False,
+        init: str = "uniform",
         **unsupported: Any,
     ) -> None:
         if unsupported:
@@ -435,7 +601,8 @@ class RNN(_OneState):
             dropout, bidirectional, device=device, dtype=dtype, checkpoint=checkpoint,
             input_dropout=input_dropout, output_dropout=output_dropout,
             recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_dropout=weight_dropout,
-            dropout_mask=dropout_mask,
+            dropout_mask=dropout_mask, residual=residual, learn_initial_state=learn_initial_state,
+            states_batch_first=states_batch_first, init=init,
         )  # fmt: skip
 
 
@@ -477,7 +644,7 @@ class GRU(_WithResetGate, _OneState):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
@@ -493,6 +660,10 @@ class GRU(_WithResetGate, _OneState):
         zoneout: float | Sequence[float] = 0.0,
         weight_dropout: float = 0.0,
         dropout_mask: str = "sequence",
+        residual: bool = False,
+        learn_initial_state: bool = False,
+        states_batch_first: bool = False,
+        init: str = "uniform",
         reset_after: bool = True,
         **unsupported: Any,
     ) -> None:
@@ -504,7 +675,8 @@ class GRU(_WithResetGate, _OneState):
             device=device, dtype=dtype, checkpoint=checkpoint,
             input_dropout=input_dropout, output_dropout=output_dropout,
             recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_dropout=weight_dropout,
-            dropout_mask=dropout_mask,
+            dropout_mask=dropout_mask, residual=residual, learn_initial_state=learn_initial_state,
+            states_batch_first=states_batch_first, init=init,
         )  # fmt: skip
         self.reset_after = reset_after
 
@@ -522,12 +694,15 @@ class LSTM(_Layers):
     Args:
         proj_size: the features R of h and of the output; 0 for no projection, R = H.
         checkpoint: None, or the steps k of a chunk, to train in less memory; see below.
+        forget_bias: the first bias of the forget gate, the sum of its two; 1.0 lets a cell begin
+            with remembering (Jozefowicz et al., 2015). None leaves both to `init`.
 
     **Calls.** Call it with `input`, [T, B, I] or as `batch_first` says, [T, I] for one sequence, or
     a `PackedSequence`; and `hx`, the first states, a pair of h [num_layers * D, B, R] and
     c [num_layers * D, B, H] (without B for one sequence), D the number of directions, or None for
     zeros. It returns the output of the last layer, [T, B, D*R] or laid out as the input, and the
-    pair of the final states, laid out as `hx`.
+    pair of the final states, laid out as `hx`. Where `hidden_size` is a list, a tuple of one tensor
+    for each layer, [D, B, H] with its own H, is in the place of each such state, given or returned.
 
     **Checkpoints.** For backward a layer keeps its output and five values more for each unit and
     step (four in a GRU, three with `reset_after=False`). With `checkpoint=k` it keeps the output
@@ -551,7 +726,7 @@ class LSTM(_Layers):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
@@ -568,13 +743,19 @@ class LSTM(_Layers):
         zoneout: float | Sequence[float] = 0.0,
         weight_dropout: float = 0.0,
         dropout_mask: str = "sequence",
+        residual: bool = False,
+        learn_initial_state: bool = False,
+        states_batch_first: bool = False,
+        init: str = "uniform",
+        forget_bias: float | None = None,
     ) -> None:
         super().__init__(
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             proj_size, device=device, dtype=dtype, checkpoint=checkpoint,
             input_dropout=input_dropout, output_dropout=output_dropout,
             recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_dropout=weight_dropout,
-            dropout_mask=dropout_mask,
+            dropout_mask=dropout_mask, residual=residual, learn_initial_state=learn_initial_state,
+            states_batch_first=states_batch_first, init=init, forget_bias=forget_bias,
         )  # fmt: skip
 
     if TYPE_CHECKING:
@@ -673,7 +854,7 @@ class _Recurrent(_Layers):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
@@ -690,41 +871,23 @@ class _Recurrent(_Layers):
         zoneout: float | Sequence[float] = 0.0,
         weight_dropout: float = 0.0,
         dropout_mask: str = "sequence",
+        residual: bool = False,
+        learn_initial_state: bool = False,
+        states_batch_first: bool = False,
+        init: str = "uniform",
+        forget_bias: float | None = None,
     ) -> None:
         cell = cell_named(self.cell)
         if proj_size and not cell.projects:
             raise ValueError(f"proj_size: expected 0 for {type(self).__name__}, got {proj_size}")
-        # torch's checks, and the attributes of its base; the parameters, of no memory, go again.
         super().__init__(
-            "RNN_TANH", input_size, hidden_size, num_layers, bias, batch_first, dropout,
-            bidirectional, proj_size, device="meta", checkpoint=checkpoint,
+            cell.name.upper(), input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, proj_size, device=device, dtype=dtype, checkpoint=checkpoint,
             input_dropout=input_dropout, output_dropout=output_dropout,
             recurrent_dropout=recurrent_dropout, zoneout=zoneout, weight_dropout=weight_dropout,
-            dropout_mask=dropout_mask,
+            dropout_mask=dropout_mask, residual=residual, learn_initial_state=learn_initial_state,
+            states_batch_first=states_batch_first, init=init, forget_bias=forget_bias,
         )  # fmt: skip
-        self.mode = cell.name.upper()
-        weights = []
-        directions = ("", "_reverse") if bidirectional else ("",)
-        for layer in range(num_layers):
-            features = (proj_size or hidden_size) * len(directions) if layer else input_size
-            shapes = cell.shapes(features, hidden_size, proj_size, biases=bias)
-            for suffix in directions:
-                weights.append(
-                    {
-                        f"{PARAMETER[role]}_l{layer}{suffix}": Parameter(
-                            torch.empty(shape, device=device, dtype=dtype)
-                        )
-                        for role, shape in shapes.items()
-                    }
-                )
-        torch_private.register_weights(self, weights)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Initialises all parameters anew."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        for weight in self.parameters():
-            torch.nn.init.uniform_(weight, -bound, bound)
 
     def flatten_parameters(self) -> None:
         """Does nothing: cuDNN, whose layout this would be, has no such cell."""

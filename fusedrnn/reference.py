@@ -177,10 +177,7 @@ def results(layer: Layer, operands: Operands) -> tuple[Tensor, ...]:
 
 def _zeros(layer: Layer, input: Tensor, weights: Weights, sizes: list[int]) -> list[Tensor]:
     """First states of one direction where none are given."""
-    hidden_size = weights.w_ih.size(0) // len(layer.cell.gates)
-    _, *others = layer.cell.states
-    widths = [weights.w_hh.size(1), *[hidden_size] * len(others)]
-    return [input.new_zeros(sizes[0], width) for width in widths]
+    return [input.new_zeros(sizes[0], width) for width in layer.cell.widths(weights.w_hh)]
 
 
 def _of_direction(modifiers: Modifiers, direction: int, sizes: list[int]) -> Modifiers:

@@ -9,7 +9,8 @@ and a call that is in order is one op after two comparisons. The op refuses what
 only then Python looks for what was wrong, to raise torch.nn's kind of exception.
 
 What computes is a `Layers`: `_PanelLayers` or `_QuantizedLayers` on the CPU, `_PlainLayers` where
-nothing is made ready. They are made anew when a weight has changed, and know nothing of streams.
+nothing is made ready, `_ModuleLayers` where a module does something beside its layers. They are
+made anew when a weight has changed, and know nothing of streams.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.rnn import RNNBase
 
+from fusedrnn import functional
 from fusedrnn._engine import ops
 from fusedrnn._engine.checks import (
     as_given,
@@ -32,15 +34,16 @@ from fusedrnn._engine.checks import (
     reject_no_steps,
     states_of,
 )
-from fusedrnn._engine.layer import Layer, Operands
+from fusedrnn._engine.layer import Layer, Network, Operands
 from fusedrnn._engine.ops import DTYPES
 from fusedrnn._engine.torch_private import version_of
 from fusedrnn.cells import W_HH, W_IH
-from fusedrnn.modules import CELL_OF_MODE, cell_of, weights_of
+from fusedrnn.functional import Extras
+from fusedrnn.modules import CELL_OF_MODE, _Layers, cell_of, weights_of
 
 __all__ = ["Streaming"]
 
-State = Tensor | tuple[Tensor, ...]
+State = Tensor | tuple[Any, ...]
 
 _address_of: Callable[[Tensor], int] = Tensor.data_ptr
 
@@ -104,6 +107,27 @@ class _PlainLayers:
             )
             for state, new in zip(now, after, strict=True):
                 state.copy_(new)
+        return output.view(*input.shape[:-1], output.size(-1))
+
+
+class _ModuleLayers:
+    """`Layers` as the module runs them, with what lies between or within their steps."""
+
+    def __init__(self, extras: Extras, network: Network, weights: list[Tensor]) -> None:
+        self._network, self._weights = network._replace(batch_first=False), weights
+        self._extras = extras._replace(states_batch_first=False)
+
+    @torch.no_grad()
+    def __call__(self, input: Tensor, hx: list[Tensor]) -> Tensor:
+        steps = input
+        while steps.dim() < 3:
+            steps = steps.unsqueeze(0)
+        with torch.autocast(input.device.type, enabled=False):
+            output, hn, _ = functional.run_network(
+                self._network, 0.0, steps, hx, self._weights, extras=self._extras
+            )
+        for state, new in zip(hx, hn, strict=True):
+            state.copy_(new)
         return output.view(*input.shape[:-1], output.size(-1))
 
 
@@ -217,10 +241,26 @@ class Streaming:
             ops.check_storages(**ops.named("weights", weights))
             if not all(bool(weight.isfinite().all()) for weight in weights):
                 raise ValueError("module: expected finite weights to round to int8, got inf or nan")
-        kind = _PlainLayers if not on_cpu else KINDS[self.weights]
-        layer = Layer(cell, module.bias, module.proj_size > 0, bidirectional=False)
-        self._layers: Layers = kind(layer, layers)
+        network = functional.network_of(
+            cell, cell.module, module.num_layers, module.bias, module.proj_size > 0,
+            bidirectional=False, batch_first=module.batch_first, checkpoint=None,
+        )  # fmt: skip
+        extras = self._extras = _extras_of(module)
+        self._by_layer = extras is not None and extras.by_layer
+        self._states_batch_first = extras is not None and extras.states_batch_first
+        self._layers: Layers
+        if extras is not None and (extras.residual or extras.by_layer or extras.zones_out):
+            if self.weights == "int8":
+                raise ValueError(
+                    "weights: expected 'same' for a module with residual, zoneout or a hidden_size "
+                    "for each layer, got 'int8'"
+                )
+            self._layers = _ModuleLayers(extras, network, weights)
+        else:
+            kind = _PlainLayers if not on_cpu else KINDS[self.weights]
+            self._layers = kind(network.layer, layers)
         self._cell = cell
+        self._shapes = functional.shapes_of_states(network, weights, self._by_layer)
         # Kept, so that no other weight can take their place in memory unnoticed.
         self._watched, self._kept = watched, weights
         self._addresses = [*map(_address_of, weights)]
@@ -262,10 +302,14 @@ class Streaming:
     def state(self) -> State:
         """A copy of the state: h [num_layers, B, R]; of an LSTM (h, c), c [num_layers, B, H].
 
-        Set it to what the module takes as its first state, or to None for zeros.
+        It is laid out as the module's final states. Set it to what the module takes as its first
+        state, or to None for what it begins with.
         """
-        state: State = as_given([state.clone() for state in self._hx])
-        return state
+        states = [
+            state.transpose(0, 1) if self._states_batch_first else state for state in self._hx
+        ]
+        states = [state.clone(memory_format=torch.contiguous_format) for state in states]
+        return self._as_given(states)
 
     @state.setter
     def state(self, hx: State | None) -> None:
@@ -273,23 +317,27 @@ class Streaming:
         if hx is None:
             self.reset()
             return
-        states = states_of(self._cell, hx)
+        states = states_of(self._cell, hx, len(self._shapes) // len(self._cell.states))
         like, *_ = self._hx
-        layers, batch = self.module.num_layers, self.batch_size
-        check_states(self._cell, states, layers, batch, like, self._kept)
+        check_states(
+            self._cell, states, self._shapes, self.batch_size, like, self._states_batch_first
+        )
         for state in states:
             if state.dtype != like.dtype:  # under autocast
                 raise RuntimeError(
                     f"hx: expected the dtype of the module, {like.dtype}, got {state.dtype}"
                 )
+        if self._states_batch_first:
+            states = tuple(state.transpose(0, 1) for state in states)
         self._hx = [_own(state) for state in states]
 
     @torch.inference_mode(False)
     def reset(self, mask: Any = None) -> None:
-        """Sets the state to zero, of all sequences or of those that `mask` marks.
+        """Sets the state to what a sequence begins with, of all or of those that `mask` marks.
 
-        That is what environments say of episodes that end: a tensor, an array of NumPy or a list of
-        [B] or [B, 1] values, which are bool or 0 and 1.
+        It begins with zeros, unless the module learns its initial state. The mask is what
+        environments say of episodes that end: a tensor, an array of NumPy or a list of [B] or
+        [B, 1] values, which are bool or 0 and 1.
         """
         if mask is None:
             self._hx = []
@@ -309,7 +357,8 @@ class Streaming:
             if wrong.any():
                 raise ValueError(f"{expected} {column[wrong][0].item()}")
             column = column != 0
-        self._hx = [state.masked_fill(column, 0) for state in self._hx]
+        firsts = self._first_states()
+        self._hx = [torch.where(column, *each) for each in zip(firsts, self._hx, strict=True)]
 
     def __repr__(self) -> str:
         return f"Streaming({self.module!r}, batch_size={self.batch_size}, weights={self.weights!r})"
@@ -323,7 +372,7 @@ class Streaming:
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         made = Streaming(values["module"], values["batch_size"], weights=values["weights"])
-        states = states_of(made._cell, values["state"])
+        states = states_of(made._cell, values["state"], len(made._shapes) // len(made._cell.states))
         if all(isinstance(state, Tensor) for state in states):  # others are refused below
             if _share_memory(states):
                 names = " and ".join(made._cell.states)
@@ -332,7 +381,7 @@ class Streaming:
                 )
             like, *_ = made._hx
             states = tuple(state.to(like) for state in states)
-        made.state = as_given(states)
+        made.state = made._as_given(states)
         self.__dict__.update(made.__dict__)
 
     def _keep_up(self) -> None:
@@ -340,6 +389,7 @@ class Streaming:
         weights = weights_of(self.module)
         if not (
             cell_of(self.module) is self._cell
+            and _extras_of(self.module) is self._extras
             and all(map(is_, weights, self._watched))
             and [*map(version_of, self._counted)] == self._versions
             and [*map(_address_of, weights)] == self._addresses
@@ -349,14 +399,28 @@ class Streaming:
     @torch.inference_mode(False)  # states that are made in that mode could not change out of it
     def _adopt_state(self) -> None:
         """Gives the state the weights' dtype and device; makes zeros of what has another shape."""
-        w_hh, cell = self._kept[W_HH], self._cell
-        _, *others = cell.states
-        widths = (w_hh.size(1), *[w_hh.size(0) // len(cell.gates)] * len(others))
-        shapes = [(self.module.num_layers, self.batch_size, width) for width in widths]
+        w_hh = self._kept[W_HH]
+        shapes = [(parts, self.batch_size, width) for parts, width in self._shapes]
         if [state.shape for state in self._hx] == shapes:
             self._hx = [state.to(w_hh) for state in self._hx]
             return
-        self._hx = [w_hh.new_zeros(shape) for shape in shapes]
+        self._hx = [*map(_own, self._first_states())]
+
+    def _as_given(self, states: Sequence[Tensor]) -> State:
+        if isinstance(self.module, _Layers):
+            return self.module._as_given(states)
+        return as_given(states)
+
+    def _first_states(self) -> list[Tensor]:
+        """The states that a sequence begins with, for all sequences."""
+        initial = self.module._initial_states() if isinstance(self.module, _Layers) else []
+        shapes = [(parts, self.batch_size, width) for parts, width in self._shapes]
+        if not initial:
+            return [self._kept[W_HH].new_zeros(shape) for shape in shapes]
+        return [
+            state.detach().to(self._kept[W_HH]).unsqueeze(1).expand(shape)
+            for state, shape in zip(initial, shapes, strict=True)
+        ]
 
     def _check(self, input: Any) -> None:
         """Raises what is wrong with an input that was refused, if that can be said."""
@@ -383,6 +447,10 @@ class Streaming:
             )
         if input.dim() == 3 and input.size(1 if by_batch else 0) == 0:
             reject_no_steps()
+
+
+def _extras_of(module: RNNBase) -> Extras | None:
+    return module.__dict__.get("_extras")  # torch.nn's have none, and take long to say so
 
 
 def _share_memory(states: Sequence[Tensor]) -> bool:

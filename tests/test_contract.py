@@ -21,7 +21,8 @@ import fusedrnn
 LAYERS = TORCH_MODULES
 STEPS = [f"{name}Cell" for name in LAYERS]
 EXTRAS = (
-    "checkpoint input_dropout output_dropout recurrent_dropout zoneout weight_dropout dropout_mask"
+    "checkpoint input_dropout output_dropout recurrent_dropout zoneout weight_dropout dropout_mask "
+    "residual learn_initial_state states_batch_first init"
 ).split()
 OPTIONS = [
     {},
@@ -44,7 +45,8 @@ def test_signature(name: str) -> None:
     """Torch's documented arguments, in its order, with its defaults; ours by keyword only."""
     every = inspect.signature(getattr(fusedrnn, name).__init__).parameters
     ours = {n: p for n, p in every.items() if p.kind is not p.KEYWORD_ONLY}
-    added = [*EXTRAS] * (name in LAYERS) + ["reset_after"] * name.startswith("GRU")
+    own = {"GRU": ["reset_after"], "GRUCell": ["reset_after"], "LSTM": ["forget_bias"]}
+    added = [*EXTRAS] * (name in LAYERS) + own.get(name, [])
     assert [n for n in every if n not in ours] == added
     documented = {
         "RNN": "input_size hidden_size num_layers nonlinearity bias batch_first dropout "

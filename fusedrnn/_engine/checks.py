@@ -12,6 +12,7 @@ that end in an exception.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -193,20 +194,26 @@ def check_reset_values(reset: Tensor) -> None:
 def check_reset_states(
     cell: Cell,
     states: Sequence[Any],
-    shapes: Sequence[tuple[int, ...]],
+    shapes: Sequence[tuple[int, int]],
+    batch: int | None,
     steps: int | None,
     input: Tensor,
+    batch_first: bool,
 ) -> None:
-    """Checks what replaces states: shaped as the first states, or as these for each of `steps`."""
-    for i, (state, shape) in enumerate(zip(states, shapes, strict=True)):
-        name = f"reset_states[{i}]" if len(states) > 1 else "reset_states"
-        every = shape if steps is None else (steps, *shape)
+    """Checks what replaces states: shaped as first states, or as these for each of `steps`."""
+    for i, (state, parts) in enumerate(zip(states, shapes, strict=True)):
+        name = _name_of_state("reset_states", cell, i, len(states))
+        shape = _with_batch(parts, batch, batch_first)
+        every = shape
+        if steps is not None:
+            at = 1 if batch_first and batch is not None else 0
+            every = (*shape[:at], steps, *shape[at:])
         either = f" or {every}" * (steps is not None)
-        expected = f"{name}: expected {cell.states[i]} of shape {shape}{either}, got"
+        expected = f"{name}: expected {cell.states[i * len(cell.states) // len(states)]} of shape "
         if not isinstance(state, Tensor):
-            raise TypeError(f"{expected} {kind_of(state)}")
+            raise TypeError(f"{expected}{shape}{either}, got {kind_of(state)}")
         if state.shape != shape and state.shape != every:
-            raise RuntimeError(f"{expected} {tuple(state.shape)}")
+            raise RuntimeError(f"{expected}{shape}{either}, got {tuple(state.shape)}")
         if state.dtype != input.dtype or state.device != input.device:
             _check_like_input(name, state, input)
 
@@ -218,6 +225,54 @@ def check_probability(name: str, value: Any) -> None:
         raise TypeError(f"{expected} of {kind_of(value)}")
     if not 0 <= value < 1:
         raise ValueError(expected)
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Checks an argument that is on or off."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {value!r} of {kind_of(value)}")
+
+
+def check_init(kind: Any) -> None:
+    """Checks the way in which parameters begin."""
+    if kind not in ("uniform", "orthogonal"):
+        raise ValueError(f"init: expected 'uniform' or 'orthogonal', got {kind!r}")
+
+
+def check_forget_bias(value: Any, bias: bool) -> None:
+    """Checks the first bias of the forget gate; None leaves it to `init`."""
+    expected = f"forget_bias: expected None or a finite number, got {value!r}"
+    if value is None:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{expected} of {kind_of(value)}")
+    if not math.isfinite(value):
+        raise ValueError(expected)
+    if not bias:
+        raise ValueError(f"forget_bias: expected None with bias=False, got {value!r}")
+
+
+def check_hidden_sizes(sizes: Sequence[Any], num_layers: Any) -> None:
+    """Checks hidden sizes, one for each layer; `num_layers` is 1, its default, or as many."""
+    expected = f"hidden_size: expected an int, or positive ints, one for each layer, got {sizes!r}"
+    for size in sizes:
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(expected)
+    if not sizes or min(sizes) <= 0:
+        raise ValueError(expected)
+    if num_layers not in (1, len(sizes)):
+        raise ValueError(
+            f"num_layers: expected {len(sizes)}, as many as hidden_size has, got {num_layers!r}"
+        )
+
+
+def check_residual(widths: Sequence[int]) -> None:
+    """Checks that some layer's input can be added to its output; `widths` are those of outputs."""
+    if not any(before == after for before, after in zip(widths, widths[1:])):  # noqa: B905
+        raise ValueError(
+            "residual: expected False where no layer but the first has as many features as its "
+            f"input, got layers whose outputs have {', '.join(map(str, widths))}"
+        )
 
 
 def check_checkpoint(checkpoint: Any) -> None:
@@ -288,11 +343,16 @@ def reject_options(names: Iterable[str], cls: str, known: Iterable[str]) -> NoRe
     )
 
 
-def states_of(cell: Cell, hx: Any) -> tuple[Tensor, ...]:
-    """The first states that a call is given: of a cell with several, `hx` is a tuple of them."""
+def states_of(cell: Cell, hx: Any, layers: int = 1) -> tuple[Tensor, ...]:
+    """The first states that a call is given: of a cell with several, `hx` is a tuple of them.
+
+    With `layers` each of these is a sequence of as many tensors, and they come one after another.
+    """
     count = len(cell.states)
     if hx is None:
         return ()
+    if layers > 1:
+        return _states_of_layers(cell, hx, layers)
     if count == 1:
         return (hx,)
     if type(hx) is tuple and len(hx) == count:
@@ -326,7 +386,25 @@ def _states_of_sequence(cell: Cell, hx: Any) -> tuple[Tensor, ...]:
     return tuple(states)
 
 
-def as_given(states: Sequence[Tensor]) -> Any:
+def _states_of_layers(cell: Cell, hx: Any, layers: int) -> tuple[Tensor, ...]:
+    """The states where each is given as a sequence of one tensor for each layer."""
+    each = f"a tuple of {layers} tensors, one for each layer, whose sizes differ"
+    expected = f"hx: expected for {' and '.join(cell.states)} {each}, got"
+
+    def check(given: Any, count: int) -> None:
+        if not isinstance(given, (tuple, list)):
+            raise TypeError(f"{expected} {kind_of(given)}")
+        if len(given) != count:
+            raise RuntimeError(f"{expected} {kind_of(given)} of {len(given)}")
+
+    states = (hx,) if len(cell.states) == 1 else hx
+    check(states, len(cell.states))
+    for of_layers in states:
+        check(of_layers, layers)
+    return tuple(state for of_layers in states for state in of_layers)
+
+
+def as_given(states: Sequence[Any]) -> Any:
     """States as users have them: a tensor if there is only h, else a tuple."""
     if len(states) == 1:
         (h,) = states
@@ -337,25 +415,29 @@ def as_given(states: Sequence[Tensor]) -> Any:
 def check_states(
     cell: Cell,
     hx: Sequence[Any],
-    parts: int,
+    shapes: Sequence[tuple[int, int]],
     batch: int | None,
     input: Tensor,
-    weights: Sequence[Tensor],
+    batch_first: bool = False,
 ) -> None:
-    """Checks the first states of `parts` layers and directions.
+    """Checks first states, whose `shapes` are (parts, features) and without the batch.
 
     `batch` is how many sequences there are; None for one sequence, whose states have no batch.
     """
-    w_hh = weights[W_HH]
-    width = w_hh.size(1)
     dtype, device = input.dtype, input.device
-    for i, state in enumerate(hx):
-        shape = (parts, width) if batch is None else (parts, batch, width)
+    for i, (state, parts) in enumerate(zip(hx, shapes, strict=True)):
+        shape = _with_batch(parts, batch, batch_first)
         if not isinstance(state, Tensor) or state.shape != shape:
-            _reject_shape(hx, i, shape, input)
+            _reject_shape(cell, hx, i, shape, input)
         if state.dtype != dtype or state.device != device:
-            _check_like_input(_name_of_state(hx, i), state, input)
-        width = w_hh.size(0) // len(cell.gates)  # that of the states after h
+            _check_like_input(_name_of_state("hx", cell, i, len(hx)), state, input)
+
+
+def _with_batch(shape: tuple[int, int], batch: int | None, batch_first: bool) -> tuple[int, ...]:
+    parts, width = shape
+    if batch is None:
+        return shape
+    return (batch, parts, width) if batch_first else (parts, batch, width)
 
 
 def check_cell(name: str, input: Tensor, hx: Sequence[Any], weights: Sequence[Tensor]) -> bool:
@@ -377,12 +459,16 @@ def check_cell(name: str, input: Tensor, hx: Sequence[Any], weights: Sequence[Te
             if not isinstance(state, Tensor) or state.shape != shape:
                 _reject_cell_state(name, hx, which, shape)
             if state.dtype != input.dtype or state.device != input.device:
-                _check_like_input(_name_of_state(hx, which), state, input)
+                name = f"hx[{which}]" if len(hx) > 1 else "hx"
+                _check_like_input(name, state, input)
     return dims == 1
 
 
-def _name_of_state(hx: Sequence[Any], which: int) -> str:
-    return f"hx[{which}]" if len(hx) > 1 else "hx"
+def _name_of_state(argument: str, cell: Cell, which: int, count: int) -> str:
+    """What a user calls the state at `which` of `count`; there may be some for every layer."""
+    states = len(cell.states)
+    state, layer = divmod(which, count // states)
+    return argument + f"[{state}]" * (states > 1) + f"[{layer}]" * (count > states)
 
 
 def _reject_lengths(error: type[Exception], lengths: Any, input: Tensor) -> NoReturn:
@@ -394,13 +480,15 @@ def _reject_lengths(error: type[Exception], lengths: Any, input: Tensor) -> NoRe
     )
 
 
-def _reject_shape(hx: Sequence[Any], which: int, shape: tuple[int, ...], input: Tensor) -> NoReturn:
+def _reject_shape(
+    cell: Cell, hx: Sequence[Any], which: int, shape: tuple[int, ...], input: Tensor
+) -> NoReturn:
     for state in hx:
         if not isinstance(state, Tensor):
             raise AttributeError(f"hx: expected a torch.Tensor, got {kind_of(state)}")
     state, packed = hx[which], len(shape) == 3 and input.dim() == 2
-    if packed or state.dim() == len(shape):
-        name = f"hidden[{which}]" if len(hx) > 1 else "hidden"
+    if packed or state.dim() == len(shape) or len(hx) > len(cell.states):
+        name = _name_of_state("hidden", cell, which, len(hx))
         raise RuntimeError(f"Expected {name} size {shape}, got {list(state.shape)}")
     kind = "unbatched 2-D" if len(shape) == 2 else "batched 3-D"
     expected = f"should also be {len(shape)}-D but got"
