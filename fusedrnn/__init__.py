@@ -3,6 +3,7 @@
     fusedrnn.LSTM(10, 20)        what torch.nn.LSTM(10, 20) is: same arguments, same parameters
     fusedrnn.replace(model)      puts these modules in place of torch.nn's in a model
     fusedrnn.Streaming(module)   inference step by step, with the state kept between calls
+    fusedrnn.truncated_bptt(...) training on long sequences window by window
     fusedrnn.functional          the same without a module
     fusedrnn.from_keras(layer)   the module of a Keras layer, with its weights
     fusedrnn.from_tf1(...)       the same from a TensorFlow 1 checkpoint
@@ -28,6 +29,7 @@ from fusedrnn.convert import Replacement, from_keras, from_onnx, from_tf1, repla
 from fusedrnn.modules import *  # noqa: F403
 from fusedrnn.plans import CudaPlan, CudaWalk, Gpu, Plan, build_info, plan
 from fusedrnn.streaming import Streaming
+from fusedrnn.truncated import truncated_bptt
 
 __all__ = [  # noqa: PLE0604
     *modules.__all__,
@@ -46,6 +48,7 @@ __all__ = [  # noqa: PLE0604
     "onnx",
     "plan",
     "replace",
+    "truncated_bptt",
 ]
 
 
