@@ -6,6 +6,7 @@ python -m benchmarks --rows D,J --cells lstm --passes forward --threads all --dr
 python -m benchmarks --peers all                      beside torch.nn, what else is installed
 python -m benchmarks --report benchmarks/results/cpu  makes Markdown and plot again
 python -m benchmarks --readme                         puts the newest whole run into the README
+python -m benchmarks.modifiers                        resets, lengths, dropouts, see modifiers.py
 python -m benchmarks.gpu OUT                          the rows of a GPU, see gpu.py
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks import machine, memory, report, roofline, runner, tables
 from benchmarks.peers import OTHERS, OURS, PEERS, TORCH_NN, Peer, peers_named
-from benchmarks.workloads import CELLS, DTYPES, PASSES, ROWS, Case, cases, rows_named
+from benchmarks.workloads import CELLS, DTYPES, PASSES, ROWS, Case, cases, rows_named, several
 
 BUDGET, QUICK_BUDGET = 2.0, 0.5  # seconds a case
 BUSY = 0.7  # load average of a machine that does something else
@@ -162,18 +163,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-
-    def several(of: tuple[str, ...]) -> Callable[[str], list[str]]:
-        def parse(text: str) -> list[str]:
-            words = text.split(",")
-            for word in words:
-                if word not in of:
-                    raise argparse.ArgumentTypeError(
-                        f"expected some of {', '.join(of)}; got {word}"
-                    )
-            return words
-
-        return parse
 
     add = parser.add_argument
     add("--rows", type=lambda t: t.split(","), default=["*"], help="names or patterns: A,B*")

@@ -7,8 +7,7 @@
 It runs a training step (forward, backward) of LSTM and GRU on rows J and D, without checkpoints and
 with k from 4 to T; beside it `torch.nn`, without checkpoints and with `torch.utils.checkpoint`
 around chunks of k steps. All sides take turns, as everywhere (fusedrnn/testing/timing.py); peak
-memory is measured by memory.py. With one thread the clock is that thread's own time, which
-neighbours do not lengthen.
+memory is measured by memory.py.
 """
 
 from __future__ import annotations
@@ -17,17 +16,16 @@ import argparse
 import datetime
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import machine, memory
+from benchmarks import machine, memory, runner
 from benchmarks.peers import OURS, TORCH_NN, Peer, checkpointed, checkpointed_torch
 from benchmarks.peers.peer import make_data
 from benchmarks.report import RESULTS
-from benchmarks.tables import NAMES
+from benchmarks.tables import NAMES, machine_in_short
 from benchmarks.workloads import FACTS, Case, rows_named
 from fusedrnn.testing import timing
 from fusedrnn.testing.parity import check_parity
@@ -88,7 +86,7 @@ def curve(case: Case, *, quick: bool) -> Results:
     seconds = timing.measure(
         {name: step.repeat for name, step in steps.items()},
         budget=QUICK_BUDGET if quick else BUDGET,
-        clock=time.thread_time if case.threads == 1 else time.perf_counter,
+        clock=runner.clock_of(case.threads),
     )
     without = seconds[OURS.name]
     processes = 1 if quick else memory.PROCESSES
@@ -137,16 +135,11 @@ def table(results: Results) -> str:
 
 def markdown(results: Results) -> str:
     """The whole report."""
-    m, threads = results["machine"], results["threads"]
     rounds = [str(found["rounds"]) for found in results["curves"] if "rounds" in found]
-    clock = "time of the thread" if threads == 1 else "wall time"
     lines = [
         "# Training with `checkpoint=k`: time for memory",
         "",
-        f"- {m['cpu']}, {m['cores']} cores, {threads} thread{'s' if threads != 1 else ''}, "
-        f"{clock}; load average before: {m['load_average_before']}",
-        f"- torch {m['versions'][TORCH_NN.name]}, fusedrnn {m['versions'][OURS.name]}, commit "
-        f"{m['commit']}, {m['date']}",
+        *machine_in_short(results),
         f"- {', '.join(rounds)} rounds; memory: {'one process' if results['quick'] else 'median'}",
         *(f"- row {f['row']}: {f['sizes']}" for f in results["curves"] if f["cell"] == CELLS[0]),
         "",

@@ -8,6 +8,7 @@ left out there and the record says why. Timings are never asserted.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,7 +20,7 @@ from benchmarks.peers import PEERS, STREAMING, TORCH_NN, Peer, lead
 from benchmarks.peers.peer import Step, make_data
 from benchmarks.workloads import Case
 from fusedrnn.testing.parity import check_parity, float32_products
-from fusedrnn.testing.timing import finished, measure, ratio, spread
+from fusedrnn.testing.timing import Clock, finished, measure, ratio, spread
 
 
 def skipped(case: Case) -> str | None:
@@ -58,6 +59,11 @@ def run(
         record["kept"] = _ratios(samples, STREAMING.name)
     record["rounds"] = len(samples[ours])
     return record
+
+
+def clock_of(threads: int) -> Clock:
+    """Wall time; with one thread, that thread's own time, which neighbours do not lengthen."""
+    return time.thread_time if threads == 1 else time.perf_counter
 
 
 def peak_fraction(case: Case, seconds: float, peak: float | None) -> float | None:

@@ -123,6 +123,18 @@ def threads_in_words(count: int) -> str:
     return f"{count} thread" + ("s" if count != 1 else "")
 
 
+def machine_in_short(results: Results) -> list[str]:
+    """Two lines on what was measured on what, with how many threads and by which clock."""
+    m, threads = results["machine"], results["threads"]
+    clock = "time of the thread" if threads == 1 else "wall time"
+    return [
+        f"- {m['cpu']}, {m['cores']} cores, {threads_in_words(threads)}, {clock}; load average "
+        f"before: {m['load_average_before']}",
+        f"- torch {m['versions'][TORCH_NN.name]}, fusedrnn {m['versions'][OURS.name]}, commit "
+        f"{m['commit']}, {m['date']}",
+    ]
+
+
 def _line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 

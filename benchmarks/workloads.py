@@ -16,8 +16,9 @@ and additions are left out: they are a few per cent of the work at H = 64 and le
 
 from __future__ import annotations
 
+import argparse
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -212,6 +213,19 @@ def rows_named(patterns: Sequence[str], rows: Sequence[Row] = ROWS) -> list[Row]
             names = ", ".join(row.name for row in rows)
             raise ValueError(f"rows: expected names or patterns of {names}; got {pattern!r}")
     return [row for row in rows if any(fnmatchcase(row.name, pattern) for pattern in patterns)]
+
+
+def several(of: Sequence[str]) -> Callable[[str], list[str]]:
+    """What reads an argument of the command line that is some of these words: `lstm,gru`."""
+
+    def parse(text: str) -> list[str]:
+        words = text.split(",")
+        for word in words:
+            if word not in of:
+                raise argparse.ArgumentTypeError(f"expected some of {', '.join(of)}; got {word}")
+        return words
+
+    return parse
 
 
 def cases(

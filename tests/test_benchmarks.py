@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
 import fusedrnn
 from benchmarks import __main__ as command
-from benchmarks import checkpoint, memory, report, roofline, runner, tables, targets
-from benchmarks.peers import TORCH_NN, peers_named
-from benchmarks.peers.peer import OptionalPeer
+from benchmarks import (
+    checkpoint,
+    machine,
+    memory,
+    modifiers,
+    report,
+    roofline,
+    runner,
+    tables,
+    targets,
+)
+from benchmarks.peers import OURS, TORCH_NN, loops, peers_named
+from benchmarks.peers.modules import step_of
+from benchmarks.peers.peer import OptionalPeer, make_data
 from benchmarks.workloads import CELLS, ROWS, Case, Row, cases, flops, rows_named
 from fusedrnn import _C
 from fusedrnn.testing import timing
@@ -431,6 +443,123 @@ def test_time_and_memory_of_checkpoints(tmp_path, monkeypatch) -> None:
     text = (tmp_path / "tried" / "checkpoint.md").read_text()
     assert "| A | LSTM | none |" in text and "| A | GRU | 7 = T |" in text
     assert (tmp_path / "tried" / "checkpoint.png").stat().st_size > 5_000
+
+
+RESETS = torch.tensor([[1, 0, 0], [0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("given_state", [False, True], ids=["zeros", "a state"])
+@pytest.mark.parametrize("mode", ["forward", "train"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_loops_do_what_the_option_does(cell, mode, given_state) -> None:
+    row = Row(name="X", source="", T=5, I=4, H=6, B=3, given_state=given_state)
+    case = Case(row=row, cell=cell, mode=mode, threads=1)
+    data = make_data(case)
+    sides = [
+        loops.With(OURS.module(case), reset=RESETS),
+        loops.StepByStep(TORCH_NN.module(case), reset=RESETS),
+        *(loops.SplitAtResets(peer.module(case), RESETS) for peer in (TORCH_NN, OURS)),
+    ]
+    expected, *found = (step_of(case, side, data).results() for side in sides)
+    for results in found:
+        assert results.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert (results[name] - tensor).abs().max() < 1e-5, name
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The rows of modifiers.py, of a few steps, measured as briefly as can be."""
+    rows = tuple(replace(row, T=6, I=8, H=8, B=5) for row in modifiers.MEASURED)
+    monkeypatch.setattr(modifiers, "MEASURED", rows)
+    monkeypatch.setattr(modifiers, "RESETS", (0.3, 0.1))
+    monkeypatch.setattr(modifiers, "RESULTS", tmp_path)
+    monkeypatch.setattr(timing, "SAMPLE", 1e-4)
+    monkeypatch.setattr(timing, "LEAD_IN", 0.0)
+    monkeypatch.setattr(machine, "PEAK_SECONDS", 0.001)
+    monkeypatch.setattr("gc.collect", lambda: 0)  # takes longer than all that is measured
+
+    def run(words: str) -> tuple[int, dict, str]:
+        status = modifiers.main(f"--threads 1 --budget 0.001 --name tried {words}".split())
+        folder = tmp_path / "tried"
+        results = json.loads((folder / "modifiers.json").read_text())
+        return status, results, (folder / "modifiers.md").read_text()
+
+    return run
+
+
+def test_what_options_cost_and_what_loops_do(tiny, tmp_path) -> None:
+    status, results, text = tiny("--rows D,R --cells lstm,rnn")
+    assert status == 0 and results["failed"] == [] and "## Failed" not in text
+    of_d = {"forward": 1, "train": 1 + len(modifiers.DROPOUTS) + 1}
+    for cell in ("lstm", "rnn"):
+        for mode, count in of_d.items():
+            lines = [x for x in results["lines"] if (x["cell"], x["mode"]) == (cell, mode)]
+            assert len([line for line in lines if line["row"] == "D"]) == count
+            assert len([line for line in lines if line["row"] == "R"]) == 2 * 4
+    for line in (
+        "| R | LSTM | forward | reset, 0.3 | without |",
+        "| R | RNN | forward + backward | reset, 0.1 | torch.nn.RNNCell for each step |",
+        "| R | LSTM | forward | reset, 0.3 | torch.nn.LSTM, split at resets |",
+        "| D | LSTM | forward + backward | input_dropout=0.25, dropout_mask='step' | without |",
+        "| D | RNN | forward + backward | return_states | without |",
+    ):
+        assert line in text
+    assert "| at most 1.05 |" in text and "| at least 5 |" in text
+    words = "--rows R --cells gru --passes forward --threads 1 --budget 0.001 --name no --dry"
+    assert modifiers.main(words.split()) == 0 and not (tmp_path / "no").exists()
+    for wrong in (["--rows", "A"], ["--cells", "mgu"], ["--passes", "backward"]):
+        with pytest.raises(SystemExit):
+            modifiers.main(wrong)
+
+
+def test_a_ratio_is_held_to_its_target() -> None:
+    cost, worth = modifiers.Target(at_most=1.15), modifiers.Target(at_least=2)
+    assert cost.ratio([3.0], [2.0]).median == 1.5 and worth.ratio([3.0], [6.0]).median == 2
+    assert cost.met(1.15) and not cost.met(1.16) and worth.met(2) and not worth.met(1.9)
+    assert modifiers.Target().met(1.0) is None and str(modifiers.Target()) == "-"
+
+
+def test_a_loop_that_computes_something_else_is_not_timed(tiny, monkeypatch) -> None:
+    """One that forgets the states' mask where only some sequences begin anew."""
+    monkeypatch.setattr(loops, "_kept", lambda reset, like: torch.ones(*reset.shape, 1))
+    status, results, text = tiny("--rows D,R --cells gru --passes forward")
+    assert status == 1 and [line["row"] for line in results["lines"]] == ["D"]
+    (failure,) = results["failed"]
+    assert "R gru forward" in failure and "ParityError: output" in failure
+    assert "torch.nn.GRUCell for each step" in failure and failure in text
+
+
+class AllOfOneLength(loops.Padded):
+    def __init__(self, network, lengths):
+        super().__init__(network, torch.full_like(lengths, 6))
+
+
+class StatesOneStepLate(loops.StepByStep):
+    def forward(self, input, hx=None):
+        output, hn, (hs, cs) = super().forward(input, hx)
+        return output, hn, (hs, cs.roll(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("Padded", AllOfOneLength, "lengths: ParityError: output"),
+        ("StepByStep", StatesOneStepLate, "states: ParityError: cs"),
+    ],
+)
+def test_lengths_and_states_are_checked(tiny, monkeypatch, name, wrong, message) -> None:
+    monkeypatch.setattr(modifiers, name, wrong)
+    status, results, _ = tiny("--rows I --cells lstm --passes train")
+    assert status == 1 and len(results["failed"]) == 1 and message in results["failed"][0]
+    assert len(results["lines"]) == len(modifiers.DROPOUTS) + 1
+
+
+def test_a_dropout_that_draws_nothing_is_not_timed(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(modifiers, "DROPOUTS", ({"zoneout": 0.0},))
+    status, results, _ = tiny("--rows J --cells rnn --passes train")
+    assert status == 1 and len(results["lines"]) == 2
+    assert "got the same twice" in results["failed"][0]
 
 
 class InOrder(ThreadPoolExecutor):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as computed_again
 
-from benchmarks.peers.modules import ModulePeer
+from benchmarks.peers.modules import Around, ModulePeer
 
 
 def checkpointed(k: int) -> ModulePeer:
@@ -27,11 +27,10 @@ def checkpointed_torch(k: int) -> ModulePeer:
     return ModulePeer(f"torch.nn checkpoint={k}", namespace=__name__, package="torch", checkpoint=k)
 
 
-class _Chunked(nn.Module):
+class _Chunked(Around):
     def __init__(self, kind: type[nn.Module], checkpoint: int, **options: Any) -> None:
-        super().__init__()
+        super().__init__(kind(**options))
         self._checkpoint = checkpoint
-        self._network = kind(**options)
 
     def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
         outputs = []
@@ -39,12 +38,6 @@ class _Chunked(nn.Module):
             output, hx = computed_again(self._network, chunk, hx, use_reentrant=False)
             outputs.append(output)
         return torch.cat(outputs), hx
-
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        return self._network.load_state_dict(*arguments, **options)
-
-    def named_parameters(self, *arguments: Any, **options: Any) -> Any:
-        return self._network.named_parameters(*arguments, **options)
 
 
 class LSTM(_Chunked):

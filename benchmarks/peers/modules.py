@@ -1,6 +1,7 @@
 """A peer that is a set of modules with `torch.nn`'s contract: `torch.nn` itself, and fusedrnn.
 
-All sides run through this one file, so that a difference in time is a difference of modules.
+All sides run through this one file, so that a difference in time is a difference of modules. A side
+that is more than a module, such as a loop that calls one, is `Around` it.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from benchmarks.peers.peer import Data, Peer, Step, module_arguments, tensor_dtype
@@ -45,21 +47,43 @@ class ModulePeer(Peer):
         return None
 
     def build(self, case: Case, data: Data) -> Step:
-        module = self._class_of(case)(**module_arguments(case.row), **self._options)
-        module.to(case.row.device, tensor_dtype(case)).load_state_dict(data.weights)
-        side = {"forward": Inference, "train": TrainingStep, REPLAY: Replay}[case.mode]
-        return side(module, data)
+        return step_of(case, self.module(case), data)
 
-    def _class_of(self, case: Case) -> type[torch.nn.Module]:
+    def module(self, case: Case) -> nn.Module:
+        """The layers of a case, with weights of their own."""
+        return self._class_of(case)(**module_arguments(case.row), **self._options)
+
+    def _class_of(self, case: Case) -> type[nn.Module]:
         cls = getattr(importlib.import_module(self._namespace), case.facts.module)
-        assert issubclass(cls, torch.nn.Module)
+        assert issubclass(cls, nn.Module)
         return cls
+
+
+def step_of(case: Case, module: nn.Module, data: Data) -> Step:
+    """A module that is called as torch.nn's are, with the weights of `data`, ready to run on it."""
+    module.to(case.row.device, tensor_dtype(case)).load_state_dict(data.weights)
+    side = {"forward": Inference, "train": TrainingStep, REPLAY: Replay}[case.mode]
+    return side(module, data)
+
+
+class Around(nn.Module):
+    """What is written around a network, which its `forward` calls; it has the same parameters."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = network
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        return self._network.load_state_dict(*arguments, **options)
+
+    def named_parameters(self, *arguments: Any, **options: Any) -> Any:
+        return self._network.named_parameters(*arguments, **options)
 
 
 class Inference:
     """Forward in `eval` mode, with no gradient."""
 
-    def __init__(self, module: torch.nn.Module, data: Data) -> None:
+    def __init__(self, module: nn.Module, data: Data) -> None:
         self._module = module.eval()
         self._input = _packed(data.input, data) if data.batch_sizes is not None else data.input
         self._hx = data.hx
@@ -78,7 +102,7 @@ class Inference:
 class Replay(Inference):
     """The same, captured in a CUDA graph once and replayed."""
 
-    def __init__(self, module: torch.nn.Module, data: Data) -> None:
+    def __init__(self, module: nn.Module, data: Data) -> None:
         super().__init__(module, data)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -101,7 +125,7 @@ class Replay(Inference):
 class TrainingStep:
     """Forward, then backward from a fixed gradient of the output to the input and all weights."""
 
-    def __init__(self, module: torch.nn.Module, data: Data) -> None:
+    def __init__(self, module: nn.Module, data: Data) -> None:
         self._module = module.train()
         self._leaf = data.input.clone().requires_grad_()
         self._input = _packed(self._leaf, data) if data.batch_sizes is not None else self._leaf
@@ -130,6 +154,20 @@ class TrainingStep:
         return {"output": tensor}
 
 
+class TrainingStepOfStates(TrainingStep):
+    """The same of one layer that returns the states after every step, too, [1, T, B, H].
+
+    They have the output's gradient, each.
+    """
+
+    def _forward_backward(self) -> dict[str, Tensor]:
+        output, _, every = self._module(self._input, self._hx)
+        named = {"output": output} | dict(zip(("hs", "cs"), states_of(every), strict=False))
+        grads = [self._grad_output, *[self._grad_output[None]] * (len(named) - 1)]
+        torch.autograd.backward([*named.values()], grads)
+        return named
+
+
 def _packed(rows: Tensor, data: Data) -> PackedSequence:
     return PackedSequence(rows, data.batch_sizes, data.sorted_indices, data.unsorted_indices)
 
@@ -137,11 +175,13 @@ def _packed(rows: Tensor, data: Data) -> PackedSequence:
 def _named(
     output: Tensor | PackedSequence, states: Tensor | tuple[Tensor, ...]
 ) -> dict[str, Tensor]:
-    hn, *rest = states if isinstance(states, tuple) else (states,)
-    named = {"output": output.data if isinstance(output, PackedSequence) else output, "hn": hn}
-    if rest:
-        named["cn"] = rest[0]
-    return named
+    named = {"output": output.data if isinstance(output, PackedSequence) else output}
+    return named | dict(zip(("hn", "cn"), states_of(states), strict=False))
+
+
+def states_of(given: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """States, of which a module with one does not make a tuple."""
+    return given if isinstance(given, tuple) else (given,)
 
 
 def _taken(leaf: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peers.modules import ModulePeer
+from benchmarks.peers.modules import ModulePeer, states_of
 from benchmarks.peers.peer import Data, Peer, Step, beyond, module_arguments
 from benchmarks.workloads import Case
 
@@ -75,8 +75,7 @@ class _Stream:
         if self._hx is not None:
             self._stream.state = self._hx
         output = self._stream(self._chunk)
-        after = self._stream.state
-        after = after if isinstance(after, tuple) else (after,)
+        after = states_of(self._stream.state)
         return {"output": output, **dict(zip(("hn", "cn"), after, strict=False))}
 
 
