@@ -604,6 +604,7 @@ class NinjaBuild(build_ext):
                 OPS: [
                     compile(ROOT / "csrc/ops/layer_ops.cpp", stable),
                     compile(ROOT / "csrc/ops/mask_ops.cpp", stable),
+                    compile(ROOT / "csrc/ops/row_ops.cpp", stable),
                     compile(ROOT / "csrc/ops/quantized_ops.cpp", stable),
                     *shared.values(),
                     *cpu.values(),

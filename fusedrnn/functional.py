@@ -308,14 +308,15 @@ def run_network(
     if batch_sizes is None and cu_seqlens is None:
         if batch_first and not one:
             input = input.transpose(0, 1)
-        if input.size(0) == 0:
+        if input.shape[0] == 0:
             reject_no_steps()
     boundaries = _UNMODIFIED
     if extras is not None:
         hx, boundaries = _states_and_boundaries(network, extras, input, batch_sizes, hx, weights)
     elif hx:
         batch = None if one else _batch(input, batch_sizes, hx)
-        check_states(layer.cell, hx, shapes_of_states(network, weights), batch, input)
+        shapes = shapes_of_states(layer.cell, num_layers, layer.directions, weights)
+        check_states(layer.cell, hx, shapes, batch, input)
     layout, first = None, hx
     if lengths is not None:
         lengths = as_lengths(lengths)
@@ -430,7 +431,12 @@ def _states_and_boundaries(
     `input` has time first, if it is not packed. Where each layer has states of its own, there are
     as many as layers for each state of the cell, and the parts are the directions.
     """
-    shapes = shapes_of_states(network, weights, extras.by_layer)
+    resets = extras.reset is not None or extras.reset_states is not None
+    if not (hx or extras.initial or resets):
+        return hx, _UNMODIFIED
+    layer, _, num_layers, _ = network
+    cell = layer.cell
+    shapes = shapes_of_states(cell, num_layers, layer.directions, weights, extras.by_layer)
     batch: int | None = None  # of one sequence
     if extras.cu_seqlens is not None:
         batch = len(extras.cu_seqlens) - 1
@@ -441,24 +447,22 @@ def _states_and_boundaries(
         for state in extras.initial
     ]
     if hx:
-        check_states(network.layer.cell, hx, shapes, batch, input, extras.states_batch_first)
+        check_states(cell, hx, shapes, batch, input, extras.states_batch_first)
         hx = _parts_first(hx, batch, extras)
     boundaries = _UNMODIFIED
-    if extras.reset is not None or extras.reset_states is not None:
+    if resets:
         boundaries = _boundaries(network, extras, input, batch_sizes, shapes, batch, initial)
     return hx or initial, boundaries
 
 
 def shapes_of_states(
-    network: Network, weights: Sequence[Tensor], by_layer: bool = False
+    cell: Cell, layers: int, directions: int, weights: Sequence[Tensor], by_layer: bool = False
 ) -> list[tuple[int, int]]:
-    """The parts and features of each state: of every layer those of its own, or of all together."""
-    cell, parts = network.layer.cell, network.layer.directions
+    """The parts and features of each state: of all layers together, or of every layer its own."""
     if not by_layer:
-        return [(parts * network.num_layers, width) for width in cell.widths(weights[W_HH])]
-    each = len(weights) // network.num_layers
-    of_layers = [cell.widths(w_hh) for w_hh in weights[W_HH::each]]
-    return [(parts, width) for widths in zip(*of_layers, strict=True) for width in widths]
+        return [(layers * directions, width) for width in cell.widths(weights[W_HH])]
+    of_layers = [cell.widths(w_hh) for w_hh in weights[W_HH :: len(weights) // layers]]
+    return [(directions, width) for widths in zip(*of_layers, strict=True) for width in widths]
 
 
 def _parts_first(states: Sequence[Tensor], batch: int | None, extras: Extras) -> Sequence[Tensor]:

@@ -47,7 +47,6 @@ from fusedrnn._engine.checks import (
 )
 from fusedrnn._engine.docstrings import completed_from
 from fusedrnn._engine.dropouts import Dropouts, dropouts_of
-from fusedrnn._engine.layer import Network
 from fusedrnn._engine.parameters import initialise, set_forget_bias, weights_of_layers
 from fusedrnn.cells import CELLS, PARAMETER, Cell, by_option, cell_named
 from fusedrnn.functional import Extras
@@ -335,25 +334,34 @@ class _Layers(RNNBase):
         return_states: bool = False,
     ) -> Any:
         """Runs all layers over `input` from the states `hx`; see the class."""
+        extras = self._extras
+        as_in_torch = extras is None and reset is reset_states is cu_seqlens is None
+        if as_in_torch and return_states is False and isinstance(input, Tensor):
+            cell = cell_of(self)  # apart from the rest: in small networks that would be felt
+            states = () if hx is None else states_of(cell, hx)
+            y, hn, _ = self._run(cell, input, states, None, lengths, None)
+            return y, as_given(hn)
         if not isinstance(input, (Tensor, PackedSequence)):
             return _record_call(
                 self, input, hx, lengths=lengths, cu_seqlens=cu_seqlens, reset=reset,
                 reset_states=reset_states, return_states=return_states,
             )  # fmt: skip
-        extras = self._extras
-        if extras is not None or return_states or not (reset is reset_states is cu_seqlens is None):
+        if return_states or not as_in_torch:
             extras = (extras or _NO_EXTRAS)._replace(
                 reset=reset, reset_states=reset_states, return_states=return_states,
                 training=self.training, cu_seqlens=cu_seqlens, initial=self._initial_states(),
             )  # fmt: skip
+        cell = cell_of(self)
+        states = states_of(cell, hx, len(self._sizes))
+        results: tuple[Any, Sequence[Any], Sequence[Any]]
         if isinstance(input, Tensor):
-            cell = cell_of(self)
-            states = () if hx is None else states_of(cell, hx, len(self._sizes))
-            output, hn, every = self._run(cell, input, states, None, lengths, extras)
-            if return_states:
-                return output, self._as_given(hn), self._as_given(every)
-            return output, self._as_given(hn)
-        return self._run_packed(input, hx, lengths, extras)
+            results = self._run(cell, input, states, None, lengths, extras)
+        else:
+            results = self._run_packed(cell, input, states, lengths, extras)
+        output, hn, every = results
+        if return_states:
+            return output, self._as_given(hn), self._as_given(every)
+        return output, self._as_given(hn)
 
     def _as_given(self, states: Sequence[Any]) -> Any:
         """States as users have them: of layers of several sizes, each is a tuple."""
@@ -362,11 +370,35 @@ class _Layers(RNNBase):
             states = [tuple(states[i : i + layers]) for i in range(0, len(states), layers)]
         return as_given(states)
 
-    def _network(self, cell: Cell) -> Network:
-        return functional.network_of(
-            cell, cell.module, self.num_layers, self.bias, self.proj_size > 0, self.bidirectional,
-            self.batch_first, self.checkpoint,
-        )  # fmt: skip
+    def _run_packed(
+        self,
+        cell: Cell,
+        input: PackedSequence,
+        hx: Sequence[Tensor],
+        lengths: Tensor | Sequence[int] | None,
+        extras: Extras | None,
+    ) -> tuple[PackedSequence, Sequence[Tensor], Sequence[PackedSequence]]:
+        """States come and go in the order of the sequences that the user packed."""
+        if torch.onnx.is_in_onnx_export():  # said here: torch.export may fail on sizes of no value
+            raise NotImplementedError(PACKED_IN_ONNX)
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        sequences = 0 if self.states_batch_first else 1
+        if hx and sorted_indices is not None:
+            layers, directions = self.num_layers, 1 + self.bidirectional
+            weights, by_layer = weights_of(self), bool(self._sizes)
+            shapes = functional.shapes_of_states(cell, layers, directions, weights, by_layer)
+            check_states(cell, hx, shapes, len(sorted_indices), data, self.states_batch_first)
+            hx = [state.index_select(sequences, sorted_indices) for state in hx]
+        if extras is not None:
+            extras = extras._replace(order=sorted_indices)
+        output, hn, every = self._run(cell, data, hx, batch_sizes, lengths, extras)
+        if unsorted_indices is not None:
+            hn = [state.index_select(sequences, unsorted_indices) for state in hn]
+
+        def packed(data: Tensor) -> PackedSequence:
+            return PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices)
+
+        return packed(output), hn, [packed(each) for each in every]
 
     def _run(
         self,
@@ -381,43 +413,13 @@ class _Layers(RNNBase):
         weights = torch_private.parameters_of(self)
         if weights is None:
             weights = _other_weights(self)
+        network = functional.network_of(
+            cell, cell.module, self.num_layers, self.bias, self.proj_size > 0, self.bidirectional,
+            self.batch_first, self.checkpoint,
+        )  # fmt: skip
         return functional.run_network(
-            self._network(cell), dropout, input, hx, weights, batch_sizes, lengths, extras
+            network, dropout, input, hx, weights, batch_sizes, lengths, extras
         )
-
-    def _run_packed(
-        self,
-        input: PackedSequence,
-        hx: Any,
-        lengths: Tensor | Sequence[int] | None,
-        extras: Extras | None,
-    ) -> tuple[Any, ...]:
-        """States come and go in the order of the sequences that the user packed."""
-        if torch.onnx.is_in_onnx_export():  # said here: torch.export may fail on sizes of no value
-            raise NotImplementedError(PACKED_IN_ONNX)
-        data, batch_sizes, sorted_indices, unsorted_indices = input
-        cell = cell_of(self)
-        states: Sequence[Tensor] = states_of(cell, hx, len(self._sizes))
-        sequences = 0 if self.states_batch_first else 1
-        if states and sorted_indices is not None:
-            shapes = functional.shapes_of_states(
-                self._network(cell), weights_of(self), bool(self._sizes)
-            )
-            check_states(cell, states, shapes, len(sorted_indices), data, self.states_batch_first)
-            states = [state.index_select(sequences, sorted_indices) for state in states]
-        if extras is not None:
-            extras = extras._replace(order=sorted_indices)
-        output, hn, every = self._run(cell, data, states, batch_sizes, lengths, extras)
-        if unsorted_indices is not None:
-            hn = [state.index_select(sequences, unsorted_indices) for state in hn]
-
-        def packed(data: Tensor) -> Any:
-            return PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices)
-
-        if extras is not None and extras.return_states:
-            steps = [packed(each) for each in every]
-            return packed(output), self._as_given(hn), self._as_given(steps)
-        return packed(output), self._as_given(hn)
 
 
 class _OneState(_Layers):

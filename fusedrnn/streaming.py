@@ -260,7 +260,9 @@ class Streaming:
             kind = _PlainLayers if not on_cpu else KINDS[self.weights]
             self._layers = kind(network.layer, layers)
         self._cell = cell
-        self._shapes = functional.shapes_of_states(network, weights, self._by_layer)
+        self._shapes = functional.shapes_of_states(
+            cell, module.num_layers, 1, weights, self._by_layer
+        )
         # Kept, so that no other weight can take their place in memory unnoticed.
         self._watched, self._kept = watched, weights
         self._addresses = [*map(_address_of, weights)]

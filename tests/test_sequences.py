@@ -10,10 +10,13 @@ from conftest import MODULE_FACTS, MODULES, TORCH_CELLS, TORCH_MODULES
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.func import grad, jacrev, jvp
+from torch.library import opcheck
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
 from fusedrnn import functional
+from fusedrnn._engine import ops
 from fusedrnn._engine.sequences import layout_of_padded
 from fusedrnn.testing.parity import Case
 
@@ -39,6 +42,101 @@ def test_layout() -> None:
     packed = pack_padded_sequence(padded, torch.tensor([2, 4, 1]), enforce_sorted=False)
     assert torch.equal(layout.pack(padded), packed.data)
     assert torch.equal(layout.pad(packed.data), pad_packed_sequence(packed)[0])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_packing_rows(threads: int) -> None:
+    """Of padded and of joined sequences, against what the words say."""
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        steps, batch = (int(n) for n in torch.randint(1, 12, (2,), generator=generator))
+        lengths = torch.randint(0, steps + 1, (batch,), generator=generator)
+        ends = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        for first, stride, count in (
+            (torch.arange(batch), batch, steps * batch),
+            (ends[:-1].clone(), 1, int(ends[-1])),
+        ):
+            order = sorted(range(batch), key=lambda b: -lengths[b])
+            order = [b for b in order if lengths[b]]
+            rows = [
+                int(first[b]) + t * stride
+                for t in range(steps) for b in order if t < lengths[b]
+            ]  # fmt: skip
+            found = ops.pack_rows(lengths, first, stride, count)
+            sizes = [sum(t < n for n in lengths) for t in range(int(lengths.max()))]
+            places = [rows.index(row) if row in rows else len(rows) for row in range(count)]
+            assert [each.tolist() for each in found] == [sizes, order, rows, places]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64])
+def test_moving_rows(dtype: torch.dtype) -> None:
+    torch.set_num_threads(3)
+    rows = torch.randn(300, 7).mul(100).to(dtype)
+    sources = torch.randint(0, 301, (1000,))
+    expected = torch.cat([rows, rows.new_zeros(1, 7)])[sources]
+    strided = torch.stack([rows, rows], dim=1)[:, 1]
+    for same in (rows, strided, rows.T.contiguous().T, rows.view(30, 10, 7),
+                 rows.view(30, 10, 7).transpose(0, 1).contiguous().transpose(0, 1)):  # fmt: skip
+        assert torch.equal(ops.move_rows(same, sources), expected)
+    assert torch.equal(ops.move_rows(rows[:0], torch.zeros(2, dtype=torch.int64)), rows[:2] * 0)
+    assert ops.move_rows(rows[:, :0], sources).shape == (1000, 0)
+    assert ops.move_rows(rows, sources[:0]).shape == (0, 7)
+
+
+def test_wrong_rows() -> None:
+    two, rows = torch.tensor([0, 1]), torch.randn(4, 3)
+    for wrong, message in (
+        ((two.int(), two, 2, 4), "lengths: expected contiguous int64"),
+        ((two, two[:1], 2, 4), "first: expected one row for each of 2"),
+        ((two, two, 0, 4), "stride, count: expected positive"),
+        ((two + 2, two, 2, 4), "lengths: expected rows within 4, got 3 steps from row 1"),
+        ((two - 1, two, 2, 4), "lengths: expected rows within 4, got -1"),
+        ((two + 1, two - 1, 2, 4), "from row -1"),
+        ((two + 2**62, two, 2, 4), "lengths: expected rows within 4"),
+        ((two + 1, two * 0, 1, 2), "expected 2 rows at most, got 3"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            ops.pack_rows(*wrong)
+    for given, sources, message in (
+        (rows, two + 4, "sources: expected 0 to 4, got 5 at 1"),
+        (rows, two - 1, "sources: expected 0 to 4, got -1 at 0"),
+        (rows[0], two, "rows: expected 2 or 3 dimensions"),
+        (rows, two.float(), "sources: expected contiguous int64"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            ops.move_rows(given, sources)
+    for op, arguments in ((ops.pack_rows, (two, two, 2, 4)), (ops.move_rows, (rows, two))):
+        assert set(opcheck(op, arguments).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_derivatives_through_lengths(name: str) -> None:
+    """Second ones, forward mode and vmap, against the same by packing."""
+    module, padded = network(name), x()
+
+    def ours(padded: Tensor) -> Tensor:
+        return module(padded, lengths=LENGTHS)[0]
+
+    def theirs(padded: Tensor) -> Tensor:
+        outputs = [module(padded[:n, b : b + 1])[0] for b, n in enumerate(LENGTHS)]
+        return torch.cat([F.pad(each, (0, 0, 0, 0, 0, T - len(each))) for each in outputs], 1)
+
+    def of(function: Any) -> list[Tensor]:
+        def loss(padded: Tensor) -> Tensor:
+            return function(padded).pow(3).sum()
+
+        leaf = padded.clone().requires_grad_()
+        (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), leaf)
+        _, tangent = torch.func.jvp(function, (padded,), (padded.cos(),))
+        mapped = torch.vmap(function)(torch.stack([padded, padded.sin()]))
+        each = torch.vmap(torch.func.grad(loss))(torch.stack([padded, padded.sin()]))
+        twice = torch.func.grad(lambda x: torch.func.grad(loss)(x).square().sum())(padded)
+        return [first.detach(), second, tangent, mapped, each, twice]
+
+    for found, expected in zip(of(ours), of(theirs), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -67,7 +67,7 @@ def check_features(input: Tensor, w_ih: Tensor) -> None:
     """Checks dtype, device and last dimension of what `w_ih` projects."""
     if input.dtype != w_ih.dtype and not is_any_autocast_on():
         check_dtype(input, w_ih)
-    if input.size(-1) != w_ih.size(1):
+    if input.shape[-1] != w_ih.shape[1]:  # `size` with an argument takes longer
         raise RuntimeError(
             f"input.size(-1) must be equal to input_size. Expected {w_ih.size(1)}, got "
             f"{input.size(-1)}"

@@ -6,6 +6,7 @@
     fusedrnn::make_panels      one layer's weights as the CPU's kernels read them: uint8 [bytes]
     fusedrnn::panels_forward   layers on each other, weights as panels, states updated in place
     fusedrnn::quantize_weights, quantized_forward   the same with weights rounded to int8
+    fusedrnn::pack_rows, move_rows   rows of sequences of unequal lengths; on the CPU only
     fusedrnn::random_mask      one of two `values`, the first with a probability; on the CPU only
 
     input      [T, B, I], or [N, I] when packed        output   [T, B, D*R] or [N, D*R]
@@ -130,6 +131,8 @@ layer_forward = torch.ops.fusedrnn.layer_forward.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default
 modified_forward = torch.ops.fusedrnn.modified_forward.default
 modified_backward = torch.ops.fusedrnn.modified_backward.default
+pack_rows = torch.ops.fusedrnn.pack_rows.default
+move_rows = torch.ops.fusedrnn.move_rows.default
 random_mask = torch.ops.fusedrnn.random_mask.default
 make_panels = torch.ops.fusedrnn.make_panels.default
 panels_forward = torch.ops.fusedrnn.panels_forward.default
@@ -343,6 +346,20 @@ def _random_mask_fake(
     return values.new_empty(sizes)
 
 
+def _pack_rows_fake(
+    lengths: Tensor, first: Tensor, stride: int, count: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    context = torch.library.get_ctx()
+    steps, sequences, rows = (context.new_dynamic_size() for _ in range(3))
+    sizes = (steps, sequences, rows, count)
+    batch_sizes, order, found, places = (lengths.new_empty(size) for size in sizes)
+    return batch_sizes, order, found, places
+
+
+def _move_rows_fake(rows: Tensor, sources: Tensor) -> Tensor:
+    return rows.new_empty(sources.size(0), rows.size(-1))
+
+
 def _stack_forward_fake(
     input: Tensor, ready: Tensor, hx: Sequence[Tensor], backwards: bool = False
 ) -> Tensor:
@@ -358,6 +375,8 @@ torch.library.register_fake("fusedrnn::layer_backward", layer_backward_fake)
 torch.library.register_fake("fusedrnn::modified_forward", modified_forward_fake)
 torch.library.register_fake("fusedrnn::modified_backward", modified_backward_fake)
 torch.library.register_fake("fusedrnn::make_panels", _make_panels_fake)
+torch.library.register_fake("fusedrnn::pack_rows", _pack_rows_fake)
+torch.library.register_fake("fusedrnn::move_rows", _move_rows_fake)
 torch.library.register_fake("fusedrnn::random_mask", _random_mask_fake)
 torch.library.register_fake("fusedrnn::panels_forward", _stack_forward_fake)
 torch.library.register_fake("fusedrnn::quantize_weights", _make_panels_fake)

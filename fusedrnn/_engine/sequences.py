@@ -31,6 +31,7 @@ from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from fusedrnn._engine import ops
 from fusedrnn._engine.checkpoint import (
@@ -56,7 +57,14 @@ from fusedrnn._engine.layer import (
     nested,
     unflat,
 )
-from fusedrnn._engine.torch_private import is_mapped, one_by_one
+from fusedrnn._engine.torch_private import (
+    apply_at_once,
+    is_forward_mode,
+    is_mapped,
+    is_transformed_by_func,
+    is_wrapped,
+    one_by_one,
+)
 
 
 class Layout:
@@ -83,27 +91,23 @@ class Layout:
         without its features.
         """
         self._shape, self._batch = tuple(shape), len(lengths)
-        in_order, order = lengths.sort(descending=True, stable=True)
-        self._is_some_empty = len(order) > 0 and int(in_order[-1]) == 0
-        order = order[: int(lengths.count_nonzero())]
-        self._steps = int(in_order[0]) if len(order) else 1
-        after = torch.arange(self._steps, device="cpu")[:, None]
-        alive = self._alive = in_order[: len(order)] > after
-        self.batch_sizes = alive.sum(1) if len(order) else None
-        self.rows = (first[order] + after * stride)[alive].to(device)
-        self.order = order.to(device)
+        found = ops.pack_rows(lengths, first, stride, math.prod(self._shape))
+        batch_sizes, order, rows, places = found
+        self._is_some_empty = len(order) < self._batch
+        self._steps = max(1, len(batch_sizes))
+        self.batch_sizes = batch_sizes if len(order) else None
+        self.order, self.rows, self._places = (each.to(device) for each in (order, rows, places))
 
     def pack(self, input: Tensor) -> Tensor:
         """[all rows, in whatever shape, F] -> [N, F]."""
         if self.batch_sizes is None:
             return input.flatten(0, -2)[:0].unsqueeze(0)
-        return input.flatten(0, -2).index_select(0, self.rows)
+        return _move(input, self.rows, self._places)
 
     def pad(self, packed: Tensor) -> Tensor:
         """Back from [N, F], zero in rows of no sequence."""
-        packed = packed.flatten(0, -2)
-        padded = packed.new_zeros(math.prod(self._shape), packed.size(1))
-        return padded.index_copy(0, self.rows, packed).unflatten(0, self._shape)
+        padded = _move(packed.flatten(0, -2), self._places, self.rows)
+        return padded.unflatten(0, self._shape)
 
     def sort(self, states: Sequence[Tensor]) -> list[Tensor]:
         """States [D, B, H], or gradients of them, into the order of the packed sequences.
@@ -143,7 +147,9 @@ class Layout:
     def sort_rows(self, reset: Tensor) -> Tensor:
         """What a step of a sequence has, [all rows], as [steps, sequences]; zero where none is."""
         steps = reset.new_zeros(self._steps, len(self.order))
-        steps[self._alive.to(reset.device)] = reset.index_select(0, self.rows)
+        if self.batch_sizes is not None:
+            alive = torch.arange(len(self.order), device="cpu") < self.batch_sizes[:, None]
+            steps[alive.to(reset.device)] = reset.index_select(0, self.rows)
         return steps
 
     def unsort_reset(self, grads: Sequence[Tensor], states: Sequence[Tensor]) -> list[Tensor]:
@@ -157,6 +163,58 @@ class Layout:
             whole[: grad.size(0), :, self.order] = grad
             found.append(whole)
         return found
+
+
+class _Moved(Function):
+    """Rows [M, F] or [T, B, F] in other places: `sources` says of each row of the result [N, F]
+    where it comes from, one past the end for zeros, and `places` of each row given where it goes
+    to, in the same way. So the gradient is the same with the two exchanged.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, sources: Tensor, places: Tensor) -> Tensor:
+        return _moved(rows, sources)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        rows, sources, places = inputs
+        ctx.shape = rows.shape
+        ctx.save_for_backward(sources, places)
+        ctx.save_for_forward(sources)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        sources, places = ctx.saved_tensors
+        return _move(grad, places, sources).reshape(ctx.shape), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (sources,) = ctx.saved_tensors
+        return _moved(tangent, sources)
+
+
+_apply_at_once = apply_at_once(_Moved)
+
+
+def _move(rows: Tensor, sources: Tensor, places: Tensor) -> Tensor:
+    if rows.requires_grad and torch.is_grad_enabled():
+        apply = _Moved.apply if is_transformed_by_func() else _apply_at_once
+        moved: Tensor = apply(rows, sources, places)
+        return moved
+    return _moved(rows, sources)
+
+
+def _moved(rows: Tensor, sources: Tensor) -> Tensor:
+    transformed = is_transformed_by_func() or is_forward_mode() or is_wrapped(rows)
+    if rows.is_cpu and not transformed:
+        moved: Tensor = ops.move_rows(rows, sources)
+        return moved
+    rows = rows.reshape(-1, rows.size(-1))  # for which old vmap has a rule
+    if len(rows) < len(sources):  # some are of no row
+        rows = torch.cat([rows, rows.new_zeros(1, rows.size(1))])
+    return rows.index_select(0, sources)
 
 
 def layout_of_padded(input: Tensor, lengths: Tensor) -> Layout:
