@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import ModuleType
 
 import pytest
+import torch
 from processes import ROOT, python
 
 FRAMEWORKS = {"lightning_module": "lightning", "skorch_classifier": "skorch",
@@ -31,6 +37,49 @@ def test_digits_says_what_is_missing(tmp_path: Path) -> None:
     done = python("examples/digits.py", "--mnist", str(tmp_path))
     assert done.returncode == 1
     assert "train-images-idx3-ubyte" in done.stderr
+
+
+SHORT = ("--cell", "gru", "--iterations", "30")
+"""In that many iterations a GRU has long learned its way through the mazes."""
+
+
+def success_rate(printed: str) -> float:
+    rate = re.search(r"success rate of the last 1000 +([\d.]+)\n", printed)
+    assert rate is not None, printed
+    return float(rate[1])
+
+
+@pytest.fixture
+def mazes(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The example as a module: a process of its own takes longer to start than to learn."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    threads = torch.get_num_threads()
+    yield importlib.import_module("rl_memory")
+    torch.set_num_threads(threads)
+
+
+def test_mazes_are_solved_with_memory() -> None:
+    done = python("examples/rl_memory.py", *SHORT)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert success_rate(done.stdout) >= 0.95
+
+
+def test_mazes_are_not_solved_without_memory(
+    mazes: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rl_memory.py", "--no-memory", *SHORT])
+    assert mazes.main() == 0
+    assert 0.4 <= success_rate(capsys.readouterr().out) <= 0.6
+
+
+def test_mazes_that_were_not_solved_fail(
+    mazes: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if one rollout were the default length; the runs above are shorter, and not blamed."""
+    monkeypatch.setattr(mazes, "ITERATIONS", 1)
+    monkeypatch.setattr(sys, "argv", ["rl_memory.py", "--iterations", "1", "--environments", "4"])
+    assert mazes.main() == 1
+    assert "FAILED: success rate" in capsys.readouterr().out
 
 
 def run_offline(example: str, folder: Path, *words: str) -> CompletedProcess[str]:
