@@ -162,8 +162,9 @@ class Streaming:
 
     On the CPU the weights are made ready for the kernels when the stream is made, and again by the
     first call after one was changed in place, replaced or moved. torch does not count changes
-    through `weight.data`, nor those of inference tensors: call `refresh` after them. A weight that
-    is computed anew whenever it is asked for, as a parametrized one is, makes every call do so.
+    through `weight.data`, by an optimizer with `fused=True` or of inference tensors: call `refresh`
+    after them. A weight that is computed anew whenever it is asked for, as a parametrized one is,
+    makes every call do so.
 
     Threads that share a stream must take turns. Any number of streams may share a module.
 
