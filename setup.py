@@ -603,7 +603,7 @@ class NinjaBuild(build_ext):
             objects = {
                 OPS: [
                     compile(ROOT / "csrc/ops/layer_ops.cpp", stable),
-                    compile(ROOT / "csrc/ops/mask_ops.cpp", stable),
+                    compile(ROOT / "csrc/ops/mask_ops.cpp", [*stable, *kernel_flags()]),
                     compile(ROOT / "csrc/ops/row_ops.cpp", stable),
                     compile(ROOT / "csrc/ops/quantized_ops.cpp", stable),
                     *shared.values(),

@@ -192,12 +192,12 @@ class BackwardWalk {
   // whether what the cell gave as h is in own_h_, because it was mixed with h before.
   FUSEDRNN_RARE bool begin_states(int d, const Steps& steps, int64_t s, int64_t j, Range rows,
                                   Range groups) {
-    if (keep_ && !p_.P) load_rows(m_.keep[0], d, steps, s, rows, groups, keep_);
     const Range units = columns_of(units_, groups, p_.H);
     bool mixed = false;
-    if (unmixes_)
-      for (int64_t b = rows.begin; b < rows.end && !mixed; ++b)
-        mixed = mixes<F>(keep_ + b * chunk_.Hp, units);
+    for (int64_t b = rows.begin; keep_ && !p_.P && b < rows.end; ++b)
+      mixed |=
+          load_shares<F>(values_of<S>(m_.keep[0], steps.t(s), d, b), units, keep_ + b * chunk_.Hp);
+    mixed &= unmixes_;
     for (int64_t b = rows.begin; mixed && b < rows.end; ++b)
       unmix_row<F, S>(chunk_.h(j, b), chunk_.h_prev(j, b), keep_ + b * chunk_.Hp, units,
                       own_h_ + b * chunk_.Rp);

@@ -192,13 +192,9 @@ class ForwardWalk {
     const int64_t t = steps.t(s);
     const Range columns = p_.P ? outputs_of(team) : units;
     for (int64_t b = rows.begin; b < rows.end; ++b) {
-      if (m_.keep[0]) {
-        E* const h = h_[(s + 1) % 2] + b * Rp_;
-        keep_row<F>(h_[s % 2] + b * Rp_, values_of<S>(m_.keep[0], t, d, b), columns, h);
-        S* const y = output(d, steps, s, b);
-        convert(y + columns.begin, h + columns.begin, columns.size());
-        if (kConvertOperands) convert(h + columns.begin, y + columns.begin, columns.size());
-      }
+      if (m_.keep[0])
+        keep_output<F>(h_[s % 2] + b * Rp_, values_of<S>(m_.keep[0], t, d, b), columns,
+                       output(d, steps, s, b), h_[(s + 1) % 2] + b * Rp_);
       for (int i = 1; i < C::states; ++i) {
         F* const now = state(i) + b * Hp_;
         if (m_.keep[i])

@@ -40,12 +40,23 @@ void keep_row(const T* before, const S* keep, Range columns, T* now) {
   });
 }
 
-// Whether some of these shares are neither 0 nor 1.
+// The same of h, which goes to the output, too, and is rounded to what is stored there.
+template <class F, class S, class E>
+void keep_output(const E* before, const S* keep, Range columns, S* output, E* h) {
+  for_vectors<F>(columns, [&](int64_t u, int64_t n) {
+    const Vec<F> share = load_n(keep + u, n);
+    store_n(output + u, share * load_n(before + u, n) + (1 - share) * load_n(h + u, n), n);
+    store_n(h + u, load_n(output + u, n), n);
+  });
+}
+
+// to = keep; returns whether some of these shares are neither 0 nor 1.
 template <class F, class S>
-bool mixes(const S* keep, Range columns) {
+bool load_shares(const S* keep, Range columns, F* to) {
   Vec<F> sum = {};
   for_vectors<F>(columns, [&](int64_t u, int64_t n) {
     const Vec<F> share = load_n(keep + u, n);
+    store_n(to + u, share, n);
     sum += share * (1 - share);
   });
   return horizontal_sum<F>(sum) != 0;

@@ -28,40 +28,76 @@ uint64_t split_mix(uint64_t seed, uint64_t i) {
   return z ^ (z >> 31);
 }
 
-// Word: an unsigned integer as wide as the dtype, whose bits the values are copied as.
+// The widest vectors of the processor at hand; the values are the same on every one.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FUSEDRNN_WIDEST __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#else
+#define FUSEDRNN_WIDEST
+#endif
+
+constexpr int64_t kNumbers = 256;  // of 64 bits, which stay in the first cache
+
+FUSEDRNN_WIDEST void fill_numbers(uint64_t seed, uint64_t first, uint64_t* to) {
+  for (int64_t i = 0; i < kNumbers; ++i) to[i] = split_mix(seed, first + static_cast<uint64_t>(i));
+}
+
+// Words, unsigned integers as wide as the dtype, whose bits are those of the values.
+template <class Word>
+struct Choice {
+  Word hit, miss;
+  uint32_t last;  // numbers up to this hit
+
+  // Without a branch, which nobody could predict.
+  Word of(uint32_t number) const {
+    const Word all = static_cast<Word>(-static_cast<int64_t>(number <= last));
+    return static_cast<Word>(miss ^ ((hit ^ miss) & all));
+  }
+};
+
+FUSEDRNN_WIDEST void choose(const uint32_t* numbers, Choice<uint16_t> c, int64_t n, uint16_t* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = c.of(numbers[i]);
+}
+FUSEDRNN_WIDEST void choose(const uint32_t* numbers, Choice<uint32_t> c, int64_t n, uint32_t* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = c.of(numbers[i]);
+}
+FUSEDRNN_WIDEST void choose(const uint32_t* numbers, Choice<uint64_t> c, int64_t n, uint64_t* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = c.of(numbers[i]);
+}
+
 template <class Word>
 struct Mask {
   static constexpr int64_t kBlock = 1 << 14;  // values that a thread draws at once
 
   Word* to;
   int64_t n;
-  uint64_t seed, below;  // numbers of 32 bits below this: the value is `hit`
-  Word hit, miss;
+  uint64_t seed;
+  Choice<Word> choice;
 
   static void draw(int64_t first_block, int64_t end_block, void* mask) {
     const Mask m = *static_cast<const Mask*>(mask);
     const int64_t end = std::min(end_block * kBlock, m.n);
-    for (int64_t i = first_block * kBlock; i < end; i += 2) {
-      const uint64_t both = split_mix(m.seed, static_cast<uint64_t>(i) / 2);
-      m.to[i] = m.value(both & 0xffffffff);
-      if (i + 1 < end) m.to[i + 1] = m.value(both >> 32);
+    uint64_t both[kNumbers];
+    uint32_t numbers[2 * kNumbers];
+    for (int64_t i = first_block * kBlock; i < end; i += 2 * kNumbers) {
+      fill_numbers(m.seed, static_cast<uint64_t>(i) / 2, both);
+      for (int64_t k = 0; k < kNumbers; ++k) {
+        numbers[2 * k] = static_cast<uint32_t>(both[k]);
+        numbers[2 * k + 1] = static_cast<uint32_t>(both[k] >> 32);
+      }
+      choose(numbers, m.choice, std::min(2 * kNumbers, end - i), m.to + i);
     }
-  }
-  // Without a branch, which nobody could predict.
-  Word value(uint64_t number) const {
-    const Word all = static_cast<Word>(-static_cast<int64_t>(number < below));
-    return static_cast<Word>(miss ^ ((hit ^ miss) & all));
   }
 };
 
 template <class Word>
 void draw(const Tensor& mask, int64_t seed, double probability, const Tensor& values) {
-  Mask<Word> m{
-      static_cast<Word*>(mask.data_ptr()), mask.numel(), static_cast<uint64_t>(seed), 0, 0, 0};
-  m.below = static_cast<uint64_t>(std::llround(std::ldexp(probability, 32)));
+  Mask<Word> m{static_cast<Word*>(mask.data_ptr()), mask.numel(), static_cast<uint64_t>(seed), {}};
   const char* const bits = static_cast<const char*>(values.data_ptr());
-  std::memcpy(&m.hit, bits, sizeof(Word));
-  std::memcpy(&m.miss, bits + sizeof(Word), sizeof(Word));
+  std::memcpy(&m.choice.hit, bits, sizeof(Word));
+  std::memcpy(&m.choice.miss, bits + sizeof(Word), sizeof(Word));
+  const int64_t below = std::llround(std::ldexp(probability, 32));
+  if (below == 0) m.choice.hit = m.choice.miss;
+  m.choice.last = static_cast<uint32_t>(below - 1);
   const int64_t blocks = div_up(m.n, Mask<Word>::kBlock);
   if (blocks <= 1 || cpu::is_forked())
     Mask<Word>::draw(0, blocks, &m);
