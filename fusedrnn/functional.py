@@ -32,8 +32,10 @@ from fusedrnn._engine.checks import (
     check_cell,
     check_checkpoint,
     check_cu_seqlens,
+    check_initial_states,
     check_input,
     check_lengths,
+    check_offsets,
     check_proj_size,
     check_reset,
     check_reset_after,
@@ -298,9 +300,9 @@ def run_network(
     those after every step if `extras` want them. In a small network every microsecond here counts.
     """
     layer, name, num_layers, batch_first = network
-    dims = check_input(name, input, batch_sizes, weights)
-    if input.is_nested:
+    if isinstance(input, Tensor) and input.is_nested:
         return _run_jagged(network, dropout, input, hx, weights, batch_sizes, lengths, extras)
+    dims = check_input(name, input, batch_sizes, weights)
     cu_seqlens = None if extras is None else extras.cu_seqlens
     if cu_seqlens is not None:
         _check_joined(cu_seqlens, input, batch_sizes, lengths)
@@ -442,10 +444,14 @@ def _states_and_boundaries(
         batch = len(extras.cu_seqlens) - 1
     elif input.dim() == 3 or batch_sizes is not None:
         batch = _batch(input, batch_sizes, hx, 0 if extras.states_batch_first else 1)
-    initial = [
-        state if batch is None else state.unsqueeze(1).expand(-1, batch, -1)
-        for state in extras.initial
-    ]
+    initial: Sequence[Tensor] = ()
+    if extras.initial:
+        check_initial_states(cell, extras.initial, shapes)
+        initial = extras.initial
+        if is_any_autocast_on():  # as zeros would be
+            initial = [state.to(input.dtype) for state in initial]
+        if batch is not None:
+            initial = [state.unsqueeze(1).expand(-1, batch, -1) for state in initial]
     if hx:
         check_states(cell, hx, shapes, batch, input, extras.states_batch_first)
         hx = _parts_first(hx, batch, extras)
@@ -527,7 +533,9 @@ def _run_jagged(
     extras = (extras or Extras())._replace(cu_seqlens=offsets)
     reset = extras.reset
     if isinstance(reset, Tensor) and reset.is_nested:
-        extras = extras._replace(reset=reset.values())
+        same: Any = reset
+        check_offsets(same, offsets)
+        extras = extras._replace(reset=same.values())
     output, hn, states = run_network(network, dropout, nested.values(), hx, weights, extras=extras)
 
     def as_nested(values: Tensor) -> Tensor:
@@ -572,7 +580,8 @@ def _boundaries(
         reset = reset.transpose(0, 1)
     by: Sequence[Tensor] = initial
     if extras.reset_states is not None:
-        by = states_of(cell, extras.reset_states, len(shapes) // len(cell.states))
+        layers = network.num_layers if extras.by_layer else 0
+        by = states_of(cell, extras.reset_states, "reset_states", layers)
         every = None if joined else steps
         check_reset_states(cell, by, shapes, batch, every, input, extras.states_batch_first)
         by = _parts_first(by, batch, extras)

@@ -193,7 +193,7 @@ class _Layers(RNNBase):
         if isinstance(hidden_size, (list, tuple)):
             check_hidden_sizes(hidden_size, num_layers)
             sizes, size, num_layers = hidden_size, min(hidden_size), len(hidden_size)
-        of_torch = mode in _MODES_OF_TORCH and len(sizes) <= 1
+        of_torch = mode in _MODES_OF_TORCH and not sizes
         # Where torch can't make the weights, they are of no memory and go again: the base's checks
         # and attributes are what we want.
         base: dict[str, Any] = {"device": device if of_torch else "meta", "dtype": dtype}
@@ -203,7 +203,7 @@ class _Layers(RNNBase):
         )  # fmt: skip
         self.mode = mode
         self.checkpoint = checkpoint
-        if len(sizes) > 1:
+        if sizes:
             self._sizes = self.hidden_size = tuple(sizes)  # type: ignore[assignment]
             self._extras = self._extras_of_calls()
         if not of_torch:
@@ -213,10 +213,8 @@ class _Layers(RNNBase):
             )  # fmt: skip
             torch_private.register_weights(self, weights)
         for name, value in options.items():
-            if value != getattr(self, name):
+            if type(value) is not type(getattr(self, name)) or value != getattr(self, name):
                 setattr(self, name, value)
-        if self.residual:
-            check_residual([self.proj_size or size for size in self._sizes or [1] * num_layers])
         if not of_torch or self.init != "uniform":
             self.reset_parameters()
         elif self.forget_bias is not None:
@@ -227,18 +225,26 @@ class _Layers(RNNBase):
             super().__setattr__(name, value)
             torch_private.keep_up_flat_weights(self, name)
             return
-        if name == "init":
+        if isinstance(value, list):
+            value = tuple(value)
+        self._check_option(name, value)
+        if name == "learn_initial_state":
+            self._keep_initial_states(value)
+        super().__setattr__(name, value)
+        self._extras = self._extras_of_calls()
+
+    def _check_option(self, name: str, value: Any) -> None:
+        if name in _DROPOUTS:
+            self._dropouts(**{name: value})
+        elif name == "init":
             check_init(value)
         elif name == "forget_bias":
-            check_forget_bias(value, self.bias)
-        elif name not in _DROPOUTS:
-            check_bool(name, value)
+            check_forget_bias(value, self.bias, cell_of(self))
         else:
-            self._dropouts(**{name: value})
-        super().__setattr__(name, value)
-        if name == "learn_initial_state":
-            self._keep_initial_states()
-        self._extras = self._extras_of_calls()
+            check_bool(name, value)
+        if name == "residual" and value:
+            sizes = self._sizes or (self.hidden_size,) * self.num_layers
+            check_residual([self.proj_size or size for size in sizes])
 
     def _dropouts(self, **changed: Any) -> Dropouts | None:
         arguments = {name: getattr(self, name) for name in _DROPOUTS} | changed
@@ -253,15 +259,15 @@ class _Layers(RNNBase):
         )
         return extras if self.learn_initial_state or extras != _NO_EXTRAS else None
 
-    def _keep_initial_states(self) -> None:
+    def _keep_initial_states(self, learned: bool) -> None:
         """Makes the parameters that `learn_initial_state` wants, zeros, or drops them."""
         cell = cell_of(self)
         for layer, names in enumerate(self._names_of_initial_states()):
             w_hh = getattr(self, f"weight_hh_l{layer}")
             for name, width in zip(names, cell.widths(w_hh), strict=True):
-                if not self.learn_initial_state:
+                if not learned:
                     self._parameters.pop(name, None)
-                elif name not in self._parameters:
+                elif not hasattr(self, name):  # a parametrized one is no parameter
                     state = w_hh.new_zeros(1 + self.bidirectional, width)
                     self.register_parameter(name, Parameter(state))
 
@@ -295,6 +301,14 @@ class _Layers(RNNBase):
     def _set_forget_bias(self) -> None:
         for weights in self._weights_of_directions():
             set_forget_bias(cell_of(self), weights, float(self.forget_bias or 0))
+
+    def flatten_parameters(self) -> None:
+        """As torch's, which makes the weights one block for cuDNN: our kernels need none.
+
+        Where layers differ in size, or torch has no such cell, there is nothing to make.
+        """
+        if not self._sizes and self.mode in _MODES_OF_TORCH:
+            super().flatten_parameters()
 
     def _weights_of_directions(self) -> list[dict[str, Tensor]]:
         roles = cell_of(self).roles(self.bias, self.proj_size > 0)
@@ -352,7 +366,7 @@ class _Layers(RNNBase):
                 training=self.training, cu_seqlens=cu_seqlens, initial=self._initial_states(),
             )  # fmt: skip
         cell = cell_of(self)
-        states = states_of(cell, hx, len(self._sizes))
+        states = states_of(cell, hx, layers=len(self._sizes))
         results: tuple[Any, Sequence[Any], Sequence[Any]]
         if isinstance(input, Tensor):
             results = self._run(cell, input, states, None, lengths, extras)
@@ -890,9 +904,6 @@ class _Recurrent(_Layers):
             dropout_mask=dropout_mask, residual=residual, learn_initial_state=learn_initial_state,
             states_batch_first=states_batch_first, init=init, forget_bias=forget_bias,
         )  # fmt: skip
-
-    def flatten_parameters(self) -> None:
-        """Does nothing: cuDNN, whose layout this would be, has no such cell."""
 
 
 _NAMES_IN_CELL = [

@@ -9,8 +9,8 @@ and a call that is in order is one op after two comparisons. The op refuses what
 only then Python looks for what was wrong, to raise torch.nn's kind of exception.
 
 What computes is a `Layers`: `_PanelLayers` or `_QuantizedLayers` on the CPU, `_PlainLayers` where
-nothing is made ready, `_ModuleLayers` where a module does something beside its layers. They are
-made anew when a weight has changed, and know nothing of streams.
+nothing is made ready, `_SeparateLayers` of these, or `_ModuleLayers` where something acts within
+the steps. They are made anew when a weight has changed, and know nothing of streams.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from fusedrnn._engine.checks import (
     as_given,
     check_dtype,
     check_features,
+    check_initial_states,
     check_states,
     reject_nested,
     reject_no_steps,
@@ -111,7 +112,7 @@ class _PlainLayers:
 
 
 class _ModuleLayers:
-    """`Layers` as the module runs them, with what lies between or within their steps."""
+    """`Layers` as the module runs them, with what acts within their steps."""
 
     def __init__(self, extras: Extras, network: Network, weights: list[Tensor]) -> None:
         self._network, self._weights = network._replace(batch_first=False), weights
@@ -129,6 +130,25 @@ class _ModuleLayers:
         for state, new in zip(hx, hn, strict=True):
             state.copy_(new)
         return output.view(*input.shape[:-1], output.size(-1))
+
+
+class _SeparateLayers:
+    """`Layers` of several sizes, or with a residual, each made ready by itself.
+
+    `hx` has the states of all layers in one, or those of each by themselves, first all of h.
+    """
+
+    def __init__(self, extras: Extras, layers: list[Layers]) -> None:
+        self._layers, self._extras = layers, extras
+
+    def __call__(self, input: Tensor, hx: list[Tensor]) -> Tensor:
+        count = len(self._layers)
+        for i, layer in enumerate(self._layers):
+            own = hx[i::count] if self._extras.by_layer else [state[i : i + 1] for state in hx]
+            output = layer(input, own)
+            residual = self._extras.residual and i > 0 and output.shape == input.shape
+            input = output + input if residual else output
+        return input
 
 
 KINDS: dict[str, Callable[[Layer, list[list[Tensor]]], Layers]] = {
@@ -160,7 +180,8 @@ class Streaming:
     [T, B, I] ([B, T, I] if the module has `batch_first`), gives [T, B, R] (or [B, T, R]). A 2-D
     input is always one step: the chunk of one sequence is [T, 1, I].
 
-    On the CPU the weights are made ready for the kernels when the stream is made, and again by the
+    On the CPU the weights are made ready for the kernels when the stream is made (those of a module
+    with zoneout are not, and its steps take longer), and again by the
     first call after one was changed in place, replaced or moved. torch does not count changes
     through `weight.data`, by an optimizer with `fused=True` or of inference tensors: call `refresh`
     after them. A weight that is computed anew whenever it is asked for, as a parametrized one is,
@@ -247,23 +268,22 @@ class Streaming:
             bidirectional=False, batch_first=module.batch_first, checkpoint=None,
         )  # fmt: skip
         extras = self._extras = _extras_of(module)
-        self._by_layer = extras is not None and extras.by_layer
+        by_layer = extras is not None and extras.by_layer
+        self._layers_of_state = module.num_layers if by_layer else 0
         self._states_batch_first = extras is not None and extras.states_batch_first
         self._layers: Layers
-        if extras is not None and (extras.residual or extras.by_layer or extras.zones_out):
+        kind = _PlainLayers if not on_cpu else KINDS[self.weights]
+        if extras is not None and extras.zones_out:
             if self.weights == "int8":
-                raise ValueError(
-                    "weights: expected 'same' for a module with residual, zoneout or a hidden_size "
-                    "for each layer, got 'int8'"
-                )
+                raise ValueError("weights: expected 'same' for a module with zoneout, got 'int8'")
             self._layers = _ModuleLayers(extras, network, weights)
+        elif extras is not None and (extras.by_layer or extras.residual):
+            separate = [kind(network.layer, [own]) for own in layers]
+            self._layers = _SeparateLayers(extras, separate)
         else:
-            kind = _PlainLayers if not on_cpu else KINDS[self.weights]
             self._layers = kind(network.layer, layers)
         self._cell = cell
-        self._shapes = functional.shapes_of_states(
-            cell, module.num_layers, 1, weights, self._by_layer
-        )
+        self._shapes = functional.shapes_of_states(cell, module.num_layers, 1, weights, by_layer)
         # Kept, so that no other weight can take their place in memory unnoticed.
         self._watched, self._kept = watched, weights
         self._addresses = [*map(_address_of, weights)]
@@ -320,7 +340,7 @@ class Streaming:
         if hx is None:
             self.reset()
             return
-        states = states_of(self._cell, hx, len(self._shapes) // len(self._cell.states))
+        states = states_of(self._cell, hx, layers=self._layers_of_state)
         like, *_ = self._hx
         check_states(
             self._cell, states, self._shapes, self.batch_size, like, self._states_batch_first
@@ -375,7 +395,7 @@ class Streaming:
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         made = Streaming(values["module"], values["batch_size"], weights=values["weights"])
-        states = states_of(made._cell, values["state"], len(made._shapes) // len(made._cell.states))
+        states = states_of(made._cell, values["state"], layers=made._layers_of_state)
         if all(isinstance(state, Tensor) for state in states):  # others are refused below
             if _share_memory(states):
                 names = " and ".join(made._cell.states)
@@ -417,6 +437,7 @@ class Streaming:
     def _first_states(self) -> list[Tensor]:
         """The states that a sequence begins with, for all sequences."""
         initial = self.module._initial_states() if isinstance(self.module, _Layers) else []
+        check_initial_states(self._cell, initial, self._shapes[: len(initial)])
         shapes = [(parts, self.batch_size, width) for parts, width in self._shapes]
         if not initial:
             return [self._kept[W_HH].new_zeros(shape) for shape in shapes]

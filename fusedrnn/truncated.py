@@ -114,7 +114,28 @@ def truncated_bptt(
         check_length_values(of_each, input.size(time))
     if reset is not None:
         check_reset(reset, tuple(input.shape[:-1]))
+    _map(_check_steps(module, input, time), reset_states)
     return _windows(module, input, window, time, hx, of_each, reset, reset_states)
+
+
+def _check_steps(module: Any, input: Tensor, time: int) -> Callable[[Tensor], Tensor]:
+    """A check that states for every step are for all of them."""
+    steps, at = input.size(time), _time_of_states(module, input)
+
+    def check(states: Tensor) -> Tensor:
+        if states.dim() == input.dim() + 1 and states.size(at) != steps:
+            raise RuntimeError(
+                f"reset_states: expected one set, or one for each of {steps} steps, got shape "
+                f"{tuple(states.shape)}"
+            )
+        return states
+
+    return check
+
+
+def _time_of_states(module: Any, input: Tensor) -> int:
+    """The dimension of steps in states of every step."""
+    return 1 if input.dim() == 3 and getattr(module, "states_batch_first", False) else 0
 
 
 def _windows(
@@ -128,7 +149,7 @@ def _windows(
     reset_states: Any,
 ) -> Iterator[Window]:
     steps = input.size(time)
-    of_steps = 1 if input.dim() == 3 and getattr(module, "states_batch_first", False) else 0
+    of_steps = _time_of_states(module, input)
 
     def of_window(begin: int, size: int) -> Callable[[Tensor], Tensor]:
         def part(states: Tensor) -> Tensor:

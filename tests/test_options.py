@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.parametrize
 from conftest import MODULE_FACTS, MODULES
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -204,9 +205,24 @@ def as_packed(states: Any) -> list[Any]:
     return [packed for each in states for packed in as_packed(each)]
 
 
-def test_one_size_in_a_list_is_as_without() -> None:
+def test_one_size_in_a_list() -> None:
+    """The same network, whose states are tuples, as with every list."""
     compare([*made("GRU", [7]).parameters()], [*made("GRU", 7).parameters()])
-    assert made("GRU", [7])(input_of())[1].shape == (1, B, 7)
+    output, (h,) = made("GRU", [7])(input_of())
+    assert h.shape == (1, B, 7)
+    compare(made("GRU", [7])(output[..., :I], (h,)), made("GRU", 7)(output[..., :I], h))
+
+
+def test_cudnn_is_not_asked_for_a_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's `flatten_parameters` knows one hidden size."""
+    asked: list[Any] = []
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda module: asked.append(module))
+    module = made("LSTM", [8, 6])
+    asked.clear()  # by the base, before the module has sizes
+    module.float().flatten_parameters()
+    assert not asked
+    made("LSTM", 8).flatten_parameters()
+    assert asked
 
 
 def test_weights_of_several_sizes() -> None:
@@ -230,7 +246,7 @@ def test_weights_of_several_sizes() -> None:
         ([8, True], {}, TypeError, "hidden_size: "),
         ([8, 4], {"num_layers": 3}, ValueError, "num_layers: expected 2, .*, got 3"),
         ([8, 4], {"residual": True}, ValueError, "residual: expected False .* have 8, 4"),
-        (8, {"residual": True}, ValueError, "residual: expected False"),
+        (8, {"residual": True}, ValueError, "residual: expected False .* have 8$"),
         (8, {"residual": 1}, TypeError, "residual: expected a bool, got 1 of int"),
         (8, {"learn_initial_state": "yes"}, TypeError, "learn_initial_state: expected a bool"),
         (8, {"states_batch_first": 0.5}, TypeError, "states_batch_first: expected a bool"),
@@ -246,6 +262,49 @@ def test_wrong_arguments(
 ) -> None:
     with pytest.raises(error, match=message):
         fusedrnn.LSTM(I, sizes, **options)
+
+
+def test_attributes_are_checked_as_arguments_are() -> None:
+    for module, name, value, message in (
+        (made("GRU"), "forget_bias", 1.0, "forget_bias: expected None for a gru, which has no"),
+        (made("LSTM", [6, 4]), "residual", True, "residual: expected False .* have 6, 4"),
+        (made("LSTM"), "init", "zeros", "init: expected"),
+        (made("LSTM"), "zoneout", (0.1, 1.0), "zoneout: expected"),
+    ):
+        before = getattr(module, name)
+        with pytest.raises(ValueError, match=message):
+            setattr(module, name, value)
+        assert getattr(module, name) == before
+    shares = [0.1, 0.2]
+    module = made("LSTM", zoneout=shares)
+    shares[0] = 0.9
+    assert module.zoneout == (0.1, 0.2)
+
+
+def test_wrong_learned_states() -> None:
+    module = made("GRU", learn_initial_state=True)
+    module.h_0_l0 = nn.Parameter(torch.zeros(2, 7, dtype=torch.float64))
+    for call in (lambda: module(input_of()), lambda: fusedrnn.Streaming(module, B)):
+        with pytest.raises(RuntimeError, match=r"h_0: expected learned states of shape \(1, 7\)"):
+            call()
+
+
+def test_learned_states_and_autocast() -> None:
+    """The dtypes are those of a call that begins with zeros."""
+    input = input_of().bfloat16()
+    for name in MODULES:
+        module, plain = made(name, learn_initial_state=True).float(), made(name).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            found, expected = module(input), plain(input)
+        assert [t.dtype for t in flat(found)] == [t.dtype for t in flat(expected)]
+
+
+def test_learned_states_that_are_parametrized() -> None:
+    module = made("GRU", learn_initial_state=True)
+    nn.utils.parametrize.register_parametrization(module, "h_0_l0", nn.Tanh())
+    module.learn_initial_state = False
+    module.learn_initial_state = True
+    assert nn.utils.parametrize.is_parametrized(module, "h_0_l0")
 
 
 def test_a_gru_has_no_forget_bias() -> None:
@@ -269,6 +328,13 @@ def test_a_gru_has_no_forget_bias() -> None:
 def test_wrong_states(hx: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         made("LSTM", SIZES)(input_of(), hx)
+
+
+def test_wrong_states_of_resets() -> None:
+    options = {"reset": torch.zeros(T, B)}
+    for module in (made("LSTM"), made("LSTM", SIZES)):
+        with pytest.raises((TypeError, IndexError), match="^reset_states: expected"):
+            module(input_of(), **options, reset_states=torch.zeros(1, B, 7, dtype=torch.float64))
 
 
 # ---- residual ------------------------------------------------------------------------------------
@@ -586,8 +652,16 @@ def test_a_stream_follows_an_option_that_changes() -> None:
     module.residual = True
     stream.reset()
     compare(stream(input), module(input)[0])
-    with pytest.raises(ValueError, match="weights: expected 'same' for a module with residual"):
-        fusedrnn.Streaming(module.float(), weights="int8")
+    with pytest.raises(ValueError, match="weights: expected 'same' for a module with zoneout"):
+        fusedrnn.Streaming(made("GRU", zoneout=0.1).float(), weights="int8")
+
+
+def test_int8_streams_of_residual_layers() -> None:
+    module = made("LSTM", [16, 8, 8], residual=True).float().eval()
+    stream, input = fusedrnn.Streaming(module, B, weights="int8"), input_of().float()
+    output, hn = module(input)
+    torch.testing.assert_close(stream(input), output, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(stream.state, hn, atol=0.05, rtol=0.05)
 
 
 def test_nothing_more_is_looked_at_where_nothing_is_set() -> None:

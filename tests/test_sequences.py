@@ -95,6 +95,7 @@ def test_wrong_rows() -> None:
         ((two + 1, two - 1, 2, 4), "from row -1"),
         ((two + 2**62, two, 2, 4), "lengths: expected rows within 4"),
         ((two + 1, two * 0, 1, 2), "expected 2 rows at most, got 3"),
+        ((two + 1, two * 0, 1, 5), "got row 0 in two"),
     ):
         with pytest.raises(RuntimeError, match=message):
             ops.pack_rows(*wrong)
@@ -106,6 +107,8 @@ def test_wrong_rows() -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             ops.move_rows(given, sources)
+    with pytest.raises(RuntimeError, match="sources: expected the device of the input, cpu"):
+        ops.move_rows(rows, two.to("meta"))
     for op, arguments in ((ops.pack_rows, (two, two, 2, 4)), (ops.move_rows, (rows, two))):
         assert set(opcheck(op, arguments).values()) == {"SUCCESS"}
 
@@ -419,3 +422,18 @@ def test_sequences_without_padding_exclude_other_kinds() -> None:
         torch.compile(module, backend="eager", fullgraph=True)(rows, cu_seqlens=ends)
     with pytest.raises(RuntimeError, match=r"Expected hidden size \(1, 2, 7\)"):
         module(rows, torch.zeros(1, 3, 7, dtype=torch.float64), cu_seqlens=ends)
+
+
+def test_a_jagged_reset_has_the_offsets_of_the_input() -> None:
+    module = fusedrnn.GRU(5, 7, batch_first=True)
+
+    def jagged(*parts: Tensor) -> Tensor:
+        return torch.nested.nested_tensor([*parts], layout=torch.jagged)
+
+    input = jagged(torch.randn(2, 5), torch.randn(3, 5))
+    reset = jagged(torch.zeros(2), torch.tensor([0.0, 1.0, 0.0]))
+    output, _ = module(input, reset=reset)
+    joined, _ = module(input.values(), reset=reset.values(), cu_seqlens=input.offsets())
+    torch.testing.assert_close(output.values(), joined)
+    with pytest.raises(RuntimeError, match="reset: expected a jagged tensor with the offsets"):
+        module(input, reset=jagged(torch.zeros(4), torch.zeros(1)))

@@ -203,6 +203,7 @@ def test_memory_is_that_of_a_window() -> None:
         ({"lengths": [1, 2]}, RuntimeError, r"lengths: expected .* of shape \(B,\) = \(4,\)"),
         ({"lengths": [1, 2, 3, T + 1]}, RuntimeError, "lengths: expected values from 0 to 11"),
         ({"lengths": 1.5}, TypeError, "lengths: expected an int64"),
+        ({"reset_states": torch.zeros(T + 1, 1, B, H)}, RuntimeError, "one for each of 11 steps"),
         ({"reset": torch.zeros(T)}, RuntimeError, r"reset: expected .* of shape \(11, 4\)"),
     ],
 )  # fmt: skip

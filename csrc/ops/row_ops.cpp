@@ -78,6 +78,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pack_rows(const Tensor& lengths, cons
     size[t] = alive;
     for (int64_t i = 0; i < alive; ++i, ++at) {
       from[at] = row[sorted[static_cast<std::size_t>(i)]] + t * stride;
+      FUSEDRNN_CHECK(place[from[at]] == total,
+                     "first: expected rows of one sequence each, got row ", from[at], " in two");
       place[from[at]] = at;
     }
   }

@@ -218,6 +218,25 @@ def check_reset_states(
             _check_like_input(name, state, input)
 
 
+def check_initial_states(
+    cell: Cell, states: Sequence[Any], shapes: Sequence[tuple[int, int]]
+) -> None:
+    """Checks the states that a module has learned, which may have been replaced."""
+    for i, (state, shape) in enumerate(zip(states, shapes, strict=True)):
+        if state.shape != shape:
+            name = cell.states[i * len(cell.states) // len(states)]
+            raise RuntimeError(
+                f"{name}_0: expected learned states of shape {shape}, got {tuple(state.shape)}"
+            )
+
+
+def check_offsets(reset: Any, offsets: Tensor) -> None:
+    """Checks that a jagged `reset` has the sequences of the input."""
+    jagged = reset.layout == torch.jagged and reset._lengths is None
+    if not jagged or not torch.equal(reset.offsets().to(offsets), offsets):
+        raise RuntimeError("reset: expected a jagged tensor with the offsets of input, got others")
+
+
 def check_probability(name: str, value: Any) -> None:
     """Checks the probability of a dropout, which may be 0 but not 1."""
     expected = f"{name}: expected a number from 0 to below 1, got {value!r}"
@@ -239,11 +258,15 @@ def check_init(kind: Any) -> None:
         raise ValueError(f"init: expected 'uniform' or 'orthogonal', got {kind!r}")
 
 
-def check_forget_bias(value: Any, bias: bool) -> None:
+def check_forget_bias(value: Any, bias: bool, cell: Cell) -> None:
     """Checks the first bias of the forget gate; None leaves it to `init`."""
     expected = f"forget_bias: expected None or a finite number, got {value!r}"
     if value is None:
         return
+    if "f" not in cell.gates:
+        raise ValueError(
+            f"forget_bias: expected None for a {cell}, which has no forget gate, got {value!r}"
+        )
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{expected} of {kind_of(value)}")
     if not math.isfinite(value):
@@ -343,29 +366,29 @@ def reject_options(names: Iterable[str], cls: str, known: Iterable[str]) -> NoRe
     )
 
 
-def states_of(cell: Cell, hx: Any, layers: int = 1) -> tuple[Tensor, ...]:
-    """The first states that a call is given: of a cell with several, `hx` is a tuple of them.
+def states_of(cell: Cell, hx: Any, name: str = "hx", layers: int = 0) -> tuple[Tensor, ...]:
+    """The states that a call is given as `name`: of a cell with several, a tuple of them.
 
     With `layers` each of these is a sequence of as many tensors, and they come one after another.
     """
     count = len(cell.states)
     if hx is None:
         return ()
-    if layers > 1:
-        return _states_of_layers(cell, hx, layers)
+    if layers:
+        return _states_of_layers(cell, hx, name, layers)
     if count == 1:
         return (hx,)
     if type(hx) is tuple and len(hx) == count:
         return hx
-    return _states_of_sequence(cell, hx)
+    return _states_of_sequence(cell, hx, name)
 
 
-def _states_of_sequence(cell: Cell, hx: Any) -> tuple[Tensor, ...]:
+def _states_of_sequence(cell: Cell, hx: Any, name: str) -> tuple[Tensor, ...]:
     """The states in what is no tuple, or not as long as it should be."""
     count = len(cell.states)
     many = "a pair of tensors" if count == 2 else f"a tuple of {count} tensors"
     names = ", ".join(f"{name}_0" for name in cell.states)
-    expected = f"hx: expected {many} ({names}), got {kind_of(hx)}"
+    expected = f"{name}: expected {many} ({names}), got {kind_of(hx)}"
     states: list[Tensor] = []
     try:
         for i in range(count):
@@ -386,10 +409,10 @@ def _states_of_sequence(cell: Cell, hx: Any) -> tuple[Tensor, ...]:
     return tuple(states)
 
 
-def _states_of_layers(cell: Cell, hx: Any, layers: int) -> tuple[Tensor, ...]:
+def _states_of_layers(cell: Cell, hx: Any, name: str, layers: int) -> tuple[Tensor, ...]:
     """The states where each is given as a sequence of one tensor for each layer."""
-    each = f"a tuple of {layers} tensors, one for each layer, whose sizes differ"
-    expected = f"hx: expected for {' and '.join(cell.states)} {each}, got"
+    each = f"a tuple of {layers} tensors, one for each layer, as hidden_size is"
+    expected = f"{name}: expected for {' and '.join(cell.states)} {each}, got"
 
     def check(given: Any, count: int) -> None:
         if not isinstance(given, (tuple, list)):

@@ -357,6 +357,7 @@ def _pack_rows_fake(
 
 
 def _move_rows_fake(rows: Tensor, sources: Tensor) -> Tensor:
+    _check_devices(rows, sources=sources)
     return rows.new_empty(sources.size(0), rows.size(-1))
 
 
