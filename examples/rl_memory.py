@@ -113,7 +113,7 @@ class Agent(nn.Module):
         return Categorical(logits=self.actor(remembered)), self.critic(remembered).squeeze(-1)
 
     def forward(self, seen: Tensor, first: State, starts: Tensor) -> tuple[Categorical, Tensor]:
-        """The same for all steps [T, B] of a rollout; episodes begin at the marked ones."""
+        """As `judge`, for all steps [T, B] of a rollout; episodes begin at the marked ones."""
         remembered, _ = self.memory(self.eye(seen), first, reset=starts)
         return self.judge(remembered)
 

@@ -49,7 +49,7 @@ from fusedrnn._engine.checks import (
 )
 from fusedrnn._engine.docstrings import completed_from
 from fusedrnn._engine.dropouts import Dropouts, Masks
-from fusedrnn._engine.layer import Layer, Modifiers, Network, Operands, layer_of
+from fusedrnn._engine.layer import UNMODIFIED, Layer, Modifiers, Network, Operands, layer_of
 from fusedrnn._engine.sequences import layout_of_joined, layout_of_padded
 from fusedrnn._engine.torch_private import (
     has_no_values,
@@ -312,7 +312,7 @@ def run_network(
             input = input.transpose(0, 1)
         if input.shape[0] == 0:
             reject_no_steps()
-    boundaries = _UNMODIFIED
+    boundaries = UNMODIFIED
     if extras is not None:
         hx, boundaries = _states_and_boundaries(network, extras, input, batch_sizes, hx, weights)
     elif hx:
@@ -343,7 +343,7 @@ def run_network(
 
     empty = batch_sizes is not None and input.size(0) == 0 and int(batch_sizes.sum()) == 0
     if empty:  # a packed batch of no sequences: to the ops, one step of a batch of none
-        input, batch_sizes, boundaries = input.unsqueeze(0), None, _UNMODIFIED
+        input, batch_sizes, boundaries = input.unsqueeze(0), None, UNMODIFIED
 
     autocast = is_any_autocast_on() and torch.is_autocast_enabled(input.device.type)
     if autocast:
@@ -417,9 +417,6 @@ class Extras(NamedTuple):
         return self.dropouts is not None and bool(self.dropouts.zoneout)
 
 
-_UNMODIFIED = Modifiers()
-
-
 def _states_and_boundaries(
     network: Network,
     extras: Extras,
@@ -435,7 +432,7 @@ def _states_and_boundaries(
     """
     resets = extras.reset is not None or extras.reset_states is not None
     if not (hx or extras.initial or resets):
-        return hx, _UNMODIFIED
+        return hx, UNMODIFIED
     layer, _, num_layers, _ = network
     cell = layer.cell
     shapes = shapes_of_states(cell, num_layers, layer.directions, weights, extras.by_layer)
@@ -455,7 +452,7 @@ def _states_and_boundaries(
     if hx:
         check_states(cell, hx, shapes, batch, input, extras.states_batch_first)
         hx = _parts_first(hx, batch, extras)
-    boundaries = _UNMODIFIED
+    boundaries = UNMODIFIED
     if resets:
         boundaries = _boundaries(network, extras, input, batch_sizes, shapes, batch, initial)
     return hx or initial, boundaries

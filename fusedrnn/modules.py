@@ -194,8 +194,8 @@ class _Layers(RNNBase):
             check_hidden_sizes(hidden_size, num_layers)
             sizes, size, num_layers = hidden_size, min(hidden_size), len(hidden_size)
         of_torch = mode in _MODES_OF_TORCH and not sizes
-        # Where torch can't make the weights, they are of no memory and go again: the base's checks
-        # and attributes are what we want.
+        # Where torch can't make the weights, we want only the base's checks and attributes; the
+        # weights that it makes, on the meta device, are replaced below.
         base: dict[str, Any] = {"device": device if of_torch else "meta", "dtype": dtype}
         super().__init__(
             mode if mode in _MODES_OF_TORCH else "RNN_TANH", input_size, size, num_layers,
@@ -303,9 +303,10 @@ class _Layers(RNNBase):
             set_forget_bias(cell_of(self), weights, float(self.forget_bias or 0))
 
     def flatten_parameters(self) -> None:
-        """As torch's, which makes the weights one block for cuDNN: our kernels need none.
+        """Does what torch.nn's does: lays the weights out as one block for cuDNN.
 
-        Where layers differ in size, or torch has no such cell, there is nothing to make.
+        Our kernels do not need it. Nothing is done where cuDNN has no such network: layers of
+        several sizes, or a cell that torch does not have.
         """
         if not self._sizes and self.mode in _MODES_OF_TORCH:
             super().flatten_parameters()
@@ -351,7 +352,7 @@ class _Layers(RNNBase):
         extras = self._extras
         as_in_torch = extras is None and reset is reset_states is cu_seqlens is None
         if as_in_torch and return_states is False and isinstance(input, Tensor):
-            cell = cell_of(self)  # apart from the rest: in small networks that would be felt
+            cell = cell_of(self)  # a path of its own: small networks would feel the rest
             states = () if hx is None else states_of(cell, hx)
             y, hn, _ = self._run(cell, input, states, None, lengths, None)
             return y, as_given(hn)
@@ -378,7 +379,7 @@ class _Layers(RNNBase):
         return output, self._as_given(hn)
 
     def _as_given(self, states: Sequence[Any]) -> Any:
-        """States as users have them: of layers of several sizes, each is a tuple."""
+        """States as users have them; with a size for each layer, each state is a tuple."""
         layers = len(self._sizes)
         if layers:
             states = [tuple(states[i : i + layers]) for i in range(0, len(states), layers)]
@@ -544,14 +545,14 @@ class RNN(_OneState):
 
     **Resets.** With `reset`, bool, uint8 or float of 0 and 1, [T, B] or [B, T] as `batch_first`
     says ([T] for one sequence, [N] with `cu_seqlens`), a sequence begins anew with every step that
-    is marked: each part is computed as if it were alone, also by the reverse direction, and no
+    is marked: each part is computed as if run by itself, also by the reverse direction, and no
     gradient leaves it. Its states begin with zeros, or with `reset_states`: laid out as `hx`, or
     [T, num_layers * D, B, H] for every step, of which those of marked steps are read, and get a
     gradient. A first step that is marked does not see `hx`. (TorchRL calls this `is_init`.)
 
     **States.** With `return_states=True` there is a third result, the states of every layer and
     direction after every step: h [num_layers * D, T, B, H], with T and B as in the output; all
-    states of an LSTM, as a pair. Of a `PackedSequence` they are packed, [N, num_layers * D, H].
+    states of an LSTM, as a pair. For a `PackedSequence` they are packed, [N, num_layers * D, H].
 
     **Dropouts.** With a mask for each sequence, input and recurrent dropout are those of Gal and
     Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks",

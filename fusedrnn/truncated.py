@@ -69,9 +69,9 @@ def truncated_bptt(
             optimizer.step()
 
     Args:
-        module: an `LSTM`, `GRU` or `RNN` of fusedrnn or torch.nn, or a module with such a call and
-            the attributes `batch_first` and `bidirectional`, if they are not False. Of one
-            direction: a reverse one would begin at the end of the sequences.
+        module: an `LSTM`, `GRU` or `RNN` of fusedrnn or torch.nn, or a module that is called in the
+            same way and has the attribute `batch_first` if it is true. It must not be
+            bidirectional: the reverse direction would have to begin at the end of the sequences.
         input: [T, B, I], [B, T, I] if the module is `batch_first`, or [T, I] for one sequence.
         window: how many steps a window has; the last has what is left.
         hx: the first states, as the module takes them; gradients flow into them.

@@ -206,7 +206,7 @@ def as_packed(states: Any) -> list[Any]:
 
 
 def test_one_size_in_a_list() -> None:
-    """The same network, whose states are tuples, as with every list."""
+    """It makes the network of the plain int, but its states are tuples, as with every list."""
     compare([*made("GRU", [7]).parameters()], [*made("GRU", 7).parameters()])
     output, (h,) = made("GRU", [7])(input_of())
     assert h.shape == (1, B, 7)

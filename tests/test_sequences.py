@@ -46,7 +46,7 @@ def test_layout() -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_packing_rows(threads: int) -> None:
-    """Of padded and of joined sequences, against what the words say."""
+    """Padded and joined sequences, against the definition written out in Python."""
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):

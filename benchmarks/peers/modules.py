@@ -155,9 +155,9 @@ class TrainingStep:
 
 
 class TrainingStepOfStates(TrainingStep):
-    """The same of one layer that returns the states after every step, too, [1, T, B, H].
+    """A training step of one layer that also returns the states after every step, [1, T, B, H].
 
-    They have the output's gradient, each.
+    Each state gets the same gradient as the output.
     """
 
     def _forward_backward(self) -> dict[str, Tensor]:

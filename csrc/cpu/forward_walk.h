@@ -48,6 +48,7 @@ class ForwardWalk {
         plan_(plan),
         m_(p.modifiers),
         is_modified_(m_.any()),
+        wants_states_(p.wants_all_states()),
         Hp_(p.Hp()),
         Rp_(round_up(p.R(), kHiddenPadding)),
         outputs_(output_groups(p, L, plan_of_panels())) {
@@ -76,7 +77,6 @@ class ForwardWalk {
       for (E*& masked : masked_) masked = arena.take<E>(p.B * Rp_);
     for (int i = 1; i < C::states; ++i)
       if (m_.keep[i]) before_[i] = arena.take<F>(p.B * Hp_);
-    for (int i = 1; i < C::states; ++i) wants_states_ |= p.states[i] != nullptr;
     x_rows_ = arena.take<const E*>(chunk_rows);
     out_rows_ = arena.take<F*>(chunk_rows);
   }
@@ -500,8 +500,7 @@ class ForwardWalk {
   const Problem& p_;
   const Plan& plan_;
   const Modifiers& m_;
-  const bool is_modified_;
-  bool wants_states_ = false;
+  const bool is_modified_, wants_states_;
   const int64_t Hp_, Rp_;
   Groups groups_[kStages];  // of units, by stage
   const Groups outputs_;    // of projected values

@@ -40,7 +40,7 @@ void keep_row(const T* before, const S* keep, Range columns, T* now) {
   });
 }
 
-// The same of h, which goes to the output, too, and is rounded to what is stored there.
+// Mixes h in the same way, writes it to the output as well, and leaves in h what was stored there.
 template <class F, class S, class E>
 void keep_output(const E* before, const S* keep, Range columns, S* output, E* h) {
   for_vectors<F>(columns, [&](int64_t u, int64_t n) {
@@ -62,14 +62,16 @@ bool load_shares(const S* keep, Range columns, F* to) {
   return horizontal_sum<F>(sum) != 0;
 }
 
-// The product rounded by itself, as in a mixture with a cell's zero.
+// A product that the compiler cannot fuse with an addition: it is rounded as in a mixture with
+// zero.
 template <class F>
 __attribute__((noinline)) Vec<F> rounded_product(Vec<F> a, Vec<F> b) {
   return a * b;
 }
 
-// own = (mixed - keep * before) / (1 - keep), what the cell gave before it was mixed. `mixed` went
-// through the storage type: 0 of a cell (relu's) is 0 again.
+// own = (mixed - keep * before) / (1 - keep), what the cell gave before it was mixed. `mixed` was
+// rounded to the storage type, so a cell's exact zero (relu's) is recognised by the rounded
+// product.
 template <class F, class S, class E>
 void unmix_row(const E* mixed, const E* before, const F* keep, Range columns, E* own) {
   for_vectors<F>(columns, [&](int64_t u, int64_t n) {

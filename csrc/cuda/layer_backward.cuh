@@ -33,11 +33,7 @@ class LayerBackward : Layer<E> {
 
  private:
   // Whether a team's walk has more to do than in most calls.
-  bool is_modified() const {
-    bool has_states = false;
-    for (const void* states : b_.grad_states) has_states |= states != nullptr;
-    return has_states || p_.modifiers.any();
-  }
+  bool is_modified() const { return b_.has_grad_states() || p_.modifiers.any(); }
   void walk() {
     this->copy_offsets();
     BackwardWalk<E> walk;

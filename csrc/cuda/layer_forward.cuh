@@ -65,11 +65,7 @@ class LayerForward : Layer<E> {
   }
 
   // Whether a team's walk has more to do than in most calls.
-  bool is_modified() const {
-    bool wants_states = false;
-    for (const void* states : p_.states) wants_states |= states != nullptr;
-    return wants_states || p_.modifiers.any();
-  }
+  bool is_modified() const { return p_.wants_all_states() || p_.modifiers.any(); }
   void walk() {
     this->copy_offsets();
     for (int64_t s = 0; s < p_.T; s += plan_.forward_steps) {

@@ -132,6 +132,15 @@ struct Problem : Shape {
     if (!reset || after == T || b >= batch(after)) return -1;
     return reset.data[reset.at(after, 0, b)] ? after : -1;
   }
+  bool wants_all_states() const { return any_of(states); }
+
+ protected:
+  template <class T>
+  static bool any_of(T* const (&pointers)[kMaxStates]) {
+    for (T* const pointer : pointers)
+      if (pointer) return true;
+    return false;
+  }
 };
 
 // What backward adds: the incoming gradients (null: zero) and where the results go (null: not asked
@@ -152,14 +161,6 @@ struct BackwardProblem : Problem {
   bool wants_reset_states() const {
     for (const Spread<void>& grad : grad_reset_states)
       if (grad) return true;
-    return false;
-  }
-
- private:
-  template <class T>
-  static bool any_of(T* const (&pointers)[kMaxStates]) {
-    for (T* const pointer : pointers)
-      if (pointer) return true;
     return false;
   }
 };

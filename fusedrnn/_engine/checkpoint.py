@@ -261,8 +261,8 @@ class _Call:
                 f"weights: expected {', '.join(roles)} for each of {layer.directions} directions, "
                 f"got {[tuple(w.shape) for w in weights]}"
             )
-        self._hidden_size = weights[W_HH].size(0) // len(layer.cell.gates)
-        self._width = weights[W_HH].size(1)
+        self._widths = layer.cell.widths(weights[W_HH])
+        self._width, self._hidden_size = self._widths[0], self._widths[-1]
         self._input, self._batch_sizes = input, batch_sizes
         ops.check_storages(
             input=input, batch_sizes=batch_sizes, **ops.named("hx", hx),
@@ -292,7 +292,7 @@ class _Call:
     def states(self, name: str, given: Optionals) -> list[Tensor]:
         """States or gradients of them, to write to: copies of those that are given, else zeros."""
         layer, batch = self.layer, self.batch
-        widths = (self._width, *[self._hidden_size] * len(self.others))
+        widths = self._widths
         if given and len(given) != len(widths):
             raise RuntimeError(
                 f"{name}: expected {len(widths)} state(s), {', '.join(layer.cell.states)}, of the "

@@ -127,7 +127,7 @@ class Modifiers(NamedTuple):
         return self.reset, self.reset_states or None, self.recurrent_factor, keep or None
 
     def each(self, change: Callable[[Tensor, int], Tensor]) -> Modifiers:
-        """The same with every tensor changed; change(tensor, the dimension of its sequences)."""
+        """Modifiers with change(tensor, the dimension of its sequences) for every tensor."""
         return Modifiers(
             None if self.reset is None else change(self.reset, 1),
             [change(state, 2) for state in self.reset_states],
@@ -202,7 +202,7 @@ def parts_of_flat(
     first_weight = 1 + states
     hx = tensors[1:first_weight]
     given = () if hx[0] is None else hx  # all of them are None, or none is
-    weights, modifiers = tensors[first_weight:], _UNMODIFIED
+    weights, modifiers = tensors[first_weight:], UNMODIFIED
     if layer.modified:
         end = len(layer.roles) * layer.directions
         weights, (*by, reset, factor), keep = (
@@ -212,7 +212,7 @@ def parts_of_flat(
     return tensors[0], given, weights, modifiers  # type: ignore[return-value]
 
 
-_UNMODIFIED = Modifiers()
+UNMODIFIED = Modifiers()
 
 
 def names_of_flat(layer: Layer) -> tuple[str, ...]:

@@ -97,8 +97,8 @@ __device__ __forceinline__ uint32_t round_to_tf32(float x) {
 
 // ---- Registers ------------------------------------------------------------------------------
 
-// The same number, about which the compiler knows nothing any more: what depends on it is computed
-// here, and not ahead of a loop to be held in registers.
+// Hides where x comes from, so that the compiler computes what depends on it here, and not ahead of
+// a loop, which would hold the result in registers.
 __device__ __forceinline__ int computed_here(int x) {
   asm volatile("" : "+r"(x));
   return x;

@@ -265,7 +265,7 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
       if (mine(j) && b < alive && unit < w_.H) f(j, b, unit);
     }
   }
-  // The same item, to be computed with here.
+  // A copy whose fields are computed where it is used; see ptx::computed_here.
   __device__ __forceinline__ Item here(const Item& item) const {
     return {ptx::computed_here(item.turn), ptx::computed_here(item.eight),
             ptx::computed_here(item.column)};
