@@ -4,7 +4,8 @@ python -m benchmarks                                  everything, about half an 
 python -m benchmarks --quick                          the same, less certain, in ten minutes
 python -m benchmarks --rows D,J --cells lstm --passes forward --threads all --dry
 python -m benchmarks --peers all                      beside torch.nn, what else is installed
-python -m benchmarks --report benchmarks/results/cpu  makes Markdown and plot again
+python -m benchmarks --report                         makes all Markdown and pictures again
+python -m benchmarks --report benchmarks/results/cpu  those of one folder
 python -m benchmarks --readme                         puts the newest whole run into the README
 python -m benchmarks.modifiers                        resets, lengths, dropouts, see modifiers.py
 python -m benchmarks.gpu OUT                          the rows of a GPU, see gpu.py
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import machine, memory, report, roofline, runner, tables
+from benchmarks import checkpoint, machine, memory, report, roofline, runner, tables
 from benchmarks.peers import OTHERS, OURS, PEERS, TORCH_NN, Peer, peers_named
 from benchmarks.workloads import CELLS, DTYPES, PASSES, ROWS, Case, cases, rows_named, several
 
@@ -34,9 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(arguments)
     budget = given.budget or (QUICK_BUDGET if given.quick else BUDGET)
-    if given.report:
-        report.remake(given.report)
-        print(f"wrote {given.report / 'report.md'} and {given.report / 'ratios.png'}")
+    if given.report is not None:
+        _remake(given.report or sorted(report.RESULTS.iterdir()))
         return 0
     if given.readme is not None:
         folder = report.newest() if given.readme is True else Path(given.readme)
@@ -62,6 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
         report.write(folder, results)
         print(f"wrote {folder}")
     return 1 if any("error" in r for r in [*results["cases"], *results["memory"]]) else 0
+
+
+def _remake(folders: Sequence[Path]) -> None:
+    """Makes Markdown and pictures from the figures that folders have, and changes no figure."""
+    for folder in folders:
+        for figures, remake in (("results", report.remake), ("checkpoint", checkpoint.remake)):
+            if (folder / f"{figures}.json").exists():
+                remake(folder)
+                print(f"remade from {folder / figures}.json")
 
 
 def _is_whole(chosen: list[Case], with_memory: bool) -> bool:
@@ -186,7 +195,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory", action=argparse.BooleanOptionalAction, default=True, help="peak memory too")
     add("--name", help="folder under benchmarks/results, cpu-<date> if not given")
     add("--dry", action="store_true", help="print only, write nothing")
-    add("--report", type=Path, metavar="DIR", help="make Markdown and plot again, measure nothing")
+    add(
+        "--report",
+        nargs="*",
+        type=Path,
+        metavar="DIR",
+        help="make Markdown and pictures again (of all results without a folder), measure nothing",
+    )
     add("--readme", nargs="?", const=True, metavar="DIR", help="update README.md, measure nothing")
     return parser
 

@@ -15,17 +15,23 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from benchmarks import machine, memory, runner
+from benchmarks import figures, machine, memory, runner
+from benchmarks.figures import Label
 from benchmarks.peers import OURS, TORCH_NN, Peer, checkpointed, checkpointed_torch
 from benchmarks.peers.peer import make_data
-from benchmarks.report import RESULTS
-from benchmarks.tables import NAMES, machine_in_short
+from benchmarks.report import RESULTS, write_whole
+from benchmarks.tables import NAMES, TITLES, machine_in_short, threads_in_words
 from benchmarks.workloads import FACTS, Case, rows_named
 from fusedrnn.testing import timing
 from fusedrnn.testing.parity import check_parity
@@ -34,6 +40,7 @@ ROWS = ("J", "D")
 CELLS = tuple(name for name, cell in FACTS.items() if cell.saved)
 STEPS = (4, 8, 16, 32, 64)  # and T
 BUDGET, QUICK_BUDGET = 60.0, 15.0  # seconds for all sides of a row and a cell
+SIDES = figures.looks_of([TORCH_NN.name, OURS.name])
 
 Results = dict[str, Any]
 
@@ -106,9 +113,16 @@ def curve(case: Case, *, quick: bool) -> Results:
 def write(folder: Path, results: Results) -> None:
     """All three files, of what was measured so far."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "checkpoint.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_whole(folder / "checkpoint.json", json.dumps(results, indent=1) + "\n")
+    remake(folder)
+
+
+def remake(folder: Path) -> None:
+    """Makes the Markdown and the picture from the JSON."""
+    results = json.loads((folder / "checkpoint.json").read_text())
     (folder / "checkpoint.md").write_text(markdown(results))
-    plot(results, folder / "checkpoint.png")
+    if picture := figure(results):
+        figures.save(picture, folder / "checkpoint.png")
 
 
 def table(results: Results) -> str:
@@ -118,7 +132,7 @@ def table(results: Results) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for found in results["curves"]:
-        name = f"| {found['row']} | {NAMES[found['cell']]} "
+        name = f"| {TITLES[found['row']]} | {NAMES[found['cell']]} "
         if "error" in found:
             lines.append(f"{name}| {found['error']} | | | | | | | |")
             continue
@@ -136,12 +150,13 @@ def table(results: Results) -> str:
 def markdown(results: Results) -> str:
     """The whole report."""
     rounds = [str(found["rounds"]) for found in results["curves"] if "rounds" in found]
+    sizes = {TITLES[found["row"]]: found["sizes"] for found in results["curves"]}
     lines = [
         "# Training with `checkpoint=k`: time for memory",
         "",
         *machine_in_short(results),
         f"- {', '.join(rounds)} rounds; memory: {'one process' if results['quick'] else 'median'}",
-        *(f"- row {f['row']}: {f['sizes']}" for f in results["curves"] if f["cell"] == CELLS[0]),
+        *(f"- {row}: {text}" for row, text in sizes.items()),
         "",
         "A training step (forward, backward) in float32. `time` and `memory` are relative to "
         "fusedrnn without checkpoints; MB is what the process grew by over three steps. The last "
@@ -154,41 +169,53 @@ def markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(results: Results, path: Path) -> None:
+def figure(results: Results) -> Figure | None:
     """A panel for each row and cell: time over memory, a point for each k."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     curves = [found for found in results["curves"] if "error" not in found]
     if not curves:
-        return
-    columns = min(2, len(curves))
-    lines = -(-len(curves) // columns)
-    figure, panels = pyplot.subplots(
-        lines, columns, figsize=(5.5 * columns, 4 * lines), squeeze=False, layout="constrained"
-    )
-    for panel, found in zip(panels.flat, curves, strict=False):
-        pairs = _pairs(found)
-        for side, label, marker in ((1, "fusedrnn", "o"), (2, "torch.nn", "s")):
-            at = [pair[side]["bytes"] / 2**20 for pair in pairs]
-            times = [pair[side]["seconds"]["median"] * 1e3 for pair in pairs]
-            (line,) = panel.plot(at[1:], times[1:], marker, ls="-", label=f"{label}, k")
-            panel.plot(at[:1], times[:1], marker, mfc="white", color=line.get_color(), ms=9,
-                       label=f"{label}, none")  # fmt: skip
-            for (k, *_), x, y in zip(pairs[1:], at[1:], times[1:], strict=True):
-                panel.annotate(str(k), (x, y), (4, 4), textcoords="offset points", fontsize=8)
-        panel.set_title(f"{found['row']} {found['sizes']}, {NAMES[found['cell']]}")
-        panel.set_xlabel("peak memory of a training step, MB")
-        panel.set_ylabel("ms")
-        panel.set_ylim(bottom=0)
-        panel.set_xlim(left=0)
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+        return None
+    columns = min(len(CELLS), len(curves))
+    lines = math.ceil(len(curves) / columns)
+    where = f"{results['machine']['cpu']}, {threads_in_words(results['threads'])}"
+    title = f"Training with checkpoint=k, time for memory: {where}"
+    drawn = figures.blank(title, width=5.5 * columns, height=0.9 + 4 * lines)
+    labels = {}
+    for i, found in enumerate(curves, start=1):
+        panel = drawn.add_subplot(lines, columns, i)
+        panel.set_title(f"{TITLES[found['row']]}, {NAMES[found['cell']]}: {found['sizes']}")
+        labels[panel] = _draw(panel, found)
+    figures.legend(drawn, _legend())
+    figures.place(drawn, labels)
+    return drawn
+
+
+def _draw(panel: Axes, found: Results) -> list[Label]:
+    """A curve for each side, and one hollow point without checkpoints; the labels of its points."""
+    pairs, labels = _pairs(found), []
+    ours, theirs = [ours for _, ours, _ in pairs], [theirs for *_, theirs in pairs]
+    for side, records in ((OURS.name, ours), (TORCH_NN.name, theirs)):
+        look = SIDES[side]
+        at = [record["bytes"] / 2**20 for record in records]
+        times = [record["seconds"]["median"] * 1e3 for record in records]
+        panel.plot(at[:1], times[:1], ls="none", **look.hollow)
+        panel.plot(at[1:], times[1:], ls=look.line, color=look.colour, **look.marked)
+        points = zip(pairs[1:], at[1:], times[1:], strict=True)
+        labels += [Label(k, x, y) for (k, *_), x, y in points]
+    panel.set_xlabel("peak memory of a training step, MB")
+    panel.set_ylabel("time of a training step, ms")
+    panel.margins(0.1)  # for labels at the edge
+    panel.set_xlim(left=0)
+    panel.set_ylim(bottom=0)
+    panel.grid(alpha=0.4)
+    figures.tidy(panel)
+    return labels
+
+
+def _legend() -> Iterator[Line2D]:
+    for side, look in SIDES.items():
+        yield Line2D([], [], ls=look.line, color=look.colour, label=f"{side}, k beside each point",
+                     **look.marked)  # fmt: skip
+        yield Line2D([], [], ls="none", label=f"{side}, no checkpoints", **look.hollow)
 
 
 def _pairs(found: Results) -> list[tuple[str, Results, Results]]:

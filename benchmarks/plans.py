@@ -27,7 +27,8 @@ import fusedrnn
 from benchmarks import machine
 from benchmarks.peers import OURS, STREAMING, Peer
 from benchmarks.peers.peer import make_data
-from benchmarks.report import NAMES, RESULTS
+from benchmarks.report import RESULTS
+from benchmarks.tables import NAMES
 from benchmarks.workloads import Case, Row
 from fusedrnn._engine import ops
 from fusedrnn.testing import timing

@@ -24,6 +24,8 @@ SHORT = {"forward": "fwd", "train": "fwd+bwd"}
 NAMES = {name: cell.module for name, cell in FACTS.items()}
 OF_OURS = (OURS.name, STREAMING.name, STREAMING_INT8.name)
 SIZES = {row.name: row.sizes for row in ROWS}
+TITLES = {row.name: row.title for row in ROWS}
+PICTURE = "ratios.png"  # beside the report
 
 Results = dict[str, Any]
 Record = dict[str, Any]  # a case's
@@ -44,6 +46,7 @@ def markdown(results: Results) -> str:
     lines = ["# fusedrnn against torch.nn", ""]
     if groups := _groups(results):
         lines += [*ratio_lines(results, *groups[0]), "", *_means_lines(results), ""]
+        lines += [f"![times faster than each peer, row by row]({PICTURE})", ""]
     lines += ["## What was measured on what", "", *_machine_lines(results["machine"]), "", LEGEND]
     for threads, dtype in groups:
         cases = list(measured(results, threads=threads, dtype=dtype))
@@ -209,7 +212,7 @@ def _accuracy(case: Record) -> str:
 
 
 _WHICH: tuple[Column, ...] = (
-    ("row", lambda case: case["row"]),
+    ("row", lambda case: TITLES[case["row"]]),
     ("sizes", lambda case: SIZES[case["row"]]),
     ("cell", lambda case: NAMES[case["cell"]]),
 )
@@ -321,7 +324,7 @@ def _memory_lines(results: Results) -> list[str]:
 
 
 def _memory_line(record: Record) -> str:
-    name = f"| {record['row']} | {NAMES[record['cell']]} "
+    name = f"| {TITLES[record['row']]} | {NAMES[record['cell']]} "
     if "error" in record:
         return f"{name}| {record['error']} | | |"
     ours, theirs = (record["peak_bytes"][side] for side in (OURS.name, TORCH_NN.name))

@@ -1,7 +1,8 @@
 """The workloads that every speed figure is measured on, each written once.
 
 A `Row` is one problem size, named by a letter; a variant of a row (`B-h150`, `F-1x1`) keeps the
-letter. Rows of a GPU are named g1 to g21. A `Case` is one thing to time: row x cell x pass x
+letter. Rows of a GPU are named g1 to g21. Where people read, a row is called by its title, which
+also says what it stands for: `sentiment D`. A `Case` is one thing to time: row x cell x pass x
 threads x dtype, where "tf32" means float32 tensors whose products may round to tf32, and "int8"
 means float32 tensors with weights quantised to int8, inference only. The number of floating point
 operations of a case is counted here as well, since it follows from the sizes:
@@ -45,7 +46,8 @@ class Row:
     """One problem: `T` steps of `B` sequences with `I` features into a state of `H` units."""
 
     name: str
-    source: str
+    short: str = ""  # what it stands for, in a word or two
+    source: str = ""  # where its sizes are from, or how it differs from its neighbour
     T: int
     I: int  # noqa: E741 - the name that the documents use
     H: int
@@ -60,6 +62,11 @@ class Row:
     dtypes: tuple[str, ...] = ("float32",)
     modes: tuple[str, ...] = PASSES
     device: str = "cpu"
+
+    @property
+    def title(self) -> str:
+        """What it stands for, and its name: `sentiment D`."""
+        return f"{self.short} {self.name}".strip()
 
     @property
     def letter(self) -> str:
@@ -97,58 +104,63 @@ class Row:
 
 
 ROWS: tuple[Row, ...] = (
-    Row(name="A", source="stock: seven days of prices", T=7, I=5, H=10, B=32, dtypes=KEPT),
-    Row(name="B", source="digits: rows of an image", T=28, I=28, H=128, B=150, dtypes=BOTH),
-    Row(name="B-h150", source="digits, H = 150", T=28, I=28, H=150, B=150),
-    Row(name="B-l3", source="digits, three layers", T=28, I=28, H=128, B=150, layers=3),
-    Row(name="C", source="synthetic series", T=20, I=1, H=100, B=50),
-    Row(name="D", source="sentiment: embedded words", T=256, I=100, H=128, B=32,
-        dtypes=DTYPES),
-    Row(name="E", source="word LM (AWD-LSTM)", T=70, I=400, H=1150, B=20),
-    Row(name="F", source="speech: filter banks", T=200, I=80, H=512, B=16, layers=2, directions=2,
+    Row(name="A", short="stock", source="seven days of prices", T=7, I=5, H=10, B=32, dtypes=KEPT),
+    Row(name="B", short="digits", source="rows of an image", T=28, I=28, H=128, B=150,
         dtypes=BOTH),
-    Row(name="F-1x1", source="speech, one layer and direction", T=200, I=80, H=512, B=16),
-    Row(name="G", source="DeepBench inference", T=50, I=1536, H=1536, B=1, dtypes=KEPT),
-    Row(name="H", source="streaming: one audio frame", T=1, I=256, H=256, B=1, given_state=True,
+    Row(name="B-h150", short="digits", source="H = 150", T=28, I=28, H=150, B=150),
+    Row(name="B-l3", short="digits", source="three layers", T=28, I=28, H=128, B=150, layers=3),
+    Row(name="C", short="series", source="synthetic", T=20, I=1, H=100, B=50),
+    Row(name="D", short="sentiment", source="embedded words", T=256, I=100, H=128, B=32,
+        dtypes=DTYPES),
+    Row(name="E", short="word LM", source="AWD-LSTM", T=70, I=400, H=1150, B=20),
+    Row(name="F", short="speech", source="filter banks", T=200, I=80, H=512, B=16, layers=2,
+        directions=2, dtypes=BOTH),
+    Row(name="F-1x1", short="speech", source="one layer and direction", T=200, I=80, H=512, B=16),
+    Row(name="G", short="DeepBench", source="inference", T=50, I=1536, H=1536, B=1, dtypes=KEPT),
+    Row(name="H", short="streaming", source="one audio frame", T=1, I=256, H=256, B=1,
+        given_state=True, dtypes=KEPT),
+    Row(name="I", short="sensors", source="big batch", T=50, I=256, H=256, B=256, dtypes=BOTH),
+    Row(name="J", short="char LM", source="characters", T=100, I=512, H=512, B=64, dtypes=BOTH),
+    Row(name="K", short="long sequence", source="small state", T=1000, I=64, H=64, B=8,
         dtypes=KEPT),
-    Row(name="I", source="big batch: sensors", T=50, I=256, H=256, B=256, dtypes=BOTH),
-    Row(name="J", source="char LM", T=100, I=512, H=512, B=64, dtypes=BOTH),
-    Row(name="K", source="long sequence, small state", T=1000, I=64, H=64, B=8,
-        dtypes=KEPT),
-    Row(name="P", source="D, lengths uniform in 1..256", T=256, I=100, H=128, B=32, directions=2,
-        packed=True),
-    Row(name="Q", source="projected LSTM", T=100, I=256, H=512, B=32, proj_size=128,
+    Row(name="P", short="packed", source="D, lengths uniform in 1..256", T=256, I=100, H=128, B=32,
+        directions=2, packed=True),
+    Row(name="Q", short="projected", source="LSTM only", T=100, I=256, H=512, B=32, proj_size=128,
         cells=PROJECTED),
-    Row(name="R", source="recurrent policy with resets", T=128, I=256, H=256, B=64, resets=0.01),
+    Row(name="R", short="policy", source="recurrent, with resets", T=128, I=256, H=256, B=64,
+        resets=0.01),
 )  # fmt: skip
 
 TF32 = ("bfloat16", "tf32")
 
 
-def _gpu(name: str, source: str, cells: str, dtypes: tuple[str, ...], **sizes: Any) -> Row:
+def _gpu(name: str, short: str, cells: str, dtypes: tuple[str, ...], **more: Any) -> Row:
     return Row(
-        name=name, source=source, cells=tuple(cells.split()), dtypes=dtypes, device="cuda", **sizes
+        name=name, short=short, cells=tuple(cells.split()), dtypes=dtypes, device="cuda", **more
     )
 
 
 GPU_ROWS: tuple[Row, ...] = (
     _gpu("g1", "digits", "lstm gru", TF32, T=28, I=28, H=128, B=150),
     _gpu("g2", "sentiment", "lstm gru", TF32, T=256, I=100, H=128, B=32),
-    _gpu("g3", "small and long", "lstm gru rnn", TF32, T=1000, I=64, H=64, B=8),
+    _gpu("g3", "long sequence", "lstm gru rnn", TF32, T=1000, I=64, H=64, B=8),
     _gpu("g4", "cuDNN's slow spot", "lstm gru", TF32, T=200, I=160, H=160, B=48),
     _gpu("g5", "speech", "lstm gru", TF32, T=200, I=80, H=512, B=16, layers=2, directions=2),
     _gpu("g6", "char LM", "lstm gru", TF32, T=100, I=512, H=512, B=64),
-    _gpu("g7", "cuDNN's persistent kernel", "lstm", ("float16",), T=1024, I=768, H=768, B=16),
-    _gpu("g8", "FlashRNN's setting", "lstm gru", ("bfloat16",), T=1024, I=768, H=768, B=16),
-    _gpu("g9", "RL", "lstm gru", BOTH, T=128, I=256, H=256, B=64),
-    _gpu("g9-resets", "RL with resets", "lstm gru", BOTH, T=128, I=256, H=256, B=64,
+    _gpu("g7", "cuDNN's best", "lstm", ("float16",), source="its persistent kernel", T=1024, I=768,
+         H=768, B=16),
+    _gpu("g8", "FlashRNN", "lstm gru", ("bfloat16",), source="the paper's setting", T=1024, I=768,
+         H=768, B=16),
+    _gpu("g9", "policy", "lstm gru", BOTH, source="reinforcement learning", T=128, I=256, H=256,
+         B=64),
+    _gpu("g9-resets", "policy", "lstm gru", BOTH, source="with resets", T=128, I=256, H=256, B=64,
          resets=0.01),
-    _gpu("g10", "word LM (AWD-LSTM)", "lstm", TF32, T=70, I=400, H=1150, B=20, layers=3),
+    _gpu("g10", "word LM", "lstm", TF32, source="AWD-LSTM", T=70, I=400, H=1150, B=20, layers=3),
     _gpu("g11", "DeepBench", "lstm", ("bfloat16", "float16"), T=25, I=1024, H=1024, B=32),
-    _gpu("g12", "DeepBench, batch one", "lstm", ("bfloat16",), T=50, I=1536, H=1536, B=1,
+    _gpu("g12", "DeepBench", "lstm", ("bfloat16",), source="batch one", T=50, I=1536, H=1536, B=1,
          modes=("forward",)),
-    _gpu("g13", "DeepBench, weights exceed the chip", "gru", ("bfloat16", "float16"), T=1500,
-         I=2816, H=2816, B=32),
+    _gpu("g13", "DeepBench", "gru", ("bfloat16", "float16"), source="weights exceed the chip",
+         T=1500, I=2816, H=2816, B=32),
     _gpu("g14", "GNMT", "lstm", ("bfloat16", "float16"), T=50, I=1024, H=1024, B=128, layers=8),
     _gpu("g15", "big batch", "lstm gru", ("bfloat16",), T=50, I=256, H=256, B=1024),
     _gpu("g16", "bound by arithmetic", "lstm", ("bfloat16",), T=25, I=2048, H=2048, B=128),
@@ -156,8 +168,8 @@ GPU_ROWS: tuple[Row, ...] = (
          given_state=True, modes=("forward", REPLAY)),
     _gpu("g18", "packed", "lstm gru", ("bfloat16",), T=256, I=100, H=256, B=64, directions=2,
          packed=True),
-    _gpu("g19", "packed stack (RETURNN)", "lstm", ("tf32",), T=50, I=500, H=500, B=40, layers=5,
-         directions=2, packed=True),
+    _gpu("g19", "packed stack", "lstm", ("tf32",), source="RETURNN's benchmark", T=50, I=500, H=500,
+         B=40, layers=5, directions=2, packed=True),
     _gpu("g20", "projected", "lstm", ("bfloat16",), T=100, I=256, H=1024, B=32, proj_size=512),
     _gpu("g21", "RNN", "rnn", ("bfloat16",), T=50, I=1760, H=1760, B=16),
 )  # fmt: skip

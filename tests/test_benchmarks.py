@@ -6,6 +6,7 @@ import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ import fusedrnn
 from benchmarks import __main__ as command
 from benchmarks import (
     checkpoint,
+    figures,
     machine,
     memory,
     modifiers,
+    ratios,
     report,
     roofline,
     runner,
@@ -26,7 +29,7 @@ from benchmarks import (
 from benchmarks.peers import OURS, TORCH_NN, loops, peers_named
 from benchmarks.peers.modules import step_of
 from benchmarks.peers.peer import OptionalPeer, make_data
-from benchmarks.workloads import CELLS, ROWS, Case, Row, cases, flops, rows_named
+from benchmarks.workloads import CELLS, GPU_ROWS, ROWS, Case, Row, cases, flops, rows_named
 from fusedrnn import _C
 from fusedrnn.testing import timing
 from fusedrnn.testing.parity import ParityError, check_parity
@@ -45,6 +48,8 @@ def test_rows() -> None:
     assert len(set(names)) == len(names)
     assert {row.letter for row in ROWS} == set("ABCDEFGHIJKPQR")
     assert [row.name for row in rows_named(["D", "B*"])] == ["B", "B-h150", "B-l3", "D"]
+    assert rows_named(["D"])[0].title == "sentiment D"
+    assert all(row.short for row in (*ROWS, *GPU_ROWS))
     with pytest.raises(ValueError, match="rows.*Z"):
         rows_named(["Z"])
     packed = rows_named(["P"])[0]
@@ -364,7 +369,12 @@ def test_a_run_without_results_has_a_report() -> None:
     assert "- A lstm forward, 2 threads, float32: it broke" in text and "## Targets" not in text
 
 
-@pytest.mark.skipif(not report.RESULTS.exists(), reason="a source distribution has no results")
+committed = pytest.mark.skipif(
+    not report.RESULTS.exists(), reason="a source distribution has no results"
+)
+
+
+@committed
 def test_committed_reports_are_what_their_results_give() -> None:
     found = list(report.RESULTS.glob("*/results.json"))
     assert found
@@ -376,13 +386,128 @@ def test_committed_reports_are_what_their_results_give() -> None:
     assert f"{report.BEGIN}\n{summary}\n{report.END}" in report.README.read_text()
 
 
+def series_of_panels(picture) -> dict[str, set[str]]:
+    """By the title of each of a picture's panels, the series that it has points of."""
+    return {
+        panel.get_title(): {
+            line.get_label()
+            for line in panel.lines
+            if len(line.get_xdata()) and not line.get_label().startswith("_")
+        }
+        for panel in picture.axes
+    }
+
+
+def legend_of(picture) -> list[str]:
+    return [text.get_text() for text in picture.legends[0].texts]
+
+
+@pytest.mark.parametrize(
+    ("records", "panels"),
+    [
+        (
+            [record_of("D", {"torch.nn": 2.0, "fusedrnn Streaming": 0.5}),
+             record_of("D", {"torch.nn": 2.0}, cell="gru", mode="train"),
+             record_of("A", {"torch.nn": 9.0}, threads=1, cell="rnn")],
+            {"forward, float32": {"LSTM"}, "forward + backward, float32": {"GRU"}},
+        ),
+        (
+            [record_of("D", {"torch.nn": 2.0, "OpenVINO": 1.2}),
+             record_of("H", {"torch.nn": 2.0, "onnxruntime int8": 0.9}, cell="gru", dtype="int8",
+                       lead="fusedrnn Streaming int8")],
+            {"LSTM, forward, float32": {"torch.nn", "OpenVINO"},
+             "GRU, forward, fusedrnn Streaming int8": {"torch.nn", "onnxruntime int8"}},
+        ),
+    ],
+    ids=["torch.nn only", "several peers"],
+)  # fmt: skip
+def test_a_panel_for_each_that_has_ratios_and_no_other(records, panels) -> None:
+    picture = ratios.figure(results_of(*records))
+    assert series_of_panels(picture) == panels
+    series = dict.fromkeys(name for found in panels.values() for name in found)
+    assert sorted(legend_of(picture)) == sorted([*series, "quartiles"])
+    assert "sentiment D" in [text.get_text() for text in picture.axes[0].get_yticklabels()]
+
+
+@committed
+def test_pictures_show_every_peer_and_have_no_empty_panel() -> None:
+    for path in report.RESULTS.glob("*/results.json"):
+        results = json.loads(path.read_text())
+        picture = ratios.figure(results)
+        peers = {name for case in tables.measured(results) for name in case["ratios"]}
+        peers -= {*tables.OF_OURS}
+        series = series_of_panels(picture)
+        shown = peers if len(peers) > 1 else {"LSTM", "GRU", "RNN"}
+        assert set().union(*series.values()) == {*legend_of(picture)} - {"quartiles"} == shown, path
+        assert all(series.values()) and all(panel.get_xlabel() for panel in picture.axes), path
+
+
+@committed
+def test_labels_of_checkpoints_lie_on_nothing() -> None:
+    for path in report.RESULTS.glob("*/checkpoint.json"):
+        results = json.loads(path.read_text())
+        picture = checkpoint.figure(results)
+        assert len(picture.axes) == len(results["curves"])
+        for panel, curve in zip(picture.axes, results["curves"], strict=True):
+            boxes = [note.get_window_extent() for note in panel.texts]
+            assert len(boxes) == len(curve["sides"]) - 2  # all but those without checkpoints
+            where = panel.get_title()
+            assert not any(one.overlaps(other) for one, other in combinations(boxes, 2)), where
+            for line in panel.lines:
+                for x, y in panel.transData.transform(line.get_xydata()):
+                    assert not any(box.contains(x, y) for box in boxes), where
+            edges = panel.get_window_extent()
+            assert all(edges.contains(*box.min) and edges.contains(*box.max) for box in boxes), (
+                where
+            )
+
+
+def test_series_are_told_apart_without_colour() -> None:
+    for attribute in ("marker", "colour"):
+        assert len({getattr(look, attribute) for look in figures.LOOKS}) == len(figures.LOOKS)
+    assert figures.looks_of(["a", "b"]) == dict(zip("ab", figures.LOOKS, strict=False))
+    with pytest.raises(ValueError, match="series.*9"):
+        figures.looks_of("123456789")
+
+
+def test_reports_are_remade_from_their_figures(tmp_path, monkeypatch) -> None:
+    one, other, neither = (tmp_path / name for name in ("one", "other", "neither"))
+    for folder in (one, other, neither):
+        folder.mkdir()
+    results = results_of(record_of("A", {"torch.nn": 2.0}))
+    figures_of_one = json.dumps(results)
+    (one / "results.json").write_text(figures_of_one)
+    sides = {"fusedrnn": 1, "torch.nn": 2, "fusedrnn checkpoint=4": 3, "torch.nn checkpoint=4": 3}
+    spread = {"median": 1.0}
+    curve = {"row": "A", "cell": "lstm", "sizes": "", "T": 7, "rounds": 3, "sides": {
+        name: {"seconds": spread, "ratio": spread, "bytes": size << 20}
+        for name, size in sides.items()
+    }}  # fmt: skip
+    machine = results["machine"] | {"versions": {"torch.nn": "", "fusedrnn": ""}}
+    machine["load_average_before"] = 0.0
+    kept = {"machine": machine, "threads": 1, "quick": True, "curves": [curve]}
+    (other / "checkpoint.json").write_text(json.dumps(kept))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert command.main(["--report"]) == 0
+    assert {path.name for path in tmp_path.glob("*/*")} == {
+        "results.json", "report.md", "ratios.png", "checkpoint.json", "checkpoint.md",
+        "checkpoint.png",
+    }  # fmt: skip
+    assert "](ratios.png)" in (one / "report.md").read_text()
+    assert (one / "results.json").read_text() == figures_of_one
+    (one / "report.md").unlink()
+    (other / "checkpoint.md").unlink()
+    assert command.main(["--report", str(one)]) == 0
+    assert (one / "report.md").exists() and not (other / "checkpoint.md").exists()
+
+
 def test_weights_kept_have_a_table_of_their_own() -> None:
     kept = {name: {"median": r, "low": r, "high": r} for name, r in
             {"torch.nn": 8.0, "fusedrnn": 2.0}.items()}  # fmt: skip
     record = record_of("H", {"torch.nn": 4.0, "fusedrnn Streaming": 0.5}, kept=kept)
     text = tables.markdown(results_of(record))
     assert "### fusedrnn Streaming: weights and state kept" in text
-    assert "| H | T1 I256 H256 B1 | LSTM | 0.5 | 8.00 | 2.00 |" in text
+    assert "| streaming H | T1 I256 H256 B1 | LSTM | 0.5 | 8.00 | 2.00 |" in text
 
 
 def test_slower_names_the_peer() -> None:
@@ -441,7 +566,7 @@ def test_time_and_memory_of_checkpoints(tmp_path, monkeypatch) -> None:
         ]  # fmt: skip
         assert curve["sides"]["fusedrnn"]["ratio"]["median"] == 1
     text = (tmp_path / "tried" / "checkpoint.md").read_text()
-    assert "| A | LSTM | none |" in text and "| A | GRU | 7 = T |" in text
+    assert "| stock A | LSTM | none |" in text and "| stock A | GRU | 7 = T |" in text
     assert (tmp_path / "tried" / "checkpoint.png").stat().st_size > 5_000
 
 
@@ -579,7 +704,7 @@ def test_a_run_and_its_report(tmp_path, monkeypatch, capsys) -> None:
     results = json.loads((tmp_path / "tried" / "results.json").read_text())
     assert len(results["cases"]) == 6 and len(results["skipped"]) == 6
     text = (tmp_path / "tried" / "report.md").read_text()
-    assert "| A | T7 I5 H10 B32 | LSTM | forward |" in text and "Skipped" in text
+    assert "| stock A | T7 I5 H10 B32 | LSTM | forward |" in text and "Skipped" in text
     assert (tmp_path / "tried" / "ratios.png").stat().st_size > 5_000
     with pytest.raises(ValueError, match="expected a run of all rows"):
         command.main(["--readme", str(tmp_path / "tried")])
