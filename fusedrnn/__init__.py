@@ -9,6 +9,7 @@
     fusedrnn.from_tf1(...)       the same from a TensorFlow 1 checkpoint
     fusedrnn.from_onnx(...)      the same from an ONNX node
     fusedrnn.onnx.export(...)    a model with these modules as ONNX's own operators
+    fusedrnn.inspect             gates, states and gradients of every step, drawn
     fusedrnn.memory_pool         memory that is kept for the next call: how much, and freeing it
     fusedrnn.plan(...)           how a call would be run: threads, steps at once, team
     fusedrnn.build_info()        what this build was made with and for
@@ -24,7 +25,7 @@ __version__ = "0.1.0"  # of the package and of its libraries; setuptools reads i
 from fusedrnn._engine import native  # noqa: F401
 
 # isort: split
-from fusedrnn import functional, memory_pool, modules, onnx
+from fusedrnn import functional, inspect, memory_pool, modules, onnx
 from fusedrnn.convert import Replacement, from_keras, from_onnx, from_tf1, replace
 from fusedrnn.modules import *  # noqa: F403
 from fusedrnn.plans import CudaPlan, CudaWalk, Gpu, Plan, build_info, plan
@@ -44,6 +45,7 @@ __all__ = [  # noqa: PLE0604
     "from_onnx",
     "from_tf1",
     "functional",
+    "inspect",
     "memory_pool",
     "onnx",
     "plan",

@@ -417,6 +417,34 @@ class Extras(NamedTuple):
         return self.dropouts is not None and bool(self.dropouts.zoneout)
 
 
+def layers_of(
+    network: Network,
+    extras: Extras,
+    input: Tensor,
+    hx: Sequence[Tensor],
+    weights: Sequence[Tensor],
+) -> list[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+    """The weights of each layer, and its first states [D, B, W]: for who runs them one by one.
+
+    `input` is [T, B, I], or [T, I] for one sequence, and `hx` what the module is given.
+    """
+    layer, _, num_layers, _ = network
+    states, _ = _states_and_boundaries(network, extras, input, None, hx, weights)
+    if not states:
+        shapes = shapes_of_states(
+            layer.cell, num_layers, layer.directions, weights, extras.by_layer
+        )
+        batch = input.shape[1:-1]
+        states = [input.new_zeros(parts, *batch, width) for parts, width in shapes]
+    if input.dim() == 2:
+        states = [state.unsqueeze(1) for state in states]
+    count = len(weights) // num_layers
+    return [
+        (weights[i * count : (i + 1) * count], _of_layer(i, states, 0, layer, num_layers))
+        for i in range(num_layers)
+    ]
+
+
 def _states_and_boundaries(
     network: Network,
     extras: Extras,
@@ -701,30 +729,35 @@ def _run_with_extras(
     masks: Masks | None,
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
     """One layer; the states after every step, if they are wanted, are laid out as its output."""
-    modifiers = operands.modifiers
     if masks is not None:
-        roles, widths = layer.roles, layer.cell.widths(operands.weights[W_HH])
-        modifiers = modifiers._replace(
-            recurrent_factor=masks.recurrent(layer.directions, widths[0]),
-            keep=masks.keep(layer.directions, widths),
-        )
-        weights = [
-            masks.weight(weight) if i % len(roles) == W_HH else weight
-            for i, weight in enumerate(operands.weights)
-        ]
-        operands = operands._replace(input=masks.input(operands.input), weights=weights)
+        operands = masked(layer, operands, masks)
+    modifiers = operands.modifiers
     wanted = extras.return_states
     all_states = wanted and len(layer.cell.states) > 1
     if all_states or modifiers.reset is not None or modifiers.recurrent_factor is not None or (
         modifiers.keep
     ):  # fmt: skip
         layer = layer._replace(modified=True, all_states=all_states)
-        operands = operands._replace(modifiers=modifiers)
         output, hn, others = run_modified(layer, operands, lengths)
     else:
         output, hn = run_layer(layer, operands, lengths)
         others = ()
     return output, hn, (output, *others) if wanted else ()
+
+
+def masked(layer: Layer, operands: Operands, masks: Masks) -> Operands:
+    """The operands of a layer with the dropouts within it: a masked input and W_hh, modifiers."""
+    roles, widths = layer.roles, layer.cell.widths(operands.weights[W_HH])
+    modifiers = operands.modifiers._replace(
+        recurrent_factor=masks.recurrent(layer.directions, widths[0]),
+        keep=masks.keep(layer.directions, widths),
+    )
+    weights = [
+        masks.weight(weight) if i % len(roles) == W_HH else weight
+        for i, weight in enumerate(operands.weights)
+    ]
+    input = masks.input(operands.input)
+    return operands._replace(input=input, weights=weights, modifiers=modifiers)
 
 
 def _batch(

@@ -83,6 +83,11 @@ def weights_of(module: RNNBase) -> list[Tensor]:
     return _other_weights(module) if weights is None else weights
 
 
+def extras_of(module: RNNBase) -> Extras | None:
+    """What calls of a module have that torch.nn's have not; None for nothing."""
+    return module.__dict__.get("_extras")  # torch.nn's have none, and take long to say so
+
+
 def _other_weights(module: RNNBase) -> list[Tensor]:
     weights = torch_private.other_weights_of(module)
     error: type[Exception] = AttributeError  # torch.nn's, for the first

@@ -154,25 +154,38 @@ def results(layer: Layer, operands: Operands) -> tuple[Tensor, ...]:
     The output, the final states, and with `layer.all_states` those after h as they are after every
     step, laid out as the output.
     """
+    directions = walks(layer, operands)
+    every = [[torch.cat(steps) for steps in zip(*each, strict=True)] for each, _ in directions]
+    steps = [torch.cat(both, dim=-1) for both in zip(*every, strict=True)]
+    if operands.batch_sizes is None:
+        steps = [each.unflatten(0, operands.input.shape[:2]) for each in steps]
+    output, *others = steps
+    finals = [torch.stack(both) for both in zip(*(final for _, final in directions), strict=True)]
+    return output, *finals, *(others if layer.all_states else ())
+
+
+def walks(
+    layer: Layer, operands: Operands
+) -> list[tuple[list[Sequence[Tensor]], Sequence[Tensor]]]:
+    """Of each direction the states after every step, in the order of time, and the final states.
+
+    A state after a step is the very tensor that the step's other states and the next step were
+    computed from, so that its gradient is that of all of them.
+    """
     input, batch_sizes, hx, weights, _ = operands
     if batch_sizes is None:
         rows, sizes = input.flatten(0, 1), [input.size(1)] * input.size(0)
     else:
         rows, sizes = input, batch_sizes.tolist()
     roles = layer.roles
-    walks = []
+    found = []
     for direction in range(layer.directions):
         own = weights[direction * len(roles) : (direction + 1) * len(roles)]
         by_role = Weights(**dict(zip(roles, own, strict=True)))
         first = [state[direction] for state in hx] or _zeros(layer, input, by_role, sizes)
         modifiers = _of_direction(operands.modifiers, direction, sizes) if layer.modified else None
-        walks.append(_walk(layer, rows, sizes, first, by_role, direction == 1, modifiers))
-    steps = [torch.cat(both, dim=-1) for both in zip(*(every for every, _ in walks), strict=True)]
-    if batch_sizes is None:
-        steps = [every.unflatten(0, input.shape[:2]) for every in steps]
-    output, *others = steps
-    finals = [torch.stack(both) for both in zip(*(final for _, final in walks), strict=True)]
-    return output, *finals, *(others if layer.all_states else ())
+        found.append(_walk(layer, rows, sizes, first, by_role, direction == 1, modifiers))
+    return found
 
 
 def _zeros(layer: Layer, input: Tensor, weights: Weights, sizes: list[int]) -> list[Tensor]:
@@ -200,7 +213,7 @@ def _walk(
     weights: Weights,
     reverse: bool,
     modifiers: Modifiers | None,
-) -> tuple[list[Tensor], Sequence[Tensor]]:
+) -> tuple[list[Sequence[Tensor]], Sequence[Tensor]]:
     """One direction: the walk over the steps, from the last to the first if `reverse`.
 
     `rows` are those of all steps, one step after the other, `sizes[t]` of them for step t.
@@ -212,7 +225,7 @@ def _walk(
     step = STEP[layer.cell.name]
     xs = F.linear(rows, weights.w_ih, weights.b_ih).split(sizes)
     states = first
-    every = []
+    every: list[Sequence[Tensor]] = []
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
         now: Sequence[Tensor] = [state[: sizes[t]] for state in states]
         if modifiers is not None:
@@ -230,7 +243,7 @@ def _walk(
         states = [_over(new, old) for new, old in zip(after, states, strict=True)]
     if reverse:
         every.reverse()
-    return [torch.cat(steps) for steps in zip(*every, strict=True)], states
+    return every, states
 
 
 def _replaced(

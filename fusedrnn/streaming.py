@@ -40,7 +40,7 @@ from fusedrnn._engine.ops import DTYPES
 from fusedrnn._engine.torch_private import version_of
 from fusedrnn.cells import W_HH, W_IH
 from fusedrnn.functional import Extras
-from fusedrnn.modules import CELL_OF_MODE, _Layers, cell_of, weights_of
+from fusedrnn.modules import CELL_OF_MODE, _Layers, cell_of, extras_of, weights_of
 
 __all__ = ["Streaming"]
 
@@ -267,7 +267,7 @@ class Streaming:
             cell, cell.module, module.num_layers, module.bias, module.proj_size > 0,
             bidirectional=False, batch_first=module.batch_first, checkpoint=None,
         )  # fmt: skip
-        extras = self._extras = _extras_of(module)
+        extras = self._extras = extras_of(module)
         by_layer = extras is not None and extras.by_layer
         self._layers_of_state = module.num_layers if by_layer else 0
         self._states_batch_first = extras is not None and extras.states_batch_first
@@ -412,7 +412,7 @@ class Streaming:
         weights = weights_of(self.module)
         if not (
             cell_of(self.module) is self._cell
-            and _extras_of(self.module) is self._extras
+            and extras_of(self.module) is self._extras
             and all(map(is_, weights, self._watched))
             and [*map(version_of, self._counted)] == self._versions
             and [*map(_address_of, weights)] == self._addresses
@@ -471,10 +471,6 @@ class Streaming:
             )
         if input.dim() == 3 and input.size(1 if by_batch else 0) == 0:
             reject_no_steps()
-
-
-def _extras_of(module: RNNBase) -> Extras | None:
-    return module.__dict__.get("_extras")  # torch.nn's have none, and take long to say so
 
 
 def _share_memory(states: Sequence[Tensor]) -> bool:

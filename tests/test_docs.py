@@ -1,6 +1,6 @@
 """The documentation is true: what it shows runs, and what it links to is there.
 
-- Every Python block of the README, of CONTRIBUTING.md and of docs/*.md runs, a page's blocks one
+- Every Python block of the README, of CONTRIBUTING.md and of docs/**/*.md runs, a page's blocks one
   after the other in one namespace, and prints what the page shows as `output`.
   `<!-- not run: why -->` before a block excuses it, `<!-- needs torch 2.11 -->` where torch is
   older.
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 TROUBLES = ROOT / "docs/troubleshooting.md"
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
@@ -211,9 +211,9 @@ def test_troubles(message: Block, cause: Block | None, request: pytest.FixtureRe
 
 
 MODULES = [fusedrnn] + [
-    importlib.import_module(f"fusedrnn.{found.name}")
-    for found in pkgutil.iter_modules(fusedrnn.__path__)
-    if found.name not in ("_C", "__main__")
+    importlib.import_module(found.name)
+    for found in pkgutil.walk_packages(fusedrnn.__path__, "fusedrnn.")
+    if found.name not in ("fusedrnn._C", "fusedrnn.__main__")
 ]
 
 
@@ -253,7 +253,13 @@ def test_public_names_are_in_the_api(site: Path) -> None:
     page = (site / "api.html").read_text(encoding="utf-8")
     modules = {
         m.__name__: m.__all__
-        for m in (fusedrnn, fusedrnn.functional, fusedrnn.memory_pool, fusedrnn.onnx)
+        for m in (
+            fusedrnn,
+            fusedrnn.functional,
+            fusedrnn.inspect,
+            fusedrnn.memory_pool,
+            fusedrnn.onnx,
+        )
     }
     names = [f"{module}.{name}" for module, all_of in modules.items() for name in all_of]
     anchors = set(re.findall(r'id="([\w.]+)"', page))

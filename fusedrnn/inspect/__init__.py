@@ -1,0 +1,31 @@
+"""Looking into a recurrent network: its gates and states at every step, and its gradients.
+
+    trace(module, input)                  every gate and state of every layer, direction and step
+    gradient_flow(module, input, loss)    how much of the loss reaches the state of every step
+    plot_gates(trace)                     a layer's gates as pictures, units by steps
+    plot_gradient_flow(flow)              the norms of those gradients over the steps
+    write_report(path, trace, flow)       both as one HTML file, with the values where one points
+
+The numbers are the kernels' own. The plots need matplotlib; the report needs nothing, and neither
+does whoever opens it.
+"""
+
+from __future__ import annotations
+
+from fusedrnn.inspect.plots import plot_gates, plot_gradient_flow
+from fusedrnn.inspect.report import write_report
+from fusedrnn.inspect.tracing import GradientFlow, Trace, gradient_flow, trace
+
+__all__ = [
+    "GradientFlow",
+    "Trace",
+    "gradient_flow",
+    "plot_gates",
+    "plot_gradient_flow",
+    "trace",
+    "write_report",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

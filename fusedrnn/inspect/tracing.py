@@ -1,0 +1,372 @@
+"""What happens within a network: the values of all gates and states, and the gradients of states.
+
+Neither is kept by a layer as it runs, since nobody needs them but a reader:
+
+    gates       depend on a step's input and the states before it only. So when the states are
+                known, all steps of a layer are one batch of sequences of one step, and what forward
+                keeps of them for backward, the reserve, has the gates.
+    gradients   the layers are walked step by step as reference.py defines them, so that each state
+                is a tensor that a gradient can be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.rnn import RNNBase
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from fusedrnn import functional, reference
+from fusedrnn._engine import ops
+from fusedrnn._engine.checks import as_given, as_lengths, kind_of, states_of
+from fusedrnn._engine.dropouts import Masks
+from fusedrnn._engine.layer import Layer, Operands
+from fusedrnn.cells import W_HH, Cell
+from fusedrnn.functional import Extras
+from fusedrnn.modules import CELL_OF_MODE, _Layers, cell_of, extras_of, weights_of
+
+
+@dataclass(frozen=True)
+class _ByPart(Mapping[str, dict[str, Tensor]]):
+    """Tensors by name, for each layer and direction: `["l0"]["h"]`, `["l1_reverse"]["h"]`."""
+
+    parts: dict[str, dict[str, Tensor]] = field(repr=False)
+
+    def __getitem__(self, part: str) -> dict[str, Tensor]:
+        if part not in self.parts:
+            raise KeyError(f"expected one of {', '.join(self.parts)}, got {part!r}")
+        return self.parts[part]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers and directions, named as their weights are: l0, l0_reverse, l1, ..."""
+        return tuple(self.parts)
+
+
+@dataclass(frozen=True)
+class Trace(_ByPart):
+    """What `trace` found: a mapping from a layer and direction to its gates and states by name.
+
+    `trace["l0"]["f"]` is the forget gate of the first layer, after its activation; the reverse
+    direction's is `trace["l0_reverse"]["f"]`. Names are those of `fusedrnn.cells`: an LSTM has the
+    gates i, f, g and o and the states h and c, a GRU has r, z, n and h, a simple network h. Each is
+    laid out as the input, [T, B, H], [B, T, H] or [T, H], h with R features; the states are those
+    after each step. After the end of a sequence there are zeros.
+
+    Attributes:
+        output: what the module gives, padded.
+        hn: the final states, as the module gives them.
+        batch_first: whether tensors are [B, T, ...].
+        lengths: the steps of each sequence, int64 [B]; None if all have all.
+    """
+
+    output: Tensor = field(repr=False)
+    hn: Any = field(repr=False)
+    batch_first: bool = False
+    lengths: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GradientFlow(_ByPart):
+    """What `gradient_flow` found: a mapping from a layer and direction to the norms of gradients.
+
+    `flow["l0"]["h"]` [T] has the norm of dL/dh_t for each step t, of the whole batch: how much the
+    loss would change with the state after this step, by all ways that lead from there to the loss.
+
+    Attributes:
+        loss: the loss itself.
+    """
+
+    loss: float
+
+
+def trace(
+    module: RNNBase,
+    input: Tensor | PackedSequence,
+    hx: Any = None,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+) -> Trace:
+    """Every gate and every state of a network, by layer, direction and step.
+
+    The numbers are those of the module in evaluation mode: without dropout, and with zoneout as it
+    acts there. Nothing is recorded for autograd, autocast isn't applied, and the module is left as
+    it is.
+
+    Args:
+        module: an `LSTM`, `GRU` or `RNN` of fusedrnn or torch.nn.
+        input: as the module takes it; [T, B, I], or [B, T, I] if it has `batch_first`, [T, I] for
+            one sequence, or a `PackedSequence`, whose results are padded.
+        hx: the first states, as the module takes them; None for what it begins with.
+        lengths: the steps of each sequence of a padded input, [B].
+
+    Returns:
+        A `Trace`; its tensors have the input's dtype and device.
+
+    Raises:
+        TypeError: `module` is no such module, or `input` is a nested tensor.
+        ValueError: as the module does.
+        RuntimeError: as the module does.
+        AttributeError: `input` or `hx` is not a tensor.
+
+        >>> lstm = fusedrnn.LSTM(3, 4, batch_first=True)
+        >>> traced = fusedrnn.inspect.trace(lstm, torch.randn(2, 5, 3))
+        >>> traced.layers, [*traced["l0"]]
+        (('l0',), ['i', 'f', 'g', 'o', 'h', 'c'])
+        >>> traced["l0"]["f"].shape
+        torch.Size([2, 5, 4])
+    """
+    inspected = _Inspected(module)
+    with torch.no_grad():
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths: expected None with a packed input")
+            input, lengths = pad_packed_sequence(input, batch_first=module.batch_first)
+        output, hn, layers = inspected.prepare(input, hx, lengths)
+        steps = inspected.steps_first(input)
+        ends = None if lengths is None else as_lengths(lengths).to(steps.device).long()
+        extras = Extras(return_states=True, dropouts=inspected.extras.dropouts)
+        parts = {}
+        for i, (weights, first) in enumerate(layers):
+            one_layer = inspected.network._replace(num_layers=1, batch_first=False)
+            after, _, states = functional.run_network(
+                one_layer, 0.0, steps, first, weights, lengths=ends, extras=extras
+            )
+            for direction, name in enumerate(inspected.names(i)):
+                own = inspected.of_direction(weights, direction)
+                values = [state[direction] for state in states]
+                before = [
+                    _before(state, start[direction], direction == 1, ends)
+                    for state, start in zip(values, first, strict=True)
+                ]
+                gates = _gates(inspected.one_direction, steps, before, own, ends)
+                named = gates | dict(zip(inspected.cell.states, values, strict=True))
+                parts[name] = {key: inspected.as_input(value) for key, value in named.items()}
+            steps = inspected.after_layer(i, steps, after)
+    return Trace(parts, output, hn, module.batch_first, ends)
+
+
+def gradient_flow(
+    module: RNNBase,
+    input: Tensor,
+    loss: Callable[[Tensor, Any], Tensor],
+    hx: Any = None,
+) -> GradientFlow:
+    """How much of a loss reaches each state: the norms of dL/dh_t, and dL/dc_t, by layer and step.
+
+    These are total derivatives. The loss may depend on a state directly, through the output of its
+    step, and through all later steps: the latter is what vanishes or explodes (Bengio, Simard and
+    Frasconi, "Learning long-term dependencies with gradient descent is difficult", 1994).
+
+    An LSTM's c_t acts on the loss through h_t, too, and that is part of its gradient, as in
+    backpropagation through time by hand. The network is run step by step in plain PyTorch
+    (`fusedrnn.reference`), in evaluation mode; that takes much longer than a call. No `.grad` of a
+    parameter is touched.
+
+    Args:
+        module: an `LSTM`, `GRU` or `RNN` of fusedrnn or torch.nn.
+        input: [T, B, I], [B, T, I] if the module has `batch_first`, or [T, I] for one sequence.
+        loss: is given `output` and `hn`, what the module returns, and gives a scalar.
+        hx: the first states, as the module takes them; None for what it begins with.
+
+    Returns:
+        A `GradientFlow`; its norms are float32 [T] or, of a float64 module, float64.
+
+    Raises:
+        TypeError: `module` is no such module, or `input` isn't a tensor or is a nested one.
+        ValueError: what `loss` gives is no scalar, or doesn't depend on the module's results; or as
+            the module does.
+        RuntimeError: as the module does.
+
+        >>> lstm = fusedrnn.LSTM(3, 4)
+        >>> flow = fusedrnn.inspect.gradient_flow(
+        ...     lstm, torch.randn(20, 2, 3), lambda output, hn: output[-1].square().sum()
+        ... )
+        >>> flow["l0"]["h"].shape, flow["l0"]["c"].shape
+        (torch.Size([20]), torch.Size([20]))
+    """
+    inspected = _Inspected(module)
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input: expected a tensor, got {kind_of(input)}")
+    with torch.no_grad():
+        _, _, layers = inspected.prepare(input, hx, None)
+    with torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
+        steps = inspected.steps_first(input).detach().requires_grad_()
+        every: dict[str, list[Sequence[Tensor]]] = {}
+        finals = []
+        for i, (weights, first) in enumerate(layers):
+            walks = inspected.walks(steps, first, weights)
+            every |= zip(inspected.names(i), (walked for walked, _ in walks), strict=True)
+            after = [[h for h, *_ in walked] for walked, _ in walks]
+            output = torch.stack([torch.cat(h, dim=-1) for h in zip(*after, strict=True)])
+            steps = inspected.after_layer(i, steps, output)
+            finals.append([torch.stack(s) for s in zip(*(last for _, last in walks), strict=True)])
+        value = loss(inspected.as_input(steps), inspected.finals(finals))
+        _check_loss(value)
+        flat = [state for walked in every.values() for states in walked for state in states]
+        found = iter(torch.autograd.grad(value, flat, allow_unused=True))
+    parts = {}
+    for name, walked in every.items():
+        norms = [[_norm(next(found), state) for state in states] for states in walked]
+        by_state = [torch.stack(of_state) for of_state in zip(*norms, strict=True)]
+        parts[name] = dict(zip(inspected.cell.states, by_state, strict=True))
+    return GradientFlow(parts, float(value.detach()))
+
+
+class _Inspected:
+    """A module as its layers and directions, one by one.
+
+    `one` is whether the input is one sequence; known after `prepare`.
+    """
+
+    def __init__(self, module: RNNBase) -> None:
+        if not isinstance(module, RNNBase) or module.mode not in CELL_OF_MODE:
+            raise TypeError(
+                "module: expected an LSTM, GRU or RNN of fusedrnn or torch.nn, got "
+                f"{type(module).__name__}"
+            )
+        self.module = module
+        self.cell = cell_of(module)
+        self.weights = [weight.detach() for weight in weights_of(module)]
+        self.network = functional.network_of(
+            self.cell, self.cell.module, module.num_layers, module.bias, module.proj_size > 0,
+            module.bidirectional, module.batch_first, checkpoint=None,
+        )  # fmt: skip
+        self.extras = extras_of(module) or Extras()
+        self.one_direction = self.network.layer._replace(bidirectional=False)
+        self.one = False
+
+    def prepare(
+        self, input: Tensor, hx: Any, lengths: Any
+    ) -> tuple[Tensor, Any, list[tuple[Sequence[Tensor], Sequence[Tensor]]]]:
+        """What the module gives, and each layer's weights and first states. Checks all of it."""
+        if isinstance(input, Tensor) and input.is_nested:
+            raise TypeError("input: expected a tensor or a PackedSequence, got a nested tensor")
+        module, extras, layers_of_hx = self.module, self.extras, 0
+        if isinstance(module, _Layers):
+            layers_of_hx = len(module._sizes)
+            extras = extras._replace(initial=[s.detach() for s in module._initial_states()])
+        states = states_of(self.cell, hx, layers=layers_of_hx)
+        device = input.device.type if isinstance(input, Tensor) else "cpu"
+        with torch.autocast(device, enabled=False):
+            output, hn, _ = functional.run_network(
+                self.network, 0.0, input, states, self.weights, lengths=lengths, extras=extras
+            )
+        self.one = input.dim() == 2
+        layers = functional.layers_of(
+            self.network, extras, self._time_first(input), states, self.weights
+        )
+        return output, self._as_given(hn), layers
+
+    def names(self, layer: int) -> list[str]:
+        """Of a layer's directions, as its weights have them."""
+        return [f"l{layer}{suffix}" for suffix in ("", "_reverse")[: self.network.layer.directions]]
+
+    def of_direction(self, weights: Sequence[Tensor], direction: int) -> Sequence[Tensor]:
+        count = len(self.network.layer.roles)
+        return weights[direction * count : (direction + 1) * count]
+
+    def _time_first(self, input: Tensor) -> Tensor:
+        return input.transpose(0, 1) if self.module.batch_first and not self.one else input
+
+    def steps_first(self, input: Tensor) -> Tensor:
+        """The input as [T, B, I]."""
+        return input.unsqueeze(1) if self.one else self._time_first(input)
+
+    def as_input(self, values: Tensor) -> Tensor:
+        """Values [T, B, ...] laid out as the input."""
+        return values.squeeze(1) if self.one else self._time_first(values)
+
+    def after_layer(self, i: int, input: Tensor, output: Tensor) -> Tensor:
+        """What the layer after layer i is given."""
+        residual = self.extras.residual and i > 0 and input.shape == output.shape
+        return output + input if residual else output
+
+    def walks(
+        self, steps: Tensor, first: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> list[tuple[list[Sequence[Tensor]], Sequence[Tensor]]]:
+        """The states of a layer's directions after every step, and the final ones."""
+        layer, operands = self.network.layer, Operands(steps, None, first, weights)
+        if self.extras.dropouts is not None:
+            layer = layer._replace(modified=True)
+            operands = functional.masked(
+                layer, operands, Masks(self.extras.dropouts, False, steps, None)
+            )
+        return reference.walks(layer, operands)
+
+    def finals(self, of_layers: Sequence[Sequence[Tensor]]) -> Any:
+        """Final states [D, B, W] of each layer as the module gives them."""
+        by_state = zip(*of_layers, strict=True)
+        states: list[Tensor] = []
+        for each in by_state:
+            states += each if self.extras.by_layer else [torch.cat(each)]
+        if self.one:
+            states = [state.squeeze(1) for state in states]
+        elif self.extras.states_batch_first:
+            states = [state.transpose(0, 1) for state in states]
+        return self._as_given(states)
+
+    def _as_given(self, states: Sequence[Tensor]) -> Any:
+        module = self.module
+        return module._as_given(states) if isinstance(module, _Layers) else as_given(states)
+
+
+def _before(states: Tensor, first: Tensor, reverse: bool, ends: Tensor | None) -> Tensor:
+    """A state before each step of a direction, [T, B, W], from those after each step."""
+    if not reverse:
+        return torch.cat([first[None], states[:-1]])
+    before = torch.cat([states[1:], first[None]])
+    if ends is None:
+        return before
+    last = torch.arange(len(states), device=states.device)[:, None] == ends - 1
+    return torch.where(last[..., None], first, before)
+
+
+def _gates(
+    layer: Layer,
+    steps: Tensor,
+    before: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    ends: Tensor | None,
+) -> dict[str, Tensor]:
+    """The gates [T, B, H] that the kernels keep for backward, all steps as one batch."""
+    cell: Cell = layer.cell
+    kept = [name for name in cell.gates if name in cell.saved]
+    if not kept or not steps.numel():
+        H = weights[W_HH].size(0) // len(cell.gates)
+        return {name: steps.new_zeros(*steps.shape[:2], H) for name in kept}
+    if ops.allow_tf32(steps):
+        layer = layer._replace(allow_tf32=True)
+    states = [state.flatten(0, 1).unsqueeze(0).contiguous() for state in before]
+    operands = Operands(steps.flatten(0, 1).unsqueeze(0).contiguous(), None, states, weights)
+    _, _, reserve = ops.forward(layer, operands, save=True)
+    H = weights[W_HH].size(0) // len(cell.gates)
+    values = reserve[0, ..., :H].unflatten(0, steps.shape[:2])  # [T, B, saved, H]
+    if ends is not None:
+        alive = torch.arange(len(steps), device=steps.device)[:, None] < ends
+        values = torch.where(alive[..., None, None], values, 0)
+    return {name: values[..., cell.saved.index(name), :].clone() for name in kept}
+
+
+def _norm(gradient: Tensor | None, state: Tensor) -> Tensor:
+    dtype = torch.promote_types(state.dtype, torch.float32)
+    if gradient is None:
+        return torch.zeros((), dtype=dtype, device=state.device)
+    return torch.linalg.vector_norm(gradient, dtype=dtype)
+
+
+def _check_loss(value: Any) -> None:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise ValueError(f"loss: expected to give a scalar tensor, got {kind_of(value)}")
+    if not value.requires_grad:
+        raise ValueError("loss: expected to depend on output or hn, got a tensor that does not")
