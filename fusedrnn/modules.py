@@ -654,8 +654,8 @@ class GRU(_WithResetGate, _OneState):
         checkpoint: None, or the steps k of a chunk, to train in less memory; see `LSTM`.
         reset_after: whether the reset gate r comes after the recurrent product, as above and in
             torch.nn. If not it comes before it, n = tanh(W_in x + b_in + W_hn (r * h) + b_hn), as
-            in the first version of Cho et al., 2014, in Keras with `reset_after=False` and in ONNX
-            with `linear_before_reset=0`. The parameters have the same names and shapes, and make
+            in Cho et al., 2014 (arXiv v3), in Keras with `reset_after=False` and in ONNX with
+            `linear_before_reset=0`. The parameters have the same names and shapes, and make
             another network: torch.nn.GRU would load them and compute the wrong one. n then waits
             for r of all units, which makes two products of a step, and there are no int8 kernels.
 

@@ -119,8 +119,9 @@ def gru_reset_before_cell(x: Tensor, states: Sequence[Tensor], weights: Weights)
         h' = n + z * (h - n)
 
     Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine
-    translation", 2014, in its first version; Keras' GRU with `reset_after=False` and ONNX's with
-    `linear_before_reset=0`. The candidate n waits for r of all units: two products a step.
+    translation", 2014, in its later version (arXiv v3); Keras' GRU with `reset_after=False` and
+    ONNX's with `linear_before_reset=0`. The candidate n waits for r of all units: two products a
+    step.
     """
     (h,) = states
     xr, xz, xn = x.chunk(3, dim=-1)

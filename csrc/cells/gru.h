@@ -1,5 +1,5 @@
 // The gated recurrent unit (Cho et al. 2014), with the reset gate after the recurrent product, as
-// cuDNN and torch have it, or before it, as the paper's first version does:
+// cuDNN and torch have it, or before it, as the paper's version 3 does:
 //
 //   r, z = sigmoid(.)                           . = W_ih x + b_ih + W_hh h_prev + b_hh
 //   after   n = tanh(x_n + r n')                n' = W_hn h_prev + b_hn
