@@ -10,8 +10,8 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all sanitize bench lint format docs build wheel sdist wheel-check \
-	cuda-build-check clean
+.PHONY: help demo data gallery test test-all sanitize bench lint format docs build wheel sdist \
+	wheel-check cuda-build-check clean
 SHELL := /bin/bash
 
 chosen = $(filter command environment,$(firstword $(origin $(1))))
@@ -46,15 +46,20 @@ help:  ## this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 demo: build $(STAMPS)/with-demo  ## the main job: train a digit reader with torch.nn.LSTM and with fusedrnn.LSTM
-	$(PY) examples/digits.py $(ARGS)
+	$(PY) examples/compare.py $(ARGS)
+
+data: $(STAMPS)/with-examples $(STAMPS)/data  ## the packages that the examples need, and those whose data they read
+
+gallery: build data  ## run all examples, and make the page of their pictures and numbers: ten minutes
+	$(PY) tools/gallery.py $(ARGS)
 
 test:  ## lint, then the tests on all cores
-	@$(MAKE) --no-print-directory -j2 $(NATIVE) $(STAMPS)/with-test  # one waits for disks, one computes
+	@$(MAKE) --no-print-directory -j2 $(NATIVE) $(STAMPS)/tested  # one waits for disks, one computes
 	@$(MAKE) --no-print-directory build lint
 	$(PYTEST) $(ARGS)
 
 test-all:  ## everything that can be tested, on every instruction set: about 20 minutes
-	@$(MAKE) --no-print-directory build lint $(STAMPS)/with-test FUSEDRNN_CPU_TARGETS=all
+	@$(MAKE) --no-print-directory build lint $(STAMPS)/tested FUSEDRNN_CPU_TARGETS=all
 	$(PYTEST) --thorough $(ARGS)
 
 sanitize: $(STAMPS)/requirements  ## the CPU kernels on random problems, with sanitizers: two minutes
@@ -152,6 +157,14 @@ $(STAMPS)/with-%: $(PINS) pyproject.toml tools/extras.py
 	$(INSTALL) $$($(PY) tools/extras.py $*)
 	@touch $@
 $(STAMPS)/with-test: $(STAMPS)/requirements  # among its libraries are some that want a torch
+
+# Packages for their data: what they depend on would be a gigabyte that nobody imports.
+$(STAMPS)/data: $(PINS) examples/data.txt
+	$(INSTALL) --no-deps -r examples/data.txt
+	@touch $@
+$(STAMPS)/tested: $(STAMPS)/with-test examples/data.txt  # one pip after the other, under -j, too
+	@$(MAKE) --no-print-directory $(STAMPS)/data
+	@touch $@
 
 # Built in sight first: pip, which builds the same thing, hides the progress and finds it done.
 $(NATIVE): $(STAMPS)/requirements setup.py fusedrnn/__init__.py $(shell find csrc -type f)

@@ -41,8 +41,8 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 import fusedrnn
+from training import CELLS, add_machine, parse, positive
 
-CELLS = {"lstm": fusedrnn.LSTM, "gru": fusedrnn.GRU, "rnn": fusedrnn.RNN}
 SHORTEST, LONGEST = 8, 12  # corridors
 FORWARD, LEFT, RIGHT = range(3)
 FEATURES = 2  # the cue, and whether this is the junction
@@ -104,7 +104,7 @@ class Agent(nn.Module):
     def __init__(self, cell: str) -> None:
         super().__init__()
         self.eye = nn.Sequential(nn.Linear(FEATURES, HIDDEN_SIZE), nn.Tanh())
-        self.memory = CELLS[cell](HIDDEN_SIZE, HIDDEN_SIZE)
+        self.memory = getattr(fusedrnn, CELLS[cell])(HIDDEN_SIZE, HIDDEN_SIZE)
         self.actor = nn.Linear(HIDDEN_SIZE, 3)
         self.critic = nn.Linear(HIDDEN_SIZE, 1)
 
@@ -249,13 +249,6 @@ def faults_of(training: Training, whole: bool) -> list[str]:
     return faults
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {value}")
-    return value
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Recurrent PPO in T-mazes, with fusedrnn.")
     shown = {"help": "default: %(default)s"}
@@ -264,15 +257,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--iterations", type=positive, default=ITERATIONS,
                         help=f"rollouts of {STEPS} steps; default: %(default)s")  # fmt: skip
     parser.add_argument("--environments", type=positive, default=64, **shown)
-    parser.add_argument("--seed", type=int, default=0, **shown)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", **shown)
-    # A network of this size is no faster on more of them, and slower where others want them, too.
-    parser.add_argument("--threads", type=positive, default=1, help="of the CPU; default: 1")
-    options = parser.parse_args()
-    if options.device == "cuda" and (why := fusedrnn.build_info()["without_cuda"]):
-        parser.error(f"--device cuda: {why}; use --device cpu")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device cuda: torch {torch.__version__} finds no CUDA device")
+    # A network of this size is no faster on more threads, and slower where others want them, too.
+    add_machine(parser, threads=1)
+    options = parse(parser)
     if options.environments < PARTS:
         parser.error(f"--environments: expected {PARTS} or more, got {options.environments}")
     return options
@@ -280,8 +267,6 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
     agent = Agent(options.cell).to(options.device)
     training = Training(agent, Mazes(options.environments, options.device), options.no_memory)
     where = "CUDA" if options.device == "cuda" else f"CPU threads: {torch.get_num_threads()}"

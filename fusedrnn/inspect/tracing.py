@@ -180,7 +180,7 @@ def gradient_flow(
         hx: the first states, as the module takes them; None for what it begins with.
 
     Returns:
-        A `GradientFlow`; its norms are float32 [T] or, of a float64 module, float64.
+        A `GradientFlow`; its norms are float64 [T].
 
     Raises:
         TypeError: `module` is no such module, or `input` isn't a tensor or is a nested one.
@@ -359,10 +359,10 @@ def _gates(
 
 
 def _norm(gradient: Tensor | None, state: Tensor) -> Tensor:
-    dtype = torch.promote_types(state.dtype, torch.float32)
+    """In float64: squares of what has vanished are zero in float32."""
     if gradient is None:
-        return torch.zeros((), dtype=dtype, device=state.device)
-    return torch.linalg.vector_norm(gradient, dtype=dtype)
+        return torch.zeros((), dtype=torch.float64, device=state.device)
+    return torch.linalg.vector_norm(gradient, dtype=torch.float64)
 
 
 def _check_loss(value: Any) -> None:
