@@ -65,7 +65,7 @@ class Block:
     excuse: str | None
 
     def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     def run(self, namespace: dict[str, Any]) -> None:
         """Runs Python; tracebacks, and whoever asks for the source, find the lines in the page."""
@@ -81,7 +81,7 @@ def blocks_of(page: Path) -> Iterator[Block]:
         at += 1
         if fence is None:
             assert not lines[at - 1].lstrip().startswith("```"), (
-                f"{page.name}:{at}: a fence that is not at the margin"
+                f"{page.relative_to(ROOT)}:{at}: a fence that is not at the margin"
             )
             continue
         end = lines.index("```", at)
@@ -116,7 +116,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 @pytest.mark.filterwarnings("ignore")  # torch's, of what is deprecated, and of other libraries
 def test_python_blocks(page: Path, somewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     namespace = {"__name__": "__main__"} | GIVEN.get(page.name, dict)()
@@ -290,11 +290,35 @@ def test_the_site_can_be_searched_from_the_disk(site: Path) -> None:
     """There a page can load scripts, but fetches no JSON and starts no Worker."""
     index = (site / "search/search_index.js").read_text(encoding="utf-8")
     found = json.loads(index.removeprefix("var __index = "))["docs"]
-    assert {"install.html", "troubleshooting.html"} <= {page["location"] for page in found}
+    places = {page["location"] for page in found}
+    assert {"install.html", "troubleshooting.html", "learn/gru.html", "ko/learn/gru.html"} <= places
+    assert "ko/install.html" not in places  # the English page once more
     for page in ("index.html", "install.html", "benchmarks/results/walks-predicted/walks.html"):
         scripts = re.findall(r'<script src="([^"]+)"', (site / page).read_text(encoding="utf-8"))
         assert [Path(script).name for script in scripts][0] == "iframe-worker.js", scripts
         assert all((site / page).parent.joinpath(script).exists() for script in scripts)
+
+
+def test_the_gallery_has_every_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    names = importlib.import_module("gallery").EXAMPLES
+    page = (ROOT / "docs/gallery.md").read_text(encoding="utf-8")
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in ROOT.glob("examples/*.py")}
+    assert {*names} == {name for name, text in sources.items() if "training.run(main)" in text}
+    for name in names:
+        assert f"`examples/{name}.py`" in page and f"](gallery/{name}.png)" in page
+        assert (ROOT / f"docs/gallery/{name}.png").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_examples(page: Path) -> None:
+    """Examples that a page runs are there, and have the options that it gives them."""
+    shared = (ROOT / "examples/training.py").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    for name, words in re.findall(r"^python examples/(\w+)\.py([^#\n]*)", text, re.MULTILINE):
+        source = (ROOT / f"examples/{name}.py").read_text(encoding="utf-8")
+        for option in re.findall(r"--[\w-]+", words):
+            assert f'"{option}"' in source + shared, f"{name}.py has no {option}"
 
 
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
