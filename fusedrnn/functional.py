@@ -424,7 +424,7 @@ def layers_of(
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
 ) -> list[tuple[Sequence[Tensor], Sequence[Tensor]]]:
-    """The weights of each layer, and its first states [D, B, W]: for who runs them one by one.
+    """The weights of each layer and its first states [D, B, W], for code that runs each by itself.
 
     `input` is [T, B, I], or [T, I] for one sequence, and `hx` what the module is given.
     """

@@ -168,10 +168,10 @@ def results(layer: Layer, operands: Operands) -> tuple[Tensor, ...]:
 def walks(
     layer: Layer, operands: Operands
 ) -> list[tuple[list[Sequence[Tensor]], Sequence[Tensor]]]:
-    """Of each direction the states after every step, in the order of time, and the final states.
+    """The states of each direction after every step, in the order of time, and the final states.
 
-    A state after a step is the very tensor that the step's other states and the next step were
-    computed from, so that its gradient is that of all of them.
+    A state after a step is the very tensor that the next step was computed from and, without
+    zoneout, the step's other states, so that its gradient is that of all of them.
     """
     input, batch_sizes, hx, weights, _ = operands
     if batch_sizes is None:

@@ -10,7 +10,9 @@ import base64
 import copy
 import json
 import re
+import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -175,8 +177,42 @@ def test_it_is_the_module_in_evaluation_and_leaves_it_alone() -> None:
     traced = trace(module, x)
     assert module.training and torch.equal(torch.get_rng_state(), state)
     close(traced.output, module.eval()(x)[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"proj_size": 2}])
+def test_autocast_is_not_applied(options: dict[str, Any]) -> None:
+    module = made(cell_named("lstm"), num_layers=2, dtype=torch.float32, **options)
+    x = input_of(dtype=torch.float32)
+    traced, flow = trace(module, x), gradient_flow(module, x, loss_of)
     with torch.autocast("cpu"):
-        assert trace(module, x).output.dtype == torch.float64
+        again, flow_again = trace(module, x), gradient_flow(module, x, loss_of)
+    for part in traced:
+        for key, values in traced[part].items():
+            assert torch.equal(again[part][key], values)
+        for key, norms in flow[part].items():
+            assert torch.equal(flow_again[part][key], norms)
+
+
+@pytest.mark.parametrize("shape", [(1, B, I), (T, 0, I), (1, 1, I)])
+def test_small_inputs(shape: tuple[int, ...]) -> None:
+    module = made(cell_named("gru"), num_layers=2, bidirectional=True)
+    x = input_of(*shape)
+    traced, flow = trace(module, x), gradient_flow(module, x, loss_of)
+    for part in traced.layers:
+        assert {values.shape for values in traced[part].values()} == {(*shape[:2], H)}
+        assert flow[part]["h"].shape == shape[:1]
+    close(traced.output, module(x)[0])
+
+
+def test_inference_mode() -> None:
+    """A module, an input and states that were made in it, which autograd refuses, are copied."""
+    with torch.inference_mode():
+        module, x = made(cell_named("lstm")), input_of()
+        hx = (input_of(1, B, H), input_of(1, B, H))
+        within = gradient_flow(module, x, loss_of, hx)
+    flow, traced = gradient_flow(module, x, loss_of, hx), trace(module, x, hx)
+    close(flow["l0"]["c"], within["l0"]["c"])
+    assert flow.loss == within.loss == pytest.approx(loss_of(traced.output, traced.hn).item())
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -188,6 +224,8 @@ def test_lengths_and_packed(bidirectional: bool) -> None:
     hx = (input_of(parts, B, H), input_of(parts, B, H))
     x, lengths = input_of(), [7, 2, 5]
     padded = trace(module, x, hx, lengths=lengths)
+    nothing = trace(module, x, hx, lengths=[7, 0, 5])
+    assert not nothing["l0"]["f"][:, 1].any() and not nothing["l0"]["h"][:, 1].any()
     packed = trace(module, pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False), hx)
     assert padded.lengths is not None and padded.lengths.tolist() == lengths
     for sequence, length in enumerate(lengths):
@@ -347,12 +385,36 @@ def test_bad_input() -> None:
         trace(lstm, torch.nested.nested_tensor([input_of(2, I)], layout=torch.jagged))
     with pytest.raises(TypeError, match="input: expected a tensor"):
         gradient_flow(lstm, pack_padded_sequence(input_of(), [7, 5, 2]), loss_of)  # type: ignore
-    with pytest.raises(ValueError, match="loss: expected to give a scalar tensor"):
-        gradient_flow(lstm, input_of(), lambda output, hn: output)
-    with pytest.raises(ValueError, match="loss: expected to depend on output or hn"):
-        gradient_flow(lstm, input_of(), lambda output, hn: torch.zeros(()))
+    with pytest.raises(TypeError, match="input: expected a tensor, got NoneType"):
+        trace(lstm, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="input: expected a tensor with values, got one on the"):
+        trace(copy.deepcopy(lstm).to("meta"), input_of().to("meta"))
     with pytest.raises(KeyError, match="expected one of l0, got 'l1'"):
         trace(lstm, input_of())["l1"]
+
+
+@pytest.mark.parametrize("loss, said", [
+    (lambda output, hn: output, r"got torch.float64 of shape \(7, 3, 6\)"),
+    (lambda output, hn: output.argmax(), r"got torch.int64 of shape \(\)"),
+    (lambda output, hn: 1.0, "expected to return a scalar tensor, got float"),
+    (lambda output, hn: torch.zeros(()), "expected to depend on output or hn"),
+    (lambda output, hn: (nn.Linear(H, 1).double()(output.detach())).sum(), "expected to depend"),
+])  # fmt: skip
+def test_losses_that_are_none(loss: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^loss: .*{said}"):
+        gradient_flow(made(cell_named("lstm")), input_of(), loss)
+
+
+def test_results_can_be_compared_and_kept_in_sets() -> None:
+    one, other = (trace(made(cell_named("gru")), input_of()) for _ in range(2))
+    assert one == one and one != other and len({one, other}) == 2
+
+
+def test_first_states_of_gradients() -> None:
+    module, x = made(cell_named("gru")), input_of()
+    hx = input_of(1, B, H)
+    flow = gradient_flow(module, x, loss_of, hx)
+    assert flow.loss == pytest.approx(loss_of(*module(x, hx)).item(), rel=1e-12)
 
 
 # Pictures.
@@ -385,13 +447,38 @@ def test_plot_gates(traced: Trace) -> None:
     assert figure.get_suptitle() == "of a test"
 
 
-def test_plot_gates_refuses(traced: Trace) -> None:
+def test_plot_gates_of_unequal_heights_and_of_one_step() -> None:
+    module = made(cell_named("lstm"), proj_size=2)
+    for steps in (T, 1):
+        figure = plot_gates(trace(module, input_of(steps, B, I)), names=["f", "h"], steps=None)
+        heights = [axis.get_ylim() for axis in figure.axes if axis.images]
+        assert heights == [(H - 0.5, -0.5), (1.5, -0.5)]
+
+
+@pytest.mark.parametrize("values, expected", [
+    ([0.5, 0.2], (0, 1)), ([0.5, -3.0], (-3, 3)), ([2.0, float("nan")], (0, 2)),
+    ([float("inf"), -1.0], (-1, 1)), ([float("nan")], (0, 1)),
+])  # fmt: skip
+def test_scales(values: list[float], expected: tuple[float, float]) -> None:
+    assert sys.modules["fusedrnn.inspect.plots"].scale_of(torch.tensor(values)) == expected
+
+
+def test_plot_gates_refuses(traced: Trace, flow: GradientFlow) -> None:
     with pytest.raises(KeyError, match="expected one of l0, l1, got 'l2'"):
         plot_gates(traced, "l2")
     with pytest.raises(KeyError, match="names: expected some of i, f, g, o, h, c, got 'z'"):
         plot_gates(traced, names=["z"])
-    with pytest.raises(IndexError, match="sequence: expected 0 to 2, got 3"):
+    with pytest.raises(IndexError, match="sequence: expected one of 3, from 0, got 3"):
         plot_gates(traced, sequence=3)
+    with pytest.raises(ValueError, match="names: expected some of i, f, g, o, h, c, got none"):
+        plot_gates(traced, names=[])
+    with pytest.raises(TypeError, match="trace: expected what .* gives, got GradientFlow"):
+        plot_gates(flow)  # type: ignore[arg-type]
+    module = made(cell_named("lstm"))
+    with pytest.raises(IndexError, match="sequence: expected one of 1, from 0, got 2"):
+        plot_gates(trace(module, input_of(T, I)), sequence=2)
+    with pytest.raises(ValueError, match="sequence: expected one that has steps, got 1"):
+        plot_gates(trace(module, input_of(), lengths=[T, 0, T]), sequence=1)
     with pytest.raises(ValueError, match="steps: expected 7, one for each step, got 2"):
         plot_gates(traced, steps=["a", "b"])
 
@@ -403,6 +490,29 @@ def test_plot_gradient_flow(flow: GradientFlow) -> None:
     assert labels == [f"{one} l0: dL/d{state}_t" for one in ("one", "other") for state in "hc"]
     assert len({(line.get_color(), line.get_linestyle()) for line in axis.lines}) == 4
     close(torch.tensor(axis.lines[0].get_ydata(), dtype=torch.float64), flow["l0"]["h"])
+
+
+def test_labels_are_no_mathematics(traced: Trace, flow: GradientFlow, tmp_path: Path) -> None:
+    figure = plot_gradient_flow({"$^$": flow, "_a": flow})
+    figure.savefig(tmp_path / "a.png")
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels[0].startswith("$^$ l0") and labels[2].startswith("_a l0")
+    plot_gates(traced, steps=["$a_$"] * T).savefig(tmp_path / "b.png")
+
+
+def test_many_layers_look_different() -> None:
+    flow = gradient_flow(made(cell_named("lstm"), num_layers=4, bidirectional=True), input_of(),
+                         loss_of)  # fmt: skip
+    (axis,) = plot_gradient_flow(flow).axes
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axis.lines}
+    assert len(looks) == len(axis.lines) == 16
+
+
+def test_plot_gradient_flow_refuses(traced: Trace) -> None:
+    with pytest.raises(TypeError, match="flow: expected what .* gives, got Trace"):
+        plot_gradient_flow(traced)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="flow: expected at least one, got none"):
+        plot_gradient_flow({})
 
 
 def test_plots_say_that_matplotlib_is_missing(
@@ -436,12 +546,57 @@ def test_report(traced: Trace, flow: GradientFlow, tmp_path: Path) -> None:
     assert data["curves"][1]["norms"] == flow["l0"]["c"].tolist()
 
 
+def test_report_of_what_exploded(tmp_path: Path) -> None:
+    """JSON has neither NaN nor infinity."""
+    lstm = made(cell_named("lstm"))
+    x = input_of()
+    x[3] = torch.nan
+    flow = gradient_flow(lstm, x, loss_of)
+    path = write_report(tmp_path / "r.html", trace(lstm, x), flow, title="{{data}}")
+    page = path.read_text(encoding="utf-8")
+    assert "<title>{{data}}</title>" in page
+    text = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert text is not None
+    data = json.loads(text[1], parse_constant=lambda name: pytest.fail(name))
+    assert "nan" in data["curves"][0]["norms"]
+    assert data["parts"][0]["values"][1]["scale"] == [0, 1]
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_the_page_of_a_report_runs(tmp_path: Path) -> None:
+    lstm = made(cell_named("lstm"), num_layers=2)
+    x = input_of()
+    x[3] = torch.nan
+    path = write_report(tmp_path / "r.html", trace(lstm, x), gradient_flow(lstm, x, loss_of))
+    pointing = """<script>
+      const box = document.querySelectorAll("canvas")[7].getBoundingClientRect();
+      document.querySelectorAll("canvas")[7].dispatchEvent(new PointerEvent("pointermove",
+        {clientX: box.left + box.width * 1.5 / 7, clientY: box.top + box.height * 2.5 / 6}));
+    </script></body>"""
+    path.write_text(path.read_text(encoding="utf-8").replace("</body>", pointing))
+    done = subprocess.run(
+        [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.count("<canvas") == 12 and done.stdout.count("<path") == 4
+    said = re.search(r'id="said"[^>]*>(.*?)</div>\s*<script', done.stdout, re.DOTALL)
+    assert said is not None and "layer l1, unit 2, step 1" in said[1]
+    expected = trace(lstm, x)["l1"]["f"][1, 0, 2].item()
+    shown = re.search(r'class="now">f ([-\d.e]+)<', said[1])
+    assert shown is not None and float(shown[1]) == pytest.approx(expected, rel=1e-3)
+
+
 def test_report_refuses(traced: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="steps: expected 7"):
         write_report(tmp_path / "r.html", traced, steps=["a"])
-    with pytest.raises(IndexError, match="sequence: expected 0 to 2, got -1"):
+    with pytest.raises(IndexError, match="sequence: expected one of 3, from 0, got -1"):
         write_report(tmp_path / "r.html", traced, sequence=-1)
+    with pytest.raises(TypeError, match="flow: expected what .* gives, got Trace"):
+        write_report(tmp_path / "r.html", traced, traced)  # type: ignore[arg-type]
     monkeypatch.setattr(sys.modules["fusedrnn.inspect.report"], "LARGEST", 100)
-    with pytest.raises(ValueError, match="at most 100 values in a report, got 504"):
+    with pytest.raises(ValueError, match="and 100 values in a report, got 7 and 504"):
         write_report(tmp_path / "r.html", traced)
     assert not (tmp_path / "r.html").exists()

@@ -4,7 +4,7 @@
     gradient_flow(module, input, loss)    how much of the loss reaches the state of every step
     plot_gates(trace)                     a layer's gates as pictures, units by steps
     plot_gradient_flow(flow)              the norms of those gradients over the steps
-    write_report(path, trace, flow)       both as one HTML file, with the values where one points
+    write_report(path, trace, flow)       both as one HTML file, with values where you point
 
 The numbers are the kernels' own. The plots need matplotlib; the report needs nothing, and neither
 does whoever opens it.

@@ -2,16 +2,19 @@
 
 The page is report.html; what is written into it is one JSON object:
 
-    title, sequence, steps   what the steps are called, or null
+    sequence, steps   which one of the batch, and what its steps are called, or null
     parts    for each layer and direction its name, T, H of each gate or state, its scale, and its
              values as base64 of float32, unit by unit
-    curves   label, group, state and norms
+    curves   label, group, state and norms, those that aren't finite as strings
+    colors   of the groups
 """
 
 from __future__ import annotations
 
 import html
 import json
+import math
+import re
 import struct
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -22,11 +25,21 @@ from typing import Any
 
 from torch import Tensor
 
-from fusedrnn.inspect.plots import COLORS, curves_of, scale_of, title_of, values_of
+from fusedrnn._engine.checks import kind_of
+from fusedrnn.inspect.plots import (
+    COLORS,
+    LONGEST_AXIS,
+    Curve,
+    check_steps,
+    curves_of,
+    scale_of,
+    title_of,
+    values_of,
+)
 from fusedrnn.inspect.tracing import GradientFlow, Trace
 
 LARGEST = 8_000_000
-"""The values that a page may have: more make a browser slow, and nobody looks at them."""
+"""The values that a page may have: more make a browser slow, and nobody reads that many."""
 
 
 def write_report(
@@ -40,8 +53,8 @@ def write_report(
 ) -> Path:
     """Writes one HTML file with all gates and states of a sequence, and with gradients.
 
-    Where one points, with a mouse or a finger, the page shows the values of all gates and states of
-    that unit and step. It loads nothing: the file can be sent and opened anywhere.
+    When you point at a value, with a mouse or a finger, the page shows those of all gates and
+    states of that unit and step. It loads nothing: the file can be sent and opened anywhere.
 
     Args:
         path: of the file; its folder is made if it isn't there.
@@ -56,46 +69,55 @@ def write_report(
 
     Raises:
         IndexError: there is no such sequence.
-        ValueError: there are not as many `steps` as the sequence has, or more than 8 million
-            values, which are 32 MB.
+        ValueError: the sequence has no steps, not as many as `steps`, or more than 32,767; or there
+            are more than 8 million values, which would be a file of 43 MB.
+        TypeError: `trace` or `flow` is something else.
 
         >>> gru = fusedrnn.GRU(3, 4)
         >>> traced = fusedrnn.inspect.trace(gru, torch.randn(20, 2, 3))
         >>> fusedrnn.inspect.write_report("gates.html", traced, steps=[*"twenty steps of text"])
         PosixPath('gates.html')
     """
-    parts = [_part(trace, name, sequence) for name in trace.layers]
-    total = sum(part["T"] * shown["H"] for part in parts for shown in part["values"])
-    if total > LARGEST:
+    if not isinstance(trace, Trace):
+        raise TypeError(f"trace: expected what fusedrnn.inspect.trace gives, got {kind_of(trace)}")
+    values = {name: values_of(trace, name, sequence) for name in trace.layers}
+    shown = [value for by_name in values.values() for value in by_name.values()]
+    count, total = len(shown[0]), sum(value.numel() for value in shown)
+    if count > LONGEST_AXIS or total > LARGEST:
         raise ValueError(
-            f"trace: expected at most {LARGEST} values in a report, got {total}; trace fewer steps"
+            f"trace: expected at most {LONGEST_AXIS} steps and {LARGEST} values in a report, got "
+            f"{count} and {total}; trace fewer steps"
         )
-    count = parts[0]["T"]
-    if steps is not None and len(steps) != count:
-        raise ValueError(f"steps: expected {count}, one for each step, got {len(steps)}")
+    check_steps(steps, count)
     content = {
-        "parts": parts,
-        "curves": [curve._asdict() for curve in curves_of(flow or {})],
-        "colors": COLORS,
+        "sequence": sequence,
         "steps": None if steps is None else [*map(str, steps)],
+        "parts": [
+            {"name": name, "T": count, "values": [_shown(*each) for each in by_name.items()]}
+            for name, by_name in values.items()
+        ],
+        "curves": [_readable(curve) for curve in curves_of(flow if flow is not None else {})],
+        "colors": COLORS,
     }
+    data = json.dumps(content, allow_nan=False)
+    parts = {"title": html.escape(title), "data": data.replace("<", "\\u003c")}  # ends no script
     page = files("fusedrnn.inspect").joinpath("report.html").read_text(encoding="utf-8")
-    data = json.dumps(content).replace("<", "\\u003c")  # so that no text ends the script
-    page = page.replace("{{title}}", html.escape(title)).replace("{{data}}", data)
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], page)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")
     return target
 
 
-def _part(trace: Trace, name: str, sequence: int) -> dict[str, Any]:
-    values = values_of(trace, name, sequence)
-    shown = [_shown(key, value) for key, value in values.items()]
-    return {"name": name, "T": len(next(iter(values.values()))), "values": shown}
+def _readable(curve: Curve) -> dict[str, Any]:
+    """JSON has no infinity, and nothing that is not a number."""
+    norms = [norm if math.isfinite(norm) else str(norm) for norm in curve.norms]
+    return curve._asdict() | {"norms": norms}
 
 
 def _shown(name: str, values: Tensor) -> dict[str, Any]:
     """One gate or state [T, H]."""
+    values = values.float().cpu()
     return {
         "name": name,
         "title": title_of(name),

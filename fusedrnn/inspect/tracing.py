@@ -1,6 +1,6 @@
 """What happens within a network: the values of all gates and states, and the gradients of states.
 
-Neither is kept by a layer as it runs, since nobody needs them but a reader:
+Neither is kept by a layer as it runs, since only someone who looks inside needs them:
 
     gates       depend on a step's input and the states before it only. So when the states are
                 known, all steps of a layer are one batch of sequences of one step, and what forward
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -30,11 +30,14 @@ from fusedrnn.functional import Extras
 from fusedrnn.modules import CELL_OF_MODE, _Layers, cell_of, extras_of, weights_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _ByPart(Mapping[str, dict[str, Tensor]]):
     """Tensors by name, for each layer and direction: `["l0"]["h"]`, `["l1_reverse"]["h"]`."""
 
     parts: dict[str, dict[str, Tensor]] = field(repr=False)
+
+    __eq__ = object.__eq__  # two are the same if they are the same object: tensors have no truth
+    __hash__ = object.__hash__
 
     def __getitem__(self, part: str) -> dict[str, Tensor]:
         if part not in self.parts:
@@ -53,7 +56,7 @@ class _ByPart(Mapping[str, dict[str, Tensor]]):
         return tuple(self.parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace(_ByPart):
     """What `trace` found: a mapping from a layer and direction to its gates and states by name.
 
@@ -66,8 +69,8 @@ class Trace(_ByPart):
     Attributes:
         output: what the module gives, padded.
         hn: the final states, as the module gives them.
-        batch_first: whether tensors are [B, T, ...].
-        lengths: the steps of each sequence, int64 [B]; None if all have all.
+        batch_first: whether the tensors of a batch are [B, T, ...].
+        lengths: the steps of each sequence, int64 [B]; None if none were given.
     """
 
     output: Tensor = field(repr=False)
@@ -76,12 +79,12 @@ class Trace(_ByPart):
     lengths: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GradientFlow(_ByPart):
     """What `gradient_flow` found: a mapping from a layer and direction to the norms of gradients.
 
     `flow["l0"]["h"]` [T] has the norm of dL/dh_t for each step t, of the whole batch: how much the
-    loss would change with the state after this step, by all ways that lead from there to the loss.
+    loss would change with the state after this step, along every path from there to the loss.
 
     Attributes:
         loss: the loss itself.
@@ -101,7 +104,7 @@ def trace(
 
     The numbers are those of the module in evaluation mode: without dropout, and with zoneout as it
     acts there. Nothing is recorded for autograd, autocast isn't applied, and the module is left as
-    it is.
+    it is. Hooks, and the `forward` of a class derived from these, are not run.
 
     Args:
         module: an `LSTM`, `GRU` or `RNN` of fusedrnn or torch.nn.
@@ -114,10 +117,10 @@ def trace(
         A `Trace`; its tensors have the input's dtype and device.
 
     Raises:
-        TypeError: `module` is no such module, or `input` is a nested tensor.
-        ValueError: as the module does.
-        RuntimeError: as the module does.
-        AttributeError: `input` or `hx` is not a tensor.
+        TypeError: `module` is no such module, `input` is neither a tensor nor a `PackedSequence`
+            or is a nested tensor, or `lengths` has no integers.
+        ValueError: `input` has no values (on the device meta), or as the module raises it.
+        RuntimeError, IndexError, AttributeError: as the module raises them.
 
         >>> lstm = fusedrnn.LSTM(3, 4, batch_first=True)
         >>> traced = fusedrnn.inspect.trace(lstm, torch.randn(2, 5, 3))
@@ -127,11 +130,12 @@ def trace(
         torch.Size([2, 5, 4])
     """
     inspected = _Inspected(module)
-    with torch.no_grad():
-        if isinstance(input, PackedSequence):
-            if lengths is not None:
-                raise ValueError("lengths: expected None with a packed input")
-            input, lengths = pad_packed_sequence(input, batch_first=module.batch_first)
+    if isinstance(input, PackedSequence):
+        if lengths is not None:
+            raise ValueError("lengths: expected None with a packed input")
+        input, lengths = pad_packed_sequence(input, batch_first=module.batch_first)
+    _check_input(input)
+    with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
         output, hn, layers = inspected.prepare(input, hx, lengths)
         steps = inspected.steps_first(input)
         ends = None if lengths is None else as_lengths(lengths).to(steps.device).long()
@@ -169,9 +173,10 @@ def gradient_flow(
     Frasconi, "Learning long-term dependencies with gradient descent is difficult", 1994).
 
     An LSTM's c_t acts on the loss through h_t, too, and that is part of its gradient, as in
-    backpropagation through time by hand. The network is run step by step in plain PyTorch
+    backpropagation through time by hand; with zoneout h_t comes from the c before the mixture, and
+    it isn't. The network is run step by step in plain PyTorch
     (`fusedrnn.reference`), in evaluation mode; that takes much longer than a call. No `.grad` of a
-    parameter is touched.
+    parameter is touched. Hooks, and the `forward` of a class derived from these, are not run.
 
     Args:
         module: an `LSTM`, `GRU` or `RNN` of fusedrnn or torch.nn.
@@ -184,9 +189,9 @@ def gradient_flow(
 
     Raises:
         TypeError: `module` is no such module, or `input` isn't a tensor or is a nested one.
-        ValueError: what `loss` gives is no scalar, or doesn't depend on the module's results; or as
-            the module does.
-        RuntimeError: as the module does.
+        ValueError: `loss` doesn't return a scalar of a floating-point dtype, or one that depends on
+            the module's results; `input` has no values; or as the module raises it.
+        RuntimeError, IndexError, AttributeError: as the module raises them.
 
         >>> lstm = fusedrnn.LSTM(3, 4)
         >>> flow = fusedrnn.inspect.gradient_flow(
@@ -195,12 +200,14 @@ def gradient_flow(
         >>> flow["l0"]["h"].shape, flow["l0"]["c"].shape
         (torch.Size([20]), torch.Size([20]))
     """
-    inspected = _Inspected(module)
-    if not isinstance(input, Tensor):
-        raise TypeError(f"input: expected a tensor, got {kind_of(input)}")
-    with torch.no_grad():
-        _, _, layers = inspected.prepare(input, hx, None)
-    with torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
+    if isinstance(input, PackedSequence):
+        raise TypeError("input: expected a tensor, got a PackedSequence")
+    _check_input(input)
+    with torch.inference_mode(False), torch.autocast(input.device.type, enabled=False):
+        inspected = _Inspected(module)
+        input = _recordable(input)
+        with torch.no_grad():
+            _, _, layers = inspected.prepare(input, hx, None)
         steps = inspected.steps_first(input).detach().requires_grad_()
         every: dict[str, list[Sequence[Tensor]]] = {}
         finals = []
@@ -214,7 +221,10 @@ def gradient_flow(
         value = loss(inspected.as_input(steps), inspected.finals(finals))
         _check_loss(value)
         flat = [state for walked in every.values() for states in walked for state in states]
-        found = iter(torch.autograd.grad(value, flat, allow_unused=True))
+        gradients = torch.autograd.grad(value, flat, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        _reject_loss()
+    found = iter(gradients)
     parts = {}
     for name, walked in every.items():
         norms = [[_norm(next(found), state) for state in states] for states in walked]
@@ -237,7 +247,7 @@ class _Inspected:
             )
         self.module = module
         self.cell = cell_of(module)
-        self.weights = [weight.detach() for weight in weights_of(module)]
+        self.weights = [_recordable(weight.detach()) for weight in weights_of(module)]
         self.network = functional.network_of(
             self.cell, self.cell.module, module.num_layers, module.bias, module.proj_size > 0,
             module.bidirectional, module.batch_first, checkpoint=None,
@@ -250,18 +260,15 @@ class _Inspected:
         self, input: Tensor, hx: Any, lengths: Any
     ) -> tuple[Tensor, Any, list[tuple[Sequence[Tensor], Sequence[Tensor]]]]:
         """What the module gives, and each layer's weights and first states. Checks all of it."""
-        if isinstance(input, Tensor) and input.is_nested:
-            raise TypeError("input: expected a tensor or a PackedSequence, got a nested tensor")
         module, extras, layers_of_hx = self.module, self.extras, 0
         if isinstance(module, _Layers):
             layers_of_hx = len(module._sizes)
             extras = extras._replace(initial=[s.detach() for s in module._initial_states()])
         states = states_of(self.cell, hx, layers=layers_of_hx)
-        device = input.device.type if isinstance(input, Tensor) else "cpu"
-        with torch.autocast(device, enabled=False):
-            output, hn, _ = functional.run_network(
-                self.network, 0.0, input, states, self.weights, lengths=lengths, extras=extras
-            )
+        output, hn, _ = functional.run_network(
+            self.network, 0.0, input, states, self.weights, lengths=lengths, extras=extras
+        )
+        states = tuple(_recordable(state) for state in states)
         self.one = input.dim() == 2
         layers = functional.layers_of(
             self.network, extras, self._time_first(input), states, self.weights
@@ -269,7 +276,7 @@ class _Inspected:
         return output, self._as_given(hn), layers
 
     def names(self, layer: int) -> list[str]:
-        """Of a layer's directions, as its weights have them."""
+        """The names of a layer's directions, as its weights have them."""
         return [f"l{layer}{suffix}" for suffix in ("", "_reverse")[: self.network.layer.directions]]
 
     def of_direction(self, weights: Sequence[Tensor], direction: int) -> Sequence[Tensor]:
@@ -342,15 +349,14 @@ def _gates(
     """The gates [T, B, H] that the kernels keep for backward, all steps as one batch."""
     cell: Cell = layer.cell
     kept = [name for name in cell.gates if name in cell.saved]
+    H = weights[W_HH].size(0) // len(cell.gates)
     if not kept or not steps.numel():
-        H = weights[W_HH].size(0) // len(cell.gates)
         return {name: steps.new_zeros(*steps.shape[:2], H) for name in kept}
     if ops.allow_tf32(steps):
         layer = layer._replace(allow_tf32=True)
     states = [state.flatten(0, 1).unsqueeze(0).contiguous() for state in before]
     operands = Operands(steps.flatten(0, 1).unsqueeze(0).contiguous(), None, states, weights)
     _, _, reserve = ops.forward(layer, operands, save=True)
-    H = weights[W_HH].size(0) // len(cell.gates)
     values = reserve[0, ..., :H].unflatten(0, steps.shape[:2])  # [T, B, saved, H]
     if ends is not None:
         alive = torch.arange(len(steps), device=steps.device)[:, None] < ends
@@ -365,8 +371,31 @@ def _norm(gradient: Tensor | None, state: Tensor) -> Tensor:
     return torch.linalg.vector_norm(gradient, dtype=torch.float64)
 
 
+def _recordable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of one that was made in inference mode, which autograd can't use."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _check_input(input: Any) -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input: expected a tensor, got {kind_of(input)}")
+    if input.is_nested:
+        raise TypeError("input: expected a tensor or a PackedSequence, got a nested tensor")
+    if input.is_meta:
+        raise ValueError("input: expected a tensor with values, got one on the device meta")
+
+
 def _check_loss(value: Any) -> None:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        raise ValueError(f"loss: expected to give a scalar tensor, got {kind_of(value)}")
+    if not isinstance(value, Tensor):
+        raise ValueError(f"loss: expected to return a scalar tensor, got {kind_of(value)}")
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(
+            "loss: expected to return a scalar of a floating-point dtype, got "
+            f"{value.dtype} of shape {tuple(value.shape)}"
+        )
     if not value.requires_grad:
-        raise ValueError("loss: expected to depend on output or hn, got a tensor that does not")
+        _reject_loss()
+
+
+def _reject_loss() -> NoReturn:
+    raise ValueError("loss: expected to depend on output or hn, got a tensor that does not")
