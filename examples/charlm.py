@@ -15,7 +15,8 @@ goes on from window to window, and the gradient does not: truncated backpropagat
 `fusedrnn.truncated_bptt`. The last tenth of the text is held out.
 
 The network is measured in bits per character of the held-out part, as compression is. Beside it are
-gzip and lzma, which have seen the training text, too, and two models that count. Then the network
+lzma, which has seen all of the training text, gzip, which looks back 32 KiB, and two models that
+count. Then the network
 writes on its own (`fusedrnn.Streaming`: what it drew last is what it reads next). The picture shows
 which characters of an unseen page surprised it, and a unit that found out by itself what quotation
 marks are.
@@ -59,7 +60,7 @@ EMBEDDING, UNITS = 64, 256
 DROPOUT = 0.3
 LEARNING_RATE = 4e-3
 HELD_OUT = 0.1
-FEWEST = 10_000  # characters to learn from, at least
+FEWEST = 10_000  # characters of a text, at least
 RARE = 5  # characters that come less often are all the same to the network
 PROMPT, WRITTEN = "\n\nThe ", 800  # what it goes on from, and how many characters it writes
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what stands for them
@@ -203,7 +204,9 @@ def baselines(text: Text) -> dict[str, float]:
     held-out part adds to the compressed training part."""
     train, held_out = (text.encode(part).tolist() for part in (text.train, text.held_out))
     of_single, of_pair = counted(train, held_out, len(text.alphabet))
-    before, both = text.train.encode(), (text.train + text.held_out).encode()
+    # As the network sees them: rare characters are one and the same.
+    seen, unseen = (text.decode(text.encode(part).tolist()) for part in (text.train, text.held_out))
+    before, both = seen.encode(), (seen + unseen).encode()
     added = {
         name: 8 * (len(compress(both)) - len(compress(before))) / len(text.held_out)
         for name, compress in (("gzip", gzip.compress), ("lzma", lzma.compress))
@@ -323,10 +326,10 @@ def main(words: Sequence[str] | None = None) -> int:
                         help="what to learn from, in UTF-8; default: Python's manual")  # fmt: skip
     parser.add_argument("--units", type=training.positive, default=UNITS, help=f"default: {UNITS}")
     parser.add_argument("--temperature", type=float, default=0.7,
-                        help="of what it writes; default: %(default)s")  # fmt: skip
+                        help="sampling temperature; default: %(default)s")  # fmt: skip
     options = training.parse(parser, words)
-    if not options.temperature > 0:
-        parser.error(f"--temperature: expected a positive number, got {options.temperature}")
+    if not 0.01 <= options.temperature <= 100:
+        parser.error(f"--temperature: expected 0.01 to 100, got {options.temperature}")
     text = read_text(options.text)
     levels = baselines(text)
     print(f"{text.name}: {len(text.train)} characters, held out {len(text.held_out)}; "
@@ -369,11 +372,11 @@ def main(words: Sequence[str] | None = None) -> int:
                       at_most=BOUND[options.cell] if usual else None)]  # fmt: skip
     results += [Result(f"{name}, for comparison", level) for name, level in levels.items()]
     _, correlation = reading.unit_for_quotes()
-    results.append(Result("a unit's correlation with open quotation", abs(correlation)))
+    results.append(Result("the best unit's correlation with open quotation", abs(correlation)))
     status = training.conclude(options, results)
     unbeaten = [name for name, level in levels.items() if level <= history.scores[-1]]
     if unbeaten:
-        print(f"It was not beaten: {', '.join(unbeaten)}")
+        print(f"Not beaten: {', '.join(unbeaten)}")
     return status
 
 

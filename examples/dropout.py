@@ -28,6 +28,7 @@ only `dropout` between two layers, and nn.Dropout before and after them, drawn f
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +49,10 @@ BATCH_SIZE = 50
 HIDDEN_SIZE = 64
 LEARNING_RATE = 3e-3
 LAST = 10  # epochs that a result is the mean of
-REQUIRED_SAVING = 0.1  # of the held-out loss
+JUDGED = {"fused": "all, mask per sequence", "torch": "all, mask per step"}  # ways, by package
+# What it saves of the held-out loss, at the least. A simple RNN learns less by heart, and dropout
+# saves it a fifth of that loss or nothing, as the seed has it: it has no bound.
+REQUIRED_SAVING = {"lstm": 0.15, "gru": 0.15}
 
 
 class Dropouts(NamedTuple):
@@ -57,6 +61,14 @@ class Dropouts(NamedTuple):
     layers: dict[str, Any] = {}
     before: float = 0.0
     after: float = 0.0
+
+
+def keep_probability(text: str) -> float:
+    """A number from the command line; who keeps nothing has no network left."""
+    value = float(text)
+    if not 0 < value <= 1:  # so written that NaN is refused
+        raise argparse.ArgumentTypeError(f"expected 0 < P <= 1, got {text}")
+    return value
 
 
 def ways_of_fusedrnn(input: float, state: float, output: float) -> dict[str, Dropouts]:
@@ -192,7 +204,7 @@ def main(words: Sequence[str] | None = None) -> int:
     # Layers this small gain little from two threads, and lose much where others want them, too.
     parser = training.arguments(__doc__, "dropout", epochs=EPOCHS, threads=1)
     for what, keep in (("input", 0.8), ("state", 0.7), ("output", 0.7)):
-        parser.add_argument(f"--{what}-keep", type=digits.probability, default=keep, metavar="P",
+        parser.add_argument(f"--{what}-keep", type=keep_probability, default=keep, metavar="P",
                             help=f"{what}_keep_prob; default: %(default)s")  # fmt: skip
     options = training.parse(parser, words)
     data = digits.small_digits(options.seed).to(options.device)
@@ -214,13 +226,13 @@ def main(words: Sequence[str] | None = None) -> int:
     title = f"Dropout against learning by heart ({training.CELLS[options.cell]}, 2 layers)"
     draw(histories, masks(options, options.output_keep), title, options.plot)
     losses = {name: final(history) for name, history in histories.items()}
-    best = min([*losses][1:], key=lambda name: losses[name])  # the first is none
-    print(f"the best dropout: {best}")
+    lowest = min(losses, key=lambda name: losses[name])
+    print(f"the lowest held-out loss: {lowest} (chosen on it)")
     results = [Result(f"held-out loss, {name}", loss) for name, loss in losses.items()]
-    saved = 1 - losses[best] / losses["none"]
-    results.append(
-        Result("share of it that the best dropout saves", saved, at_least=REQUIRED_SAVING)
-    )
+    judged = JUDGED[options.impl]  # named beforehand, so that no luck is in it
+    saved = 1 - losses[judged] / losses["none"]
+    required = REQUIRED_SAVING.get(options.cell)
+    results.append(Result(f"share of it saved, {judged}", saved, at_least=required))
     return training.conclude(options, results)
 
 

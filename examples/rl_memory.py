@@ -41,7 +41,7 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 import fusedrnn
-from training import CELLS, add_machine, parse, positive
+from training import CELLS, add_machine, parse, positive, where
 
 SHORTEST, LONGEST = 8, 12  # corridors
 FORWARD, LEFT, RIGHT = range(3)
@@ -269,11 +269,12 @@ def main() -> int:
     options = arguments()
     agent = Agent(options.cell).to(options.device)
     training = Training(agent, Mazes(options.environments, options.device), options.no_memory)
-    where = "CUDA" if options.device == "cuda" else f"CPU threads: {torch.get_num_threads()}"
     setting = f"{options.cell.upper()} of {HIDDEN_SIZE} units"
     setting += ", zeroed at every step" if options.no_memory else ""
     print(f"{options.environments} T-mazes with corridors of {SHORTEST} to {LONGEST} steps")
-    print(f"{setting}, {where}, torch {torch.__version__}, fusedrnn {fusedrnn.__version__}")
+    print(
+        f"{setting}, {where(options)}, torch {torch.__version__}, fusedrnn {fusedrnn.__version__}"
+    )
 
     start = time.perf_counter()
     with tqdm(total=options.iterations, unit="rollout", mininterval=0.5) as progress:

