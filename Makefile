@@ -50,7 +50,7 @@ demo: build $(STAMPS)/with-demo  ## the main job: train a digit reader with torc
 
 data: $(STAMPS)/with-examples $(STAMPS)/data  ## the packages that the examples need, and those whose data they read
 
-gallery: build data  ## run all examples, and make the page of their pictures and numbers: ten minutes
+gallery: build data  ## run all examples, and make the page of their pictures and numbers: 7 minutes
 	$(PY) tools/gallery.py $(ARGS)
 
 test:  ## lint, then the tests on all cores

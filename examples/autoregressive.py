@@ -217,10 +217,9 @@ def learn(model: Window | Latent, name: str, series: Series, options: argparse.N
     def loss_of(batch: Tensor) -> Tensor:
         return mse_loss(model(batch[:, :-1])[:, WARM_UP:], batch[:, WARM_UP + 1 :])
 
-    steps = options.epochs * BATCHES
     training.train(
         model, batches, loss_of, options.epochs, learning_rate=LEARNING_RATE, name=name,
-        schedule=lambda adam: torch.optim.lr_scheduler.OneCycleLR(adam, LEARNING_RATE, steps),
+        warm_up=0.3,
     )  # fmt: skip
     past = scaled.unfold(0, STEPS, 1)[series.origins - STEPS + 1]  # [origins, 128]
     said: Tensor = training.evaluate(model, lambda: model.ahead(past, AHEAD))

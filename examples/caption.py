@@ -12,7 +12,7 @@ letter by letter, each the next input. In training all letters are known, and on
 
 A digit has names in three languages: English in 44 of 100 captions, French and Spanish in 28 each.
 So "two" is the likeliest name of a 2. But 56 of 100 names begin with the d of "deux" and "dos", and
-whoever takes the likeliest letter each time ("greedy") is led astray. Beam search goes on with
+taking the likeliest letter each time ("greedy") leads astray. Beam search goes on with
 several beginnings at once and drops one only when others are likelier. The stream's state makes
 that easy: it can be read, copied and set, and each beginning goes on from a copy of its own.
 
@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import OneCycleLR
 
 import digits
 import fusedrnn
@@ -119,14 +118,13 @@ def train(writer: Writer, data: Digits, options: Any) -> None:
         scores = writer(images, targets)
         return cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=AFTER_END)
 
-    steps = options.epochs * math.ceil(len(data.labels) / BATCH_SIZE)
     training.train(
         writer,
         training.shuffled((data.images, data.labels), BATCH_SIZE, options.seed),
         loss_of,
         options.epochs,
         learning_rate=LEARNING_RATE,
-        schedule=lambda optimizer: OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps),
+        warm_up=0.3,
     )
 
 

@@ -47,7 +47,6 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import OneCycleLR
 
 import fusedrnn
 import pictures
@@ -341,7 +340,6 @@ def main(words: Sequence[str] | None = None) -> int:
     inputs, following = side_by_side(text.encode(text.train).to(device), STREAMS)
     held_out = text.encode(text.held_out).to(device)
     windows = Windows(model, inputs)
-    steps = options.epochs * len(windows)
 
     def loss_of(window: fusedrnn.Window) -> Tensor:
         return bits(window.output, following[window.steps]).mean()
@@ -351,9 +349,8 @@ def main(words: Sequence[str] | None = None) -> int:
         lambda _: windows,
         loss_of,
         options.epochs,
-        schedule=lambda optimizer: OneCycleLR(
-            optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1
-        ),
+        learning_rate=LEARNING_RATE,
+        warm_up=0.1,
         examine=lambda: read(model, text.held_out, held_out, EXAMINED).surprise.mean().item(),
     )
     prompt = text.encode(PROMPT).to(device)

@@ -37,7 +37,6 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import OneCycleLR
 
 import pictures
 import training
@@ -212,14 +211,13 @@ def train_reader(
         answers = torch.cat([reader(part).argmax(1) for part in digits.held_out_images.split(1000)])
         return (answers == digits.held_out_labels).double().mean().item()
 
-    steps = options.epochs * math.ceil(len(digits.labels) / BATCH_SIZE)
     return training.train(
         reader,
         training.shuffled((digits.images, digits.labels), BATCH_SIZE, options.seed),
         loss_of,
         options.epochs,
         learning_rate=learning_rate,
-        schedule=lambda optimizer: OneCycleLR(optimizer, learning_rate, total_steps=steps),
+        warm_up=0.3,
         examine=accuracy,
         name=name,
     )

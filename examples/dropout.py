@@ -1,7 +1,8 @@
 """Dropout in recurrent layers: the three keep probabilities, and masks that stay or change.
 
-Whoever sees few examples learns them by heart. Here two recurrent layers read 200 handwritten
-digits row by row until they know them all, and meanwhile get worse at other digits. Dropout helps.
+A network that sees few examples learns them by heart. Here two recurrent layers read 200
+handwritten digits row by row until they know them all, and meanwhile get worse at other digits.
+Dropout helps.
 It has three places in a layer, those of TensorFlow 1's DropoutWrapper around each cell:
 
                                            output_dropout --> next layer
@@ -146,7 +147,7 @@ def learn(
 
 
 def masks(options: Any, keep: float) -> dict[str, Tensor]:
-    """Which outputs of a layer are kept, [steps, units], seen from outside."""
+    """Which outputs [steps, units] a layer's dropout keeps, by the name of the mask."""
     if options.impl == "torch":
         return {"nn.Dropout": nn.Dropout(1 - keep)(torch.ones(12, 16)) != 0}
     kept = {}

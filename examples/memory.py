@@ -21,7 +21,7 @@ A plain network multiplies it by the same matrix at each step. The cell state of
 multiplied by the forget gate only, and the state of a GRU by the update gate, so an open gate lets
 the gradient through. Here training begins with gates that are open: in some units for one step, in
 others for as many as the sequence has (after Tallec and Ollivier, 2018). The plain network begins
-with a W_hh that is orthogonal, which is its best chance. `--gates as-torch` shows how much that
+with an orthogonal W_hh. `--gates as-torch` shows how much that
 helps: at 100 steps an LSTM then fails, too. The picture shows the gradients, and which network
 solves which length.
 
@@ -43,7 +43,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
-from torch.optim.lr_scheduler import OneCycleLR
 
 import fusedrnn.inspect
 import pictures
@@ -189,14 +188,13 @@ def learn(
         return [[part.to(options.device) for part in batch] for batch in made]
 
     rate = RATES_OF_RNN[problem.name] if cell == "rnn" else RATE
-    steps = options.epochs * BATCHES
     history = training.train(
         network,
         batches,
         lambda batch: problem.loss(network(batch[0]), batch[1]),
         options.epochs,
         learning_rate=rate,
-        schedule=lambda optimizer: OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1),
+        warm_up=0.1,
         name=f"{training.CELLS[cell]:4} {problem.name:6} {length:3}",
     )
     x, y = (part.to(options.device) for part in problem.make(HELD_OUT, length, generator))

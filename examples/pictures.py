@@ -65,14 +65,12 @@ def figure(
 
 
 def save(made: Figure, path: Path) -> None:
-    """Writes the figure, says where, and forgets it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes the figure as a .png, says where, and forgets it."""
     made.savefig(path, dpi=110)
     pyplot.close(made)
-    if path.suffix == ".png":  # with a palette it is a third as large
-        with Image.open(path) as image:
-            few = image.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE)
-        few.save(path, optimize=True)
+    with Image.open(path) as image:  # with a palette it is a third as large
+        few = image.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE)
+    few.save(path, optimize=True)
     print(f"plot: {path}")
 
 

@@ -316,14 +316,13 @@ def main(words: Sequence[str] | None = None) -> int:
         return (model(inputs) * model.target_scale).double().cpu()
 
     before = training.evaluate(model, forecast_all)
-    steps = options.epochs * math.ceil(windows.kept / BATCH_SIZE)
     training.train(
         model,
         training.shuffled((inputs[learned], targets[learned]), BATCH_SIZE, options.seed),
         lambda batch: mse_loss(model(batch[0]), batch[1] / model.target_scale),
         options.epochs,
         learning_rate=LEARNING_RATE,
-        schedule=lambda adam: torch.optim.lr_scheduler.OneCycleLR(adam, LEARNING_RATE, steps),
+        warm_up=0.3,
     )
     forecasts = training.evaluate(model, forecast_all)
 

@@ -49,7 +49,6 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from torch.optim.lr_scheduler import OneCycleLR
 
 import pictures
 import training
@@ -461,15 +460,13 @@ def main(words: Sequence[str] | None = None) -> int:
         right = (model.guess(symbols, lengths) == answers).sum()
         return (right / lengths.sum()).item()
 
-    steps = math.ceil(len(corpus.train) / BATCH_SIZE)
     history = training.train(
         model,
         training.shuffled(train, BATCH_SIZE, options.seed),
         loss_of,
         options.epochs,
-        schedule=lambda optimizer: OneCycleLR(
-            optimizer, LEARNING_RATE, epochs=options.epochs, steps_per_epoch=steps
-        ),
+        learning_rate=LEARNING_RATE,
+        warm_up=0.3,
         examine=examine,
     )
     named = {

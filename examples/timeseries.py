@@ -151,11 +151,10 @@ def main(words: Sequence[str] | None = None) -> int:
         starts = torch.rand(BATCHES * BATCH_SIZE, generator=generator) * (LEARNED_UNTIL - SPAN)
         return stretches(starts, STEPS).to(options.device).split(BATCH_SIZE)
 
-    steps = options.epochs * BATCHES
     training.train(
         model, batches, lambda batch: mse_loss(model(batch[:, :-1]), batch[:, 1:]),
         options.epochs, learning_rate=LEARNING_RATE,
-        schedule=lambda adam: torch.optim.lr_scheduler.OneCycleLR(adam, LEARNING_RATE, steps),
+        warm_up=0.3,
     )  # fmt: skip
 
     held_out = stretches(held_out_starts(200, STEPS), STEPS)

@@ -58,6 +58,7 @@ from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
 import fusedrnn
+from training import positive
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (the backend has to be chosen first)
@@ -474,13 +475,6 @@ def report(found: Forecasts) -> list[str]:
             f"{linear:.4f}"
         ]
     return []
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {value}")
-    return value
 
 
 def probability(text: str) -> float:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 import fusedrnn
@@ -202,6 +203,29 @@ def stream(module: nn.Module, batch_size: int) -> Callable[[Tensor], Tensor]:
     return go_on
 
 
+def run_free(
+    memory: nn.Module, head: Callable[[Tensor], Tensor], seen: Tensor, steps: int
+) -> Tensor:
+    """Lets a network go on with a series: what it says is what it sees next.
+
+    Args:
+        memory: a `batch_first` layer of one direction, [B, T, I] to [B, T, H].
+        head: what it says of each output, [B, T, H] to [B, T, I].
+        seen: what it reads before it says anything, [B, T, I].
+        steps: how many it says, at least 1.
+
+    Returns:
+        What it says comes next, [B, steps, I].
+    """
+    take = stream(memory, len(seen))
+    value = head(take(seen)[:, -1:])  # [B, 1, I]
+    said = [value]
+    while len(said) < steps:
+        value = head(take(value))
+        said.append(value)
+    return torch.cat(said, dim=1)
+
+
 def setting(options: argparse.Namespace, cell: str | None = None) -> str:
     """In words: the layer, and what it runs on."""
     package = {"fused": "fusedrnn", "torch": "torch.nn"}[options.impl]
@@ -219,9 +243,8 @@ def train(
     loss_of: Callable[[Any], Tensor],
     epochs: int,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
     learning_rate: float = 1e-3,
-    schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
+    warm_up: float | None = None,
     largest_gradient: float | None = 1.0,
     examine: Callable[[], float] | None = None,
     name: str = "",
@@ -233,21 +256,24 @@ def train(
         batches: makes the batches of an epoch from its number, counted from 0.
         loss_of: the loss of a batch, a scalar.
         epochs: how many.
-        optimizer: Adam of `learning_rate` if none is given.
-        schedule: makes the schedule of the learning rate, which then steps after every batch.
+        learning_rate: of Adam.
+        warm_up: in what share of all batches the rate rises to `learning_rate`, before it falls to
+            almost nothing (Smith and Topin, "Super-convergence", 2018); None for a rate that stays.
         largest_gradient: the norm that gradients are clipped to; None for no clipping.
         examine: the score of the model, in evaluation mode and without gradients, after each epoch.
         name: what the bar is labelled with.
     """
-    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate)
-    following = schedule(optimizer) if schedule else None
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    schedule: OneCycleLR | None = None
     history = History()
     with tqdm(unit="batch", mininterval=0.5) as progress:
         for epoch in range(epochs):
             model.train()
             start, losses = time.perf_counter(), []
             of_epoch = batches(epoch)
-            progress.total = epochs * len(of_epoch)
+            progress.total = total = epochs * len(of_epoch)
+            if warm_up is not None and schedule is None:
+                schedule = OneCycleLR(optimizer, learning_rate, total, pct_start=warm_up)
             progress.set_description(f"{name} epoch {epoch + 1}/{epochs}".strip(), refresh=False)
             for batch in of_epoch:
                 loss = loss_of(batch)
@@ -256,8 +282,8 @@ def train(
                 if largest_gradient is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), largest_gradient)
                 optimizer.step()
-                if following is not None:
-                    following.step()
+                if schedule is not None:
+                    schedule.step()
                 losses.append(loss.detach())
                 progress.update()
             history.losses.append(torch.stack(losses).mean().item())  # waits for the device, too
@@ -335,26 +361,3 @@ def run(main: Callable[[], int]) -> None:
     except BadInput as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def run_free(
-    memory: nn.Module, head: Callable[[Tensor], Tensor], seen: Tensor, steps: int
-) -> Tensor:
-    """Lets a network go on with a series: what it says is what it sees next.
-
-    Args:
-        memory: a `batch_first` layer of one direction, [B, T, I] to [B, T, H].
-        head: what it says of each output, [B, T, H] to [B, T, I].
-        seen: what it reads before it says anything, [B, T, I].
-        steps: how many it says, at least 1.
-
-    Returns:
-        What it says comes next, [B, steps, I].
-    """
-    take = stream(memory, len(seen))
-    value = head(take(seen)[:, -1:])  # [B, 1, I]
-    said = [value]
-    while len(said) < steps:
-        value = head(take(value))
-        said.append(value)
-    return torch.cat(said, dim=1)

@@ -303,7 +303,7 @@ def frames_of(sound: Sound) -> Tensor:
 
 
 def is_speech(sound: Sound, frames: int) -> Tensor:
-    """Which frames [frames] are speech by half or more, if `spans` says so."""
+    """Whether each frame is speech for at least half of its length, [frames]."""
     samples = torch.zeros(frames * FRAME)
     for what, first, last in sound.spans:
         if what == "speech":

@@ -72,6 +72,20 @@ def cell_of(module: RNNBase) -> Cell:
     return functional.gru_of(getattr(module, "reset_after", True))
 
 
+def check_recurrent(module: Any) -> None:
+    """Checks that a module is one whose layers we can run: ours or torch.nn's."""
+    if not isinstance(module, RNNBase) or getattr(module, "mode", None) not in CELL_OF_MODE:
+        raise TypeError(
+            "module: expected an LSTM, GRU or RNN of fusedrnn or torch.nn, got "
+            f"{type(module).__name__}"
+        )
+
+
+def states_as_given(module: RNNBase, states: Sequence[Tensor]) -> Any:
+    """States of a module, torch.nn's or ours, as its users have them."""
+    return module._as_given(states) if isinstance(module, _Layers) else as_given(states)
+
+
 def weights_of(module: RNNBase) -> list[Tensor]:
     """The weights of all layers as they are now, whoever put them there; not to be changed.
 

@@ -26,7 +26,6 @@ from torch.nn.modules.rnn import RNNBase
 from fusedrnn import functional
 from fusedrnn._engine import ops
 from fusedrnn._engine.checks import (
-    as_given,
     check_dtype,
     check_features,
     check_initial_states,
@@ -40,7 +39,14 @@ from fusedrnn._engine.ops import DTYPES
 from fusedrnn._engine.torch_private import version_of
 from fusedrnn.cells import W_HH, W_IH
 from fusedrnn.functional import Extras
-from fusedrnn.modules import CELL_OF_MODE, _Layers, cell_of, extras_of, weights_of
+from fusedrnn.modules import (
+    _Layers,
+    cell_of,
+    check_recurrent,
+    extras_of,
+    states_as_given,
+    weights_of,
+)
 
 __all__ = ["Streaming"]
 
@@ -205,12 +211,7 @@ class Streaming:
     """
 
     def __init__(self, module: RNNBase, batch_size: int = 1, *, weights: str = "same") -> None:
-        mode = getattr(module, "mode", None)
-        if not isinstance(module, RNNBase) or mode not in CELL_OF_MODE:
-            raise TypeError(
-                "module: expected an LSTM, GRU or RNN of fusedrnn or torch.nn, got "
-                f"{type(module).__name__}"
-            )
+        check_recurrent(module)
         if module.bidirectional:
             raise ValueError(
                 "module: expected one direction, got a bidirectional module, whose second "
@@ -332,7 +333,8 @@ class Streaming:
             state.transpose(0, 1) if self._states_batch_first else state for state in self._hx
         ]
         states = [state.clone(memory_format=torch.contiguous_format) for state in states]
-        return self._as_given(states)
+        given: State = states_as_given(self.module, states)
+        return given
 
     @state.setter
     def state(self, hx: State | None) -> None:
@@ -404,7 +406,7 @@ class Streaming:
                 )
             like, *_ = made._hx
             states = tuple(state.to(like) for state in states)
-        made.state = made._as_given(states)
+        made.state = states_as_given(made.module, states)
         self.__dict__.update(made.__dict__)
 
     def _keep_up(self) -> None:
@@ -428,11 +430,6 @@ class Streaming:
             self._hx = [state.to(w_hh) for state in self._hx]
             return
         self._hx = [*map(_own, self._first_states())]
-
-    def _as_given(self, states: Sequence[Tensor]) -> State:
-        if isinstance(self.module, _Layers):
-            return self.module._as_given(states)
-        return as_given(states)
 
     def _first_states(self) -> list[Tensor]:
         """The states that a sequence begins with, for all sequences."""

@@ -31,4 +31,5 @@ def write_and_die(self: FileSystemWriter, *arguments: Any, **options: Any) -> An
 
 FileSystemWriter.write_data = write_and_die
 del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as Python does for a program
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -28,9 +28,9 @@ EXAMPLES = (
 HEAD = """\
 # Gallery
 
-What the examples draw, and what they print. Each runs in under two minutes on two cores, with
-nothing downloaded. Most take `--cell`, `--impl` and `--epochs`; `--help` says what else.
-`make data` installs the packages whose data they read. `make gallery` made this page.
+What the examples draw, and what they print, as they are by default: each runs in under two minutes
+on two cores, with nothing downloaded. Most take `--cell`, `--impl` and `--epochs`; `--help` says
+what else. `make data` installs the packages whose data they read. `make gallery` made this page.
 """
 
 

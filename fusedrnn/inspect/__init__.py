@@ -6,8 +6,8 @@
     plot_gradient_flow(flow)              the norms of those gradients over the steps
     write_report(path, trace, flow)       both as one HTML file, with values where you point
 
-The numbers are the kernels' own. The plots need matplotlib; the report needs nothing, and neither
-does whoever opens it.
+Gates and states are the kernels' own, gradients those of the plain PyTorch reference. The plots
+need matplotlib; the report needs nothing, to write it or to open it.
 """
 
 from __future__ import annotations

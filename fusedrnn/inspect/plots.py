@@ -32,9 +32,6 @@ LINES = {"h": "-", "c": "--"}
 MARKERS = (".", "x", "+", "s")
 """How curves are drawn: a colour for a layer, a line for a state, a marker once colours repeat."""
 
-LONGEST_AXIS = 32767
-"""The most steps that a picture can have in a browser."""
-
 
 def title_of(name: str) -> str:
     """A gate or a state with its name in words: "forget gate f"."""
@@ -50,8 +47,7 @@ def values_of(trace: Trace, part: str, sequence: int) -> dict[str, Tensor]:
         ValueError: it has no steps.
         TypeError: `trace` is something else.
     """
-    if not isinstance(trace, Trace):
-        raise TypeError(f"trace: expected what fusedrnn.inspect.trace gives, got {kind_of(trace)}")
+    check_trace(trace)
     found = {}
     for name, values in trace[part].items():
         batch = 0 if trace.batch_first else 1
@@ -73,6 +69,11 @@ def scale_of(values: Tensor) -> tuple[float, float]:
     finite = values[values.isfinite()]
     largest = max(1.0, finite.abs().max().item()) if finite.numel() else 1.0
     return (-largest if bool((finite < 0).any()) else 0.0), largest
+
+
+def check_trace(trace: Any) -> None:
+    if not isinstance(trace, Trace):
+        raise TypeError(f"trace: expected what fusedrnn.inspect.trace gives, got {kind_of(trace)}")
 
 
 def check_steps(steps: Sequence[str] | None, count: int) -> None:
@@ -181,8 +182,8 @@ def plot_gradient_flow(
     lines = []
     for _, group, state, norms in curves:
         shown = [norm if norm > 0 else float("nan") for norm in norms]  # zeros have no logarithm
-        round, color = divmod(group, len(COLORS))
-        style: Any = {"linestyle": LINES.get(state, ":"), "marker": MARKERS[round % len(MARKERS)]}
+        again, color = divmod(group, len(COLORS))
+        style: Any = {"linestyle": LINES.get(state, ":"), "marker": MARKERS[again % len(MARKERS)]}
         lines += axis.plot(shown, color=COLORS[color], markersize=3, **style)
     axis.set_yscale("log")
     axis.set_xlabel("step t")

@@ -25,18 +25,20 @@ from typing import Any
 
 from torch import Tensor
 
-from fusedrnn._engine.checks import kind_of
 from fusedrnn.inspect.plots import (
     COLORS,
-    LONGEST_AXIS,
     Curve,
     check_steps,
+    check_trace,
     curves_of,
     scale_of,
     title_of,
     values_of,
 )
 from fusedrnn.inspect.tracing import GradientFlow, Trace
+
+LONGEST = 32767
+"""The most steps that a picture can have in a browser."""
 
 LARGEST = 8_000_000
 """The values that a page may have: more make a browser slow, and nobody reads that many."""
@@ -78,14 +80,13 @@ def write_report(
         >>> fusedrnn.inspect.write_report("gates.html", traced, steps=[*"twenty steps of text"])
         PosixPath('gates.html')
     """
-    if not isinstance(trace, Trace):
-        raise TypeError(f"trace: expected what fusedrnn.inspect.trace gives, got {kind_of(trace)}")
+    check_trace(trace)
     values = {name: values_of(trace, name, sequence) for name in trace.layers}
     shown = [value for by_name in values.values() for value in by_name.values()]
     count, total = len(shown[0]), sum(value.numel() for value in shown)
-    if count > LONGEST_AXIS or total > LARGEST:
+    if count > LONGEST or total > LARGEST:
         raise ValueError(
-            f"trace: expected at most {LONGEST_AXIS} steps and {LARGEST} values in a report, got "
+            f"trace: expected at most {LONGEST} steps and {LARGEST} values in a report, got "
             f"{count} and {total}; trace fewer steps"
         )
     check_steps(steps, count)

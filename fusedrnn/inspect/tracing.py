@@ -22,12 +22,19 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from fusedrnn import functional, reference
 from fusedrnn._engine import ops
-from fusedrnn._engine.checks import as_given, as_lengths, kind_of, states_of
+from fusedrnn._engine.checks import as_lengths, kind_of, states_of
 from fusedrnn._engine.dropouts import Masks
 from fusedrnn._engine.layer import Layer, Operands
 from fusedrnn.cells import W_HH, Cell
 from fusedrnn.functional import Extras
-from fusedrnn.modules import CELL_OF_MODE, _Layers, cell_of, extras_of, weights_of
+from fusedrnn.modules import (
+    _Layers,
+    cell_of,
+    check_recurrent,
+    extras_of,
+    states_as_given,
+    weights_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,11 +247,7 @@ class _Inspected:
     """
 
     def __init__(self, module: RNNBase) -> None:
-        if not isinstance(module, RNNBase) or module.mode not in CELL_OF_MODE:
-            raise TypeError(
-                "module: expected an LSTM, GRU or RNN of fusedrnn or torch.nn, got "
-                f"{type(module).__name__}"
-            )
+        check_recurrent(module)
         self.module = module
         self.cell = cell_of(module)
         self.weights = [_recordable(weight.detach()) for weight in weights_of(module)]
@@ -273,7 +276,7 @@ class _Inspected:
         layers = functional.layers_of(
             self.network, extras, self._time_first(input), states, self.weights
         )
-        return output, self._as_given(hn), layers
+        return output, states_as_given(module, hn), layers
 
     def names(self, layer: int) -> list[str]:
         """The names of a layer's directions, as its weights have them."""
@@ -321,11 +324,7 @@ class _Inspected:
             states = [state.squeeze(1) for state in states]
         elif self.extras.states_batch_first:
             states = [state.transpose(0, 1) for state in states]
-        return self._as_given(states)
-
-    def _as_given(self, states: Sequence[Tensor]) -> Any:
-        module = self.module
-        return module._as_given(states) if isinstance(module, _Layers) else as_given(states)
+        return states_as_given(self.module, states)
 
 
 def _before(states: Tensor, first: Tensor, reverse: bool, ends: Tensor | None) -> Tensor:
