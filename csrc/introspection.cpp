@@ -128,7 +128,7 @@ py::tuple words(const char* text) {
   return py::tuple(py::cast(found));
 }
 
-// The facts of every cell, by its number, for fusedrnn/cells.py.
+// The facts of every cell, by its number, for fusedrnn/cells/facts.py.
 py::list cells() {
   using namespace fusedrnn;
   py::list list;

@@ -8,7 +8,7 @@ seed, keeps them under the same names and gives results of the same shapes and l
 The classes do not derive from `torch.nn.LSTM` and its like: torch.compile knows these by name and
 does not trace them.
 
-The facts of a cell (cells.py) say what its layers have. RNN, LSTM and GRU leave their parameters to
+The facts of a cell (cells/facts.py) say what its layers have. RNN, LSTM and GRU leave their parameters to
 torch; layers of a cell that torch does not have are a class derived from `_Recurrent`, with a
 docstring and the cell's name, and an entry in `__all__`.
 """
