@@ -18,6 +18,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace fusedrnn::cpu {
@@ -297,62 +299,99 @@ struct ExpConstants<double> {
   static constexpr auto& exp = expm1;
 };
 
+// A NaN in x stays.
 template <class F>
-FUSEDRNN_INLINE Vec<F> minimum(Vec<F> x, F limit) {  // a NaN in x stays
-  const Vec<F> l = splat(limit);
+FUSEDRNN_INLINE Vec<F> minimum(Vec<F> x, Vec<F> limit) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(F) == 4)
-    return _mm512_maskz_min_ps(0xffff, l, x);
+    return _mm512_maskz_min_ps(0xffff, limit, x);
   else
-    return _mm512_maskz_min_pd(0xff, l, x);
+    return _mm512_maskz_min_pd(0xff, limit, x);
 #elif defined(__AVX2__)
   if constexpr (sizeof(F) == 4)
-    return _mm256_min_ps(l, x);
+    return _mm256_min_ps(limit, x);
   else
-    return _mm256_min_pd(l, x);
+    return _mm256_min_pd(limit, x);
 #else
-  return l < x ? l : x;
+  return limit < x ? limit : x;
+#endif
+}
+template <class F>
+FUSEDRNN_INLINE Vec<F> minimum(Vec<F> x, F limit) {
+  return minimum<F>(x, splat(limit));
+}
+template <class F>
+FUSEDRNN_INLINE Vec<F> maximum(Vec<F> x, Vec<F> limit) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(F) == 4)
+    return _mm512_maskz_max_ps(0xffff, limit, x);
+  else
+    return _mm512_maskz_max_pd(0xff, limit, x);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(F) == 4)
+    return _mm256_max_ps(limit, x);
+  else
+    return _mm256_max_pd(limit, x);
+#else
+  return limit > x ? limit : x;
 #endif
 }
 template <class F>
 FUSEDRNN_INLINE Vec<F> maximum(Vec<F> x, F limit) {
-  const Vec<F> l = splat(limit);
-#if defined(__AVX512F__)
-  if constexpr (sizeof(F) == 4)
-    return _mm512_maskz_max_ps(0xffff, l, x);
-  else
-    return _mm512_maskz_max_pd(0xff, l, x);
-#elif defined(__AVX2__)
-  if constexpr (sizeof(F) == 4)
-    return _mm256_max_ps(l, x);
-  else
-    return _mm256_max_pd(l, x);
-#else
-  return l > x ? l : x;
-#endif
+  return maximum<F>(x, splat(limit));
 }
 
-// x = n ln 2 + r, n an integer and |r| <= ln(2)/2. |x| must be within exp_limit.
+// a * b + c, rounded once where the instruction set can. Everything here asks for it by name: what
+// a compiler contracts by itself depends on its options, and bits must not.
+template <class F>
+FUSEDRNN_INLINE Vec<F> multiply_add(Vec<F> a, Vec<F> b, Vec<F> c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(F) == 4)
+    return _mm512_fmadd_ps(a, b, c);
+  else
+    return _mm512_fmadd_pd(a, b, c);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(F) == 4)
+    return _mm256_fmadd_ps(a, b, c);
+  else
+    return _mm256_fmadd_pd(a, b, c);
+#elif defined(__aarch64__)
+  if constexpr (sizeof(F) == 4)
+    return vfmaq_f32(c, a, b);
+  else
+    return vfmaq_f64(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+template <class F>
+FUSEDRNN_INLINE Vec<F> multiply_add(Vec<F> a, F b, Vec<F> c) {
+  return multiply_add<F>(a, splat(b), c);
+}
+
+// x = n ln 2 + r, n an integer and |r| <= ln(2)/2. |x| must be below 1000.
 template <class F>
 struct Reduced {
   typedef typename VectorType<Bits<F>>::type BitsVec;
   Vec<F> r;
-  BitsVec n;  // where a floating-point number has its exponent
+  Vec<F> whole;  // n
+  BitsVec n;     // where a floating-point number has its exponent
 
   FUSEDRNN_INLINE explicit Reduced(Vec<F> x) {
     using K = ExpConstants<F>;
-    const Vec<F> shifted = x * K::log2e + K::rounder;
-    const Vec<F> whole = shifted - K::rounder;
-    r = (x - whole * K::ln2_high) - whole * K::ln2_low;
+    const Vec<F> shifted = multiply_add<F>(x, K::log2e, splat(K::rounder));
+    whole = shifted - K::rounder;
+    r = multiply_add<F>(whole, -K::ln2_low, multiply_add<F>(whole, -K::ln2_high, x));
     n = bit_cast<BitsVec>(shifted) << K::mantissa;
   }
 };
 
-template <class F, int N>
+// c[first] + c[first + 1] x + ...
+template <int first = 0, class F, int N>
 FUSEDRNN_INLINE Vec<F> polynomial(const F (&c)[N], Vec<F> x) {
   Vec<F> sum = splat(c[N - 1]);
-#pragma GCC unroll 16
-  for (int k = N - 2; k >= 0; --k) sum = sum * x + c[k];
+#pragma GCC unroll 32
+  for (int k = N - 2; k >= first; --k) sum = multiply_add<F>(sum, x, splat(c[k]));
   return sum;
 }
 
@@ -366,7 +405,7 @@ struct Math {
   FUSEDRNN_INLINE static V sigmoid(V x) {
     using K = ExpConstants<F>;
     const Reduced<F> e(maximum<F>(minimum<F>(-x, K::exp_limit), -K::exp_limit));
-    const V fraction = 1 + e.r * polynomial(K::exp, e.r);
+    const V fraction = multiply_add(e.r, polynomial(K::exp, e.r), splat(F(1)));
     const V result = 1 / (1 + bit_cast<V>(bit_cast<BitsVec>(fraction) + e.n));
     // Exactly 0 far out, as torch's is: 0 times an infinite state is NaN, and a tiny gate times it
     // is not. A NaN also stays NaN; the integer sum above may have made a number of its bits.
@@ -381,25 +420,13 @@ struct Math {
     const V magnitude = minimum<F>(bit_cast<V>(magnitude_bits), K::tanh_limit);
     const Reduced<F> e(magnitude + magnitude);
     const V scale = bit_cast<V>(e.n + (static_cast<Bits<F>>(K::bias) << K::mantissa));
-    const V expm1 = scale * (e.r * polynomial(K::expm1, e.r)) + (scale - 1);
+    const V expm1 = multiply_add(scale, e.r * polynomial(K::expm1, e.r), scale - 1);
     const V result = expm1 / (expm1 + 2);
     const BitsVec signed_result = bit_cast<BitsVec>(result) | sign;
     return bit_cast<V>(signed_result);
   }
   FUSEDRNN_INLINE static V multiply_add(V a, V b, V c) {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(F) == 4)
-      return _mm512_fmadd_ps(a, b, c);
-    else
-      return _mm512_fmadd_pd(a, b, c);
-#elif defined(__AVX2__)
-    if constexpr (sizeof(F) == 4)
-      return _mm256_fmadd_ps(a, b, c);
-    else
-      return _mm256_fmadd_pd(a, b, c);
-#else
-    return a * b + c;
-#endif
+    return FUSEDRNN_ISA::multiply_add<F>(a, b, c);
   }
   FUSEDRNN_INLINE static V relu(V x) { return maximum<F>(x, F(0)); }
   FUSEDRNN_INLINE static V where_positive(V h, V x) { return h <= 0 ? V{} : x; }
