@@ -15,6 +15,9 @@ check_batched_grad=True)` run backward, or forward mode, once on wrapped tensors
 gradient and hold a batch of them, in levels if such calls nest. With torch.func's vmap autograd
 tells a Function that its tensors are wrapped; here it does not, and none of our ops can take such a
 wrapper. So they are unwrapped here, and there is one call of the kernels for each.
+
+**Modes that see every op.** A `TorchDispatchMode` is told of each op below autograd, which is how
+the functions of users' cells are read. Its module is torch's own extension point, yet private.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function, forward_ad
 from torch.nn import Parameter
 from torch.nn.modules.rnn import RNNBase
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Optionals = Sequence[Tensor | None]
 
@@ -208,3 +212,23 @@ def _unwrapped(tensor: Tensor, level: int, size: int) -> Tensor:
     """The batch of a level, [N, ...]; `tensor` repeated `size` times if it has none there."""
     unwrapped: Tensor = torch._remove_batch_dim(tensor, level, size, 0)
     return unwrapped
+
+
+# Modes that see every op.
+
+unwrapped_subclass = torch._C._disabled_torch_function_impl
+"""The `__torch_function__` of a Tensor's subclass whose results are plain tensors."""
+
+
+class DispatchMode(TorchDispatchMode):
+    """A mode whose first use does not import Dynamo, which takes seconds."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+def writes(op: OpOverload) -> bool:
+    """Whether an op changes one of its operands."""
+    changes: bool = op._schema.is_mutable
+    return changes
