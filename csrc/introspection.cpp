@@ -16,6 +16,7 @@
 #include "cuda/plan.h"
 #include "layer/plan_override.h"
 #include "layer/version.h"
+#include "ops/cells.h"
 
 namespace py = pybind11;
 
@@ -90,23 +91,21 @@ py::dict cuda_plan(const fusedrnn::Shape& shape, const py::dict& gpu, bool allow
   return d;
 }
 
-py::dict plan(const std::string& device, int cell, int64_t time, int64_t batch, int64_t input_size,
-              int64_t hidden_size, int64_t proj_size, int directions, const std::string& dtype,
-              int threads, bool training, bool panels, const py::dict& gpu, bool allow_tf32) {
+py::dict plan(const std::string& device, const std::string& cell, int64_t time, int64_t batch,
+              int64_t input_size, int64_t hidden_size, int64_t proj_size, int directions,
+              const std::string& dtype, int threads, bool training, bool panels,
+              const py::dict& gpu, bool allow_tf32) {
   using namespace fusedrnn;
   for (const std::string* const error : {&plan_override().error(), &cpu::cpu_capability_error()})
     if (!error->empty()) throw std::invalid_argument(*error);
   if (device != "cpu" && device != "cuda")
     throw std::invalid_argument("device: expected cpu or cuda, got " + device);
-  if (cell < 0 || cell >= kCells)
-    throw std::invalid_argument("cell: expected 0 to " + std::to_string(kCells - 1) + ", got " +
-                                std::to_string(cell));
   if (directions != 1 && directions != 2)
     throw std::invalid_argument("directions: expected 1 or 2, got " + std::to_string(directions));
   if (proj_size < 0)
     throw std::invalid_argument("proj_size: expected at least 0, got " + std::to_string(proj_size));
   Shape shape;
-  shape.cell = static_cast<Cell>(cell);
+  set_cell(shape, cell);
   shape.dtype = parse_dtype(dtype);
   shape.T = positive("time", time);
   shape.B = positive("batch", batch);
@@ -128,7 +127,7 @@ py::tuple words(const char* text) {
   return py::tuple(py::cast(found));
 }
 
-// The facts of every cell, by its number, for fusedrnn/cells/facts.py.
+// The facts of every compiled cell, by its number, for fusedrnn/cells/facts.py.
 py::list cells() {
   using namespace fusedrnn;
   py::list list;

@@ -14,7 +14,7 @@ def processor_capabilities() -> list[str]: ...
 def plan(
     *,
     device: str,
-    cell: int,
+    cell: str,
     time: int,
     batch: int,
     input_size: int,

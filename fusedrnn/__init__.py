@@ -3,6 +3,8 @@
     fusedrnn.LSTM(10, 20)        what torch.nn.LSTM(10, 20) is: same arguments, same parameters
     fusedrnn.replace(model)      puts these modules in place of torch.nn's in a model
     fusedrnn.Streaming(module)   inference step by step, with the state kept between calls
+    fusedrnn.cell(...)           a cell of one's own, written in PyTorch; fusedrnn.cells has a zoo
+    fusedrnn.Recurrent(cell, ..) its layers, with all that LSTM has
     fusedrnn.truncated_bptt(...) training on long sequences window by window
     fusedrnn.functional          the same without a module
     fusedrnn.from_keras(layer)   the module of a Keras layer, with its weights
@@ -25,7 +27,8 @@ __version__ = "0.1.0"  # of the package and of its libraries; setuptools reads i
 from fusedrnn._engine import native  # noqa: F401
 
 # isort: split
-from fusedrnn import functional, inspect, memory_pool, modules, onnx
+from fusedrnn import cells, functional, inspect, memory_pool, modules, onnx
+from fusedrnn.cells.written import cell
 from fusedrnn.convert import Replacement, from_keras, from_onnx, from_tf1, replace
 from fusedrnn.modules import *  # noqa: F403
 from fusedrnn.plans import CudaPlan, CudaWalk, Gpu, Plan, build_info, plan
@@ -41,6 +44,8 @@ __all__ = [  # noqa: PLE0604
     "Replacement",
     "Streaming",
     "build_info",
+    "cell",
+    "cells",
     "from_keras",
     "from_onnx",
     "from_tf1",

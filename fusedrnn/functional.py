@@ -261,7 +261,7 @@ def network_of(
     checkpoint: int | None,
 ) -> Network:
     """What `run_network` takes, from what modules and functions are given."""
-    layer = layer_of(cell.number, biases, projected, bidirectional)
+    layer = layer_of(cell.spec, biases, projected, bidirectional)
     if checkpoint is not None:
         check_checkpoint(checkpoint)
         layer = layer._replace(checkpoint=checkpoint)
@@ -641,7 +641,7 @@ def run_cell(
         hx = [state.unsqueeze(0) for state in hx]
     if is_any_autocast_on() and torch.is_autocast_enabled(input.device.type):
         input, hx, weights = _cast(cell, input, hx, weights, one_op=False)
-    layer = layer_of(cell.number, biases, projected=False, bidirectional=False)
+    layer = layer_of(cell.spec, biases, projected=False, bidirectional=False)
     if input.is_cuda and ops.allow_tf32(input):
         layer = layer._replace(allow_tf32=True)
     # Sizes of nothing are allowed in a cell and unknown to the ops.

@@ -8,9 +8,10 @@ seed, keeps them under the same names and gives results of the same shapes and l
 The classes do not derive from `torch.nn.LSTM` and its like: torch.compile knows these by name and
 does not trace them.
 
-The facts of a cell (cells/facts.py) say what its layers have. RNN, LSTM and GRU leave their parameters to
-torch; layers of a cell that torch does not have are a class derived from `_Recurrent`, with a
-docstring and the cell's name, and an entry in `__all__`.
+The facts of a cell (cells/facts.py) say what its layers have. RNN, LSTM and GRU leave their
+parameters to torch; layers of a compiled cell that torch does not have are a class derived from
+`_Recurrent`, with a docstring and the cell's name, and an entry in `__all__`. `Recurrent` has the
+layers of cells that users write.
 """
 
 from __future__ import annotations
@@ -48,10 +49,18 @@ from fusedrnn._engine.checks import (
 from fusedrnn._engine.docstrings import completed_from
 from fusedrnn._engine.dropouts import Dropouts, dropouts_of
 from fusedrnn._engine.parameters import initialise, set_forget_bias, weights_of_layers
-from fusedrnn.cells import CELLS, PARAMETER, Cell, by_option, cell_named
+from fusedrnn.cells import (
+    CELLS,
+    PARAMETER,
+    Cell,
+    WrittenCell,
+    by_option,
+    cell_named,
+    cell_of_written,
+)
 from fusedrnn.functional import Extras
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent", "RecurrentCell"]
 
 CELL_OF_MODE = {cell.name.upper(): cell for cell in CELLS}
 """The cell of a module's `mode`, which names it in capitals, as torch.nn's modules have it."""
@@ -66,6 +75,9 @@ def cell_of(module: RNNBase) -> Cell:
     A mode does not say where a GRU's reset gate is. torch.nn's has no `reset_after`, and is as if
     it were true.
     """
+    written: Cell | None = module.__dict__.get("_written")
+    if written is not None:
+        return written
     cell = CELL_OF_MODE[module.mode]
     if "reset_after" not in cell.options:
         return cell
@@ -74,9 +86,12 @@ def cell_of(module: RNNBase) -> Cell:
 
 def check_recurrent(module: Any) -> None:
     """Checks that a module is one whose layers we can run: ours or torch.nn's."""
-    if not isinstance(module, RNNBase) or getattr(module, "mode", None) not in CELL_OF_MODE:
+    known = isinstance(module, RNNBase) and (
+        isinstance(module, Recurrent) or getattr(module, "mode", None) in CELL_OF_MODE
+    )
+    if not known:
         raise TypeError(
-            "module: expected an LSTM, GRU or RNN of fusedrnn or torch.nn, got "
+            "module: expected an LSTM, GRU or RNN of fusedrnn or torch.nn, or a Recurrent, got "
             f"{type(module).__name__}"
         )
 
@@ -117,10 +132,12 @@ def _arguments_of(cls: type) -> list[str]:
 
 def _refuse_script(module: torch.nn.Module) -> NoReturn:
     """What `torch.jit.script` asks first: without it, it stumbles over an annotation somewhere."""
+    others = "torch.jit.trace, torch.export or torch.compile"
+    if not isinstance(module, Recurrent | RecurrentCell):  # torch has no such module
+        others += ", or the module of torch.nn with the same state_dict"
     raise NotImplementedError(
         f"torch.jit.script cannot compile fusedrnn.{type(module).__name__}, whose Python is not "
-        "TorchScript. Use torch.jit.trace, torch.export or torch.compile, or the module of "
-        "torch.nn with the same state_dict"
+        f"TorchScript. Use {others}"
     )
 
 
@@ -189,6 +206,7 @@ class _Layers(RNNBase):
     init: str = "uniform"
     forget_bias: float | None = None
     _sizes: tuple[int, ...] = ()  # of each layer, if they are given so
+    _written: Cell | None = None  # a cell that a user wrote; `cell_of` looks for it
     _extras: Extras | None = None  # what every call has that torch.nn's has not, if anything
 
     __prepare_scriptable__ = _refuse_script
@@ -204,6 +222,7 @@ class _Layers(RNNBase):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
         checkpoint: int | None,
+        written: Cell | None = None,
         **options: Any,
     ) -> None:
         check_checkpoint(checkpoint)
@@ -221,6 +240,8 @@ class _Layers(RNNBase):
             *arguments, **base,
         )  # fmt: skip
         self.mode = mode
+        if written is not None:
+            self._written = written
         self.checkpoint = checkpoint
         if sizes:
             self._sizes = self.hidden_size = tuple(sizes)  # type: ignore[assignment]
@@ -306,7 +327,7 @@ class _Layers(RNNBase):
 
     def reset_parameters(self) -> None:
         """Initialises all parameters anew: as `init` and `forget_bias` say, states with zeros."""
-        if self.init == "uniform" and not self._sizes:
+        if self.init == "uniform" and not self._sizes and self._written is None:
             super().reset_parameters()
         else:
             for weights in self._weights_of_directions():
@@ -926,11 +947,99 @@ class _Recurrent(_Layers):
         )  # fmt: skip
 
 
-_NAMES_IN_CELL = [
-    [[PARAMETER[role] for role in cell.roles(biases, False)] for biases in (False, True)]
-    for cell in CELLS
-]
-"""The parameters of one step, by the cell's number and whether it has biases."""
+class Recurrent(_Layers):
+    """Layers of a cell of one's own, on fused kernels.
+
+        @fusedrnn.cell(gates="f n")
+        def mgu(x, u, h):
+            f = torch.sigmoid(x.f + u.f)
+            n = torch.tanh(x.n + f * u.n)
+            return (1 - f) * h + f * n
+
+        rnn = fusedrnn.Recurrent(mgu, 100, 128, num_layers=2, bidirectional=True)
+
+    What is not said here is as in `RNN`, or as in `LSTM` for a cell of several states: arguments,
+    calls and results are the same. See `fusedrnn.cell` for what a cell may be.
+
+    The module keeps the cell's program and not the function. So it can be pickled, copied, compiled
+    and exported where the function is not known, and later changes of the function, or of numbers
+    that it took from outside, have no effect.
+
+    On the CPU the fused kernels run the program. On other devices no kernels do yet: PyTorch's
+    functions run it step by step, which gives the same numbers slowly.
+
+    Args:
+        cell: what `fusedrnn.cell` made of a function, or the text of its program.
+        proj_size: the features R of h and of the output, 0 for no projection: for cells whose h
+            reaches the next step only through the recurrent products.
+
+    Weights are named as in torch.nn. `weight_ih_l0` has rows for the gates whose input the cell
+    uses, `weight_hh_l0` for those whose recurrent product it uses, both in the order of the cell's
+    `gates`; `weight_unit_l0` [K, H] are the weights per unit of a cell that has them. They begin as
+    `init` says, and the weights per unit as the cell says.
+
+    Raises:
+        TypeError: `cell` is no such cell.
+        ValueError: `proj_size` is not 0 and the cell's h reaches the next step otherwise.
+    """
+
+    def __init__(
+        self,
+        cell: WrittenCell | str,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        proj_size: int = 0,
+        checkpoint: int | None = None,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | Sequence[float] = 0.0,
+        weight_dropout: float = 0.0,
+        dropout_mask: str = "sequence",
+        residual: bool = False,
+        learn_initial_state: bool = False,
+        states_batch_first: bool = False,
+        init: str = "uniform",
+        forget_bias: float | None = None,
+    ) -> None:
+        super().__init__(
+            "RECURRENT", input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, proj_size, device=device, dtype=dtype, checkpoint=checkpoint,
+            written=cell_of_written(cell, proj_size != 0), input_dropout=input_dropout,
+            output_dropout=output_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout,
+            weight_dropout=weight_dropout, dropout_mask=dropout_mask, residual=residual,
+            learn_initial_state=learn_initial_state, states_batch_first=states_batch_first,
+            init=init, forget_bias=forget_bias,
+        )  # fmt: skip
+
+    @property
+    def cell(self) -> Cell:
+        """What the cell has, as `fusedrnn.cells.Cell` says it."""
+        return cell_of(self)
+
+    def extra_repr(self) -> str:
+        """The cell, and the arguments that are not at their default."""
+        return f"{self.cell}, {super().extra_repr()}"
+
+
+_NAMES_IN_CELL: dict[tuple[Cell, bool], list[str]] = {}
+
+
+def _names_in_cell(cell: Cell, biases: bool) -> list[str]:
+    """The parameters of one step. (Compilers warn of a `functools.cache`.)"""
+    names = _NAMES_IN_CELL.get((cell, biases))
+    if names is None:
+        names = [PARAMETER[role] for role in cell.roles(biases, False)]
+        _NAMES_IN_CELL[cell, biases] = names
+    return names
 
 
 class _Cell(RNNCellBase):
@@ -948,7 +1057,7 @@ class _Cell(RNNCellBase):
         if not isinstance(input, Tensor):
             return _record_call(self, input, hx)
         cell = self._cell()
-        weights, biases = self._weights(_NAMES_IN_CELL[cell.number][self.bias])
+        weights, biases = self._weights(_names_in_cell(cell, self.bias))
         states = states_of(cell, hx)
         name = type(self).__name__
         return as_given(functional.run_cell(cell, name, input, states, weights, biases))
@@ -1088,3 +1197,51 @@ class GRUCell(_WithResetGate, _Cell):
     if TYPE_CHECKING:
 
         def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
+
+
+@completed_from(RNNCell)
+class RecurrentCell(_Cell):
+    """One step of a cell of one's own, on fused kernels; see `Recurrent`.
+
+    What is not said here is as in `RNNCell`, or as in `LSTMCell` for a cell of several states.
+
+    Args:
+        cell: what `fusedrnn.cell` made of a function, or the text of its program.
+
+    Raises:
+        TypeError: `cell` is no such cell.
+    """
+
+    def __init__(
+        self,
+        cell: WrittenCell | str,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        written = cell_of_written(cell)
+        # The base makes weights for as many gates as it is told, and here W_ih and W_hh may have
+        # different gates; so its own, of no value, are replaced.
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device="meta", dtype=dtype)
+        self._written = written
+        shapes = written.shapes(input_size, hidden_size, biases=bias)
+        for role, shape in shapes.items():
+            weight = torch.empty(shape, device=device, dtype=dtype)
+            self.register_parameter(PARAMETER[role], Parameter(weight))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises all parameters anew: uniform, and the weights per unit as the cell says."""
+        written: Cell | None = self.__dict__.get("_written")
+        if written is not None:  # else the base's, while it is made
+            roles = written.roles(self.bias, False)
+            initialise(written, {role: getattr(self, PARAMETER[role]) for role in roles}, "uniform")
+
+    def _cell(self) -> Cell:
+        return self._written
+
+    def extra_repr(self) -> str:
+        """The cell, and the arguments that are not at their default."""
+        return f"{self._written}, {super().extra_repr()}"

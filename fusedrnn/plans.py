@@ -189,7 +189,7 @@ def plan(
     kind = torch.device(device).type
     found: dict[str, Any] = _C.plan(
         device=kind,
-        cell=cell_named(cell).number,
+        cell=cell_named(cell).spec,
         time=time,
         batch=batch,
         input_size=input_size,

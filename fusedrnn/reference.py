@@ -18,7 +18,8 @@ of which the first, h, is not projected yet: that is the walk's part, and the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from fusedrnn._engine.layer import Layer, Modifiers, Operands, States
 from fusedrnn.cells import CELLS
+from fusedrnn.cells import Cell as Facts
 
 
 class Weights(NamedTuple):
@@ -138,6 +140,33 @@ STEP: dict[str, Cell] = {cell.name: globals()[f"{cell.name}_cell"] for cell in C
 """The function of each cell, by the cell's name."""
 
 
+def _step_of(cell: Facts) -> Cell:
+    return STEP[cell.name] if cell.program is None else partial(_program_cell, cell)
+
+
+def _program_cell(cell: Facts, x: Tensor, states: Sequence[Tensor], weights: Weights) -> States:
+    """One step of a cell that a user wrote, by torch's own functions."""
+    program = cell.program
+    assert program is not None
+    masked = weights.masked(states[0])
+    w_hh = weights.w_hh.chunk(len(cell.hidden))
+    b_hh = [None] * len(w_hh) if weights.b_hh is None else weights.b_hh.chunk(len(w_hh))
+    products: dict[str, Any] = {}
+    for gate, weight, bias in zip(cell.hidden, w_hh, b_hh, strict=True):
+        if gate in program.definition.called:
+            products[gate] = partial(_product, weights, weight, bias)
+        else:
+            products[gate] = F.linear(masked, weight, bias)
+    inputs = dict(zip(cell.inputs, x.chunk(len(cell.inputs), dim=-1), strict=True))
+    units = () if weights.w_unit is None else weights.w_unit
+    unit = dict(zip(cell.unit_weights, units, strict=True))
+    return program.evaluate(states, inputs, products, unit)
+
+
+def _product(weights: Weights, rows: Tensor, bias: Tensor | None, operand: Tensor) -> Tensor:
+    return F.linear(weights.masked(operand), rows, bias)
+
+
 def layer(layer: Layer, operands: Operands) -> tuple[Tensor, States]:
     """One layer in one or both directions: what `torch.ops.fusedrnn.layer_forward` computes.
 
@@ -223,7 +252,7 @@ def _walk(
 
     Returns every state after every step, and the final states.
     """
-    step = STEP[layer.cell.name]
+    step = _step_of(layer.cell)
     xs = F.linear(rows, weights.w_ih, weights.b_ih).split(sizes)
     states = first
     every: list[Sequence[Tensor]] = []

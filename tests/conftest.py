@@ -19,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+import written_cells
 from cuda_emulation import backend as emulated
 from hypothesis import settings
 
@@ -30,7 +31,8 @@ from fusedrnn.testing.parity import Case, float32_products
 
 # Cells by name and layers by class, all from the table that the kernels are compiled from: a new
 # one is tested wherever these lists are, which is everywhere.
-CELLS = [cell.name for cell in cells.CELLS]
+COMPILED = [cell.name for cell in cells.CELLS]
+CELLS = [*COMPILED, *written_cells.register()]
 TORCH_CELLS = oracles.TORCH_CELLS
 MODULE_FACTS = {cell.module: cell for cell in reversed(cells.CELLS)}  # the first cell of each class
 MODULES = list(MODULE_FACTS)
@@ -40,7 +42,7 @@ STATES = list(dict.fromkeys(state for cell in cells.CELLS for state in cell.stat
 
 def kinds() -> list[str]:
     """One of all cells that have the same facts, and differ in their functions only."""
-    facts = [f.name for f in fields(cells.Cell) if f.name not in ("number", "name", "options")]
+    facts = [f.name for f in fields(cells.Cell) if f.name not in ("name", "options")]
     found: dict[tuple[object, ...], str] = {}
     for cell in cells.CELLS:
         found.setdefault(tuple(getattr(cell, name) for name in facts), cell.name)
@@ -109,15 +111,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def is_repeated(item: pytest.Item, given: dict[str, Any]) -> bool:
-    """On a device whose plans are those of teams, what no team walks: the same by every plan."""
-    if given.get("device") not in ("emulated-planned", "emulated-cluster"):
-        return False
+    """On an emulated device: what no kernel of CUDA runs, or every plan in the same way."""
+    device = given.get("device", "")
     case = given.get("case")
     cell = case.cell if isinstance(case, Case) else given.get("cell")
+    if "emulated" in device and cell in CELLS and cell not in COMPILED:
+        return True  # the CUDA kernels run no programs
+    if device not in ("emulated-planned", "emulated-cluster"):
+        return False
     return (
         given.get("dtype") is torch.float64
         or item.get_closest_marker("float64") is not None
-        or (cell in CELLS and cell not in WALKED)
+        or (cell in COMPILED and cell not in WALKED)
         or (isinstance(case, Case) and case.P > 0)
     )
 

@@ -31,11 +31,11 @@ def values(dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([x[x.isfinite()], near, near / 100, edges])
 
 
-def layer(x: torch.Tensor, cell: int, w_ih: list[float]) -> torch.Tensor:
+def layer(x: torch.Tensor, cell: str, w_ih: list[float]) -> torch.Tensor:
     """The final states of one step with scalar weights."""
     w = torch.tensor(w_ih, dtype=x.dtype)[:, None]
     bias = torch.zeros(len(w_ih), dtype=x.dtype)
-    if cell == 3:
+    if cell == "gru":
         bias[-1] = 200  # n = tanh(200) = 1, so that h = 1 - z
     result = torch.ops.fusedrnn.layer_forward(
         x.view(1, -1, 1), None, [], [w, w * 0, bias, bias * 0], cell, True, False, False, False
@@ -56,33 +56,33 @@ def check_all() -> None:
         x = values(dtype)
         wide = x.numpy().astype(np.longdouble)
         tiny = torch.finfo(dtype).tiny
-        tanh = layer(x, 0, [1.0])
+        tanh = layer(x, "rnn_tanh", [1.0])
         assert ulps(tanh, np.tanh(wide), tiny) <= most, dtype
         nonzero = x != 0  # the bias, +0, takes the sign of -0 away
         assert torch.equal(tanh[nonzero].signbit(), x[nonzero].signbit())
-        assert torch.equal(layer(x, 1, [1.0]), x.relu())
+        assert torch.equal(layer(x, "rnn_relu", [1.0]), x.relu())
         # GRU with r = 1/2, z = sigmoid(x), n = 1: h = 1 - z = sigmoid(-x), absolutely.
-        z = layer(x, 3, [0.0, 1.0, 0.0])
+        z = layer(x, "gru", [0.0, 1.0, 0.0])
         with np.errstate(over="ignore"):
             exact = 1 / (1 + np.exp(wide))
         error = np.abs(z.double().numpy() - exact.astype(np.float64)).max()
         assert error <= most * torch.finfo(dtype).eps, dtype
         special = torch.tensor([float("nan"), float("inf"), -float("inf")], dtype=dtype)
-        for cell, expected in ((0, special.tanh()), (1, special.relu())):
+        for cell, expected in (("rnn_tanh", special.tanh()), ("rnn_relu", special.relu())):
             found = torch.cat([layer(s[None], cell, [1.0]) for s in special])
             assert torch.equal(found.isnan(), expected.isnan())
             assert torch.equal(found[1:], expected[1:])
         for bits in PAYLOADS[dtype]:  # a NaN is one whatever its other bits are
             integers = torch.int32 if dtype == torch.float32 else torch.int64
             nan = torch.tensor([bits], dtype=integers).view(dtype)
-            assert layer(nan, 0, [1.0]).isnan().all() and layer(nan, 1, [1.0]).isnan().all()
-            assert layer(nan, 3, [0.0, 1.0, 0.0]).isnan().all(), hex(bits)
+            for cell, w_ih in (("rnn_tanh", [1.0]), ("rnn_relu", [1.0]), ("gru", [0.0, 1.0, 0.0])):
+                assert layer(nan, cell, w_ih).isnan().all(), hex(bits)
             bias = torch.zeros(3, dtype=dtype)
             bias[0] = nan  # only of the reset gate
-            w = torch.ones(3, 1, dtype=dtype)
-            one = [torch.ones(1, 1, 1, dtype=dtype)] * 2
+            w, one = torch.ones(3, 1, dtype=dtype), torch.ones(1, 1, 1, dtype=dtype)
+            weights = [w, w, bias, bias * 0 + 1]
             after = torch.ops.fusedrnn.layer_forward(
-                one[0], None, [one[1]], [w, w, bias, bias * 0 + 1], 3, True, False, False, False
+                one, None, [one], weights, "gru", True, False, False, False
             )
             assert after[1][0].isnan().all(), hex(bits)
 

@@ -387,7 +387,7 @@ def test_wrong_calls_of_the_ops() -> None:
         (x, None, hx, weights[:1], *settings, 2),
         (x, None, hx, [*weights, *weights], *settings, 2),
         (x, None, hx, [w.float() for w in weights], *settings, 2),
-        (x, None, hx, weights, *UNMODIFIED, 9, *flags, 2),
+        (x, None, hx, weights, *UNMODIFIED, "peephole", *flags, 2),
         (x, None, hx, weights, *settings, 0),
         (x[0], sizes, hx, weights, *settings, 2),
         (x.flatten(0, 1)[:6], sizes.flip(0), hx, weights, *settings, 2),

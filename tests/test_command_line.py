@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CELLS
+from conftest import COMPILED
 
 import fusedrnn
 from benchmarks.workloads import rows_named
@@ -149,7 +149,7 @@ def test_verify_holds_every_row_to_the_rule(run: Callable[..., tuple[int, Any]])
     assert len(rows) == len(found["rows"])
     assert set(rows) == {
         (cell, dtype, variant)
-        for cell in CELLS
+        for cell in COMPILED
         for dtype in DTYPES
         for variant in verify.VARIANTS
         if variant != "projected" or cell_named(cell).projects

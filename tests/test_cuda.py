@@ -225,7 +225,7 @@ def test_tensors_on_several_devices_are_refused() -> None:
     weights = [w.detach() for w in network("gru").parameters()]
     with pytest.raises(RuntimeError, match="expected a tensor on input's device, cuda:0"):
         torch.ops.fusedrnn.layer_forward(
-            x, None, [], [weights[0].cpu(), *weights[1:]], 3, True, False, False, False
+            x, None, [], [weights[0].cpu(), *weights[1:]], "gru", True, False, False, False
         )
     assert numbers(network("lstm"), x)[0].isfinite().all()
 

@@ -196,14 +196,14 @@ def test_other_devices_and_dtypes_say_what_is_missing() -> None:
     with pytest.raises(NotImplementedError, match="CPU"):
         torch.ops.fusedrnn.layer_forward(
             torch.zeros(3, 4, 5).to_sparse(), None, [],
-            [torch.zeros(24, 5), torch.zeros(24, 6)], 2, False, False, False, False,
+            [torch.zeros(24, 5), torch.zeros(24, 6)], "lstm", False, False, False, False,
         )  # fmt: skip
     module = fusedrnn.GRU(5, 6).to(torch.complex64)
     with pytest.raises((RuntimeError, ValueError), match="(?i)complex|float"):
         module(torch.zeros(3, 4, 5, dtype=torch.complex64))
 
 
-PROJECTED = (2, True, True, False)
+PROJECTED = ("lstm", True, True, False)
 """What the ops take of a projected LSTM with biases, in one direction."""
 
 
@@ -213,7 +213,7 @@ def test_other_dtypes_are_named(dtype: torch.dtype) -> None:
     w = [torch.ones(24, 5), torch.ones(24, 2), torch.ones(24), torch.ones(24), torch.ones(2, 6)]
     ops = fusedrnn._engine.ops
     y, (hn, cn), reserve = ops.layer_forward(x, None, [h, c], w, *PROJECTED, True)
-    panels, int8 = ops.make_panels(w, *PROJECTED), ops.quantize_weights(w, 2, True, True)
+    panels, int8 = ops.make_panels(w, *PROJECTED), ops.quantize_weights(w, "lstm", True, True)
     weights = ["w_ih", "w_hh", "b_ih", "b_hh", "w_hr"]
 
     def layer(x, h, c, *w) -> None:
@@ -227,7 +227,7 @@ def test_other_dtypes_are_named(dtype: torch.dtype) -> None:
         (backward, ["grad_output", "grad_hn[0]", "grad_hn[1]", "output", "reserve"],
          [y, hn, cn, y, reserve]),
         (lambda *w: ops.make_panels(w, *PROJECTED), weights, w),
-        (lambda *w: ops.quantize_weights(w, 2, True, True), weights, w),
+        (lambda *w: ops.quantize_weights(w, "lstm", True, True), weights, w),
         (lambda x, panels, *hx: ops.panels_forward(x, panels, hx),
          ["input", "panels", "hx[0]", "hx[1]"], [x, panels, h, c]),
         (lambda x, int8, *hx: ops.quantized_forward(x, int8, hx),
@@ -238,6 +238,20 @@ def test_other_dtypes_are_named(dtype: torch.dtype) -> None:
             got = str(dtype).removeprefix("torch.")
             with pytest.raises(RuntimeError, match=f"^{re.escape(name)}: expected .* got {got}"):
                 op(*given)
+
+
+@pytest.mark.parametrize("cell", ["peephole", "", "LSTM"])
+def test_unknown_cells(cell: str) -> None:
+    """By the kernels and, for a tensor without values, by Python."""
+    ops, layer = torch.ops.fusedrnn, (cell, False, False, False)
+    expected = f"^cell: expected rnn_tanh, .*, or the program of a cell, got ['\"]{cell}['\"]$"
+    for device in ("cpu", "meta"):
+        x, w_ih, w_hh = (torch.ones(*n, device=device) for n in ((4, 3, 5), (24, 5), (24, 6)))
+        given = (x, None, [], [w_ih, w_hh])
+        with pytest.raises(RuntimeError, match=expected):
+            ops.layer_forward(*given, *layer, False)
+        with pytest.raises(RuntimeError, match=expected):
+            ops.checkpointed_forward(*given, *UNMODIFIED, *layer, 2)
 
 
 def test_raw_ops_never_crash() -> None:
@@ -255,9 +269,10 @@ def test_raw_ops_never_crash() -> None:
         h = torch.zeros(1, 4, 6)
         states = [[], [h], [h, h], [torch.zeros(1, 5, 6), h], [h, torch.zeros(0)], [h] * 7]
         sizes = [None, torch.tensor([4, 4, 4]), torch.tensor([2**62, 2**62]), torch.tensor([-1])]
+        cells = ("rnn_tanh", "lstm", "gru", "peephole", "cell 1 lstm\\n")
         refused = ran = 0
-        for given in itertools.product(inputs, sizes, states, weights, (0, 2, 3, 9, -1),
-                                       (True, False), (True, False)):
+        for given in itertools.product(inputs, sizes, states, weights, cells, (True, False),
+                                       (True, False)):
             x, batch_sizes, hx, w, cell, projected, bidirectional = given
             try:
                 forward(x, batch_sizes, hx, w, cell, True, projected, bidirectional, True)
@@ -266,7 +281,7 @@ def test_raw_ops_never_crash() -> None:
                 refused += 1
         assert ran > 0 and refused > 1000, (ran, refused)
         x = torch.zeros(3, 4, 5)
-        lstm = (2, True, False, False)
+        lstm = ("lstm", True, False, False)
         y, (h, c), r = forward(x, None, [], good, *lstm, True)
         tensors = [y, h, c, r, x, torch.empty(0), y.double(), y.transpose(0, 1)]
         for dy, dh, out, res in itertools.product([None, *tensors], [None, *tensors], tensors,
@@ -323,8 +338,8 @@ def test_storages_that_were_freed_or_cut_short() -> None:
         c, w = torch.ones(1, 3, 6), [torch.ones(24, 5), torch.ones(24, 2), torch.ones(24),
                                      torch.ones(24), torch.ones(2, 6)]
         rows, sizes = x.flatten(0, 1), torch.tensor([3, 3, 3, 3])
-        lstm = (2, True, True, False)
-        panels, int8 = ops.make_panels(w, *lstm), ops.quantize_weights(w, 2, True, True)
+        lstm = ("lstm", True, True, False)
+        panels, int8 = ops.make_panels(w, *lstm), ops.quantize_weights(w, "lstm", True, True)
         none = (None,) * 4  # of the modifiers
         for keep in (0, 16):
             y, hn, reserve = ops.layer_forward(x, None, [h, c], w, *lstm, True)
@@ -332,7 +347,7 @@ def test_storages_that_were_freed_or_cut_short() -> None:
             refused(ops.layer_forward, [x, None, [], w, *lstm, True, False, panels], keep)
             refused(ops.layer_backward, [y, hn, x, None, [h, c], w, y, reserve, *lstm, -1], keep)
             refused(lambda *w: ops.make_panels(list(w), *lstm), w, keep)
-            refused(lambda *w: ops.quantize_weights(list(w), 2, True, True), w, keep)
+            refused(lambda *w: ops.quantize_weights(list(w), "lstm", True, True), w, keep)
             refused(ops.panels_forward, [x, panels, [h, c]], keep)
             refused(ops.quantized_forward, [x, int8, [h, c]], keep)
             refused(checkpoint.checkpointed_forward, [x, None, [h, c], w, *none, *lstm, 2], keep)
@@ -385,9 +400,9 @@ output reserve
 def test_more_steps_than_memory_has() -> None:
     """An expanded input takes no memory, and has any number of steps."""
     weights = [torch.ones(24, 5), torch.ones(24, 6)]
-    lstm = (2, False, False, False)
+    lstm = ("lstm", False, False, False)
     h, panels = torch.zeros(1, 4, 6), torch.ops.fusedrnn.make_panels(weights, *lstm)
-    int8 = torch.ops.fusedrnn.quantize_weights(weights, 2, False, False)
+    int8 = torch.ops.fusedrnn.quantize_weights(weights, "lstm", False, False)
     for steps in (1 << 58, 1 << 50):
         x = torch.ones(1, 4, 5).expand(steps, 4, 5)
         calls = {
@@ -412,7 +427,7 @@ def test_views_that_negate() -> None:
     negated = torch._neg_view
     w = [torch.randn(24, 5), torch.randn(24, 6)]
     x, h, c = torch.randn(3, 4, 5), torch.randn(1, 4, 6), torch.randn(1, 4, 6)
-    ops, lstm = fusedrnn._engine.ops, (2, False, False, False)
+    ops, lstm = fusedrnn._engine.ops, ("lstm", False, False, False)
 
     def both_ways(x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, w: list) -> list:
         y, hn, reserve = ops.layer_forward(x, None, [h, c], w, *lstm, True)
@@ -431,7 +446,7 @@ def test_views_that_negate() -> None:
     assert imaginary.is_neg()
     for make, forward in (
         (lambda: ops.make_panels(w, *lstm), ops.panels_forward),
-        (lambda: ops.quantize_weights(w, 2, False, False), ops.quantized_forward),
+        (lambda: ops.quantize_weights(w, "lstm", False, False), ops.quantized_forward),
     ):
         ready = make()
         before = h.clone(), c.clone()

@@ -9,7 +9,7 @@ import os
 
 import pytest
 import torch
-from conftest import CELLS, DEVICES
+from conftest import COMPILED, DEVICES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ EXAMPLES = int(os.environ.get("FUSEDRNN_FUZZ", 200))
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    cell = draw(st.sampled_from(CELLS))
+    cell = draw(st.sampled_from(COMPILED))
     H = draw(st.one_of(st.integers(1, 40), st.sampled_from([48, 63, 64, 65, 100, 129])))
     unbatched = draw(st.booleans()) and draw(st.booleans())
     return Case(

@@ -19,11 +19,11 @@ from torch import nn
 import fusedrnn
 from fusedrnn import functional
 from fusedrnn._engine import ops
-from fusedrnn.cells import cell_named
+from fusedrnn.cells import CELLS, cell_named
 from fusedrnn.testing.parity import Case, check
 from fusedrnn.testing.plain_gru import ResetBeforeGRU
 
-NUMBER, GRU = cell_named("gru_reset_before").number, cell_named("gru").number
+CELL = "gru_reset_before"
 
 
 def both() -> tuple[fusedrnn.GRU, fusedrnn.GRU]:
@@ -144,10 +144,10 @@ def test_int8_is_refused() -> None:
         fusedrnn.Streaming(module, weights="int8")
     weights = [w.detach() for w in module.parameters()]
     with pytest.raises(RuntimeError, match="cell: gru_reset_before has no int8 kernels"):
-        ops.quantize_weights(weights, NUMBER, True, False)
+        ops.quantize_weights(weights, CELL, True, False)
     # Nor are another cell's bytes taken for it: the cell's number is the sixth word of the header.
-    quantized = ops.quantize_weights(weights, GRU, True, False)
-    quantized.view(torch.int64)[5] = NUMBER
+    quantized = ops.quantize_weights(weights, "gru", True, False)
+    quantized.view(torch.int64)[5] = CELLS.index(cell_named(CELL))
     with pytest.raises(RuntimeError, match="quantized: expected what fusedrnn::quantize_w"):
         ops.quantized_forward(torch.ones(1, 5), quantized, [torch.zeros(1, 1, 6)])
 
@@ -162,22 +162,22 @@ def test_streams() -> None:
     streams[1].reset()
     torch.testing.assert_close(streams[1](x), before(x)[0])
     weights = [w.detach() for w in before.parameters()][:4]
-    panels = ops.make_panels(weights, NUMBER, True, False, False)
-    call = (x, None, [], weights, GRU, True, False, False, False, False, panels)
+    panels = ops.make_panels(weights, CELL, True, False, False)
+    call = (x, None, [], weights, "gru", True, False, False, False, False, panels)
     with pytest.raises(RuntimeError, match=r"panels: .* of gru\(.*, got those of gru_reset_before"):
         ops.layer_forward(*call)
 
 
 def test_plan() -> None:
     sizes: dict[str, Any] = dict(time=50, batch=16, input_size=64, hidden_size=256)
-    cpu = fusedrnn.plan("gru_reset_before", **sizes, threads=4)
+    cpu = fusedrnn.plan(CELL, **sizes, threads=4)
     assert cpu == fusedrnn.plan("gru", **sizes, threads=4)
     for dtype, asked in itertools.product(
         (torch.float32, torch.bfloat16), ("", "team=block", "team=cluster")
     ):
         ops.override_plan(asked)
         try:
-            gpu = fusedrnn.plan("gru_reset_before", **sizes, device="cuda", dtype=dtype)
+            gpu = fusedrnn.plan(CELL, **sizes, device="cuda", dtype=dtype)
         finally:
             ops.override_plan("")
         assert isinstance(gpu, fusedrnn.CudaPlan)
@@ -215,9 +215,7 @@ def test_every_plan_gives_the_same_numbers(split: str, more: str) -> None:
 
 @pytest.mark.parametrize("k", [0, 1, 5], ids="lengths-{}".format)
 def test_units_split_and_chunks_of_packed_rows(k: int) -> None:
-    case = Case(
-        "gru_reset_before", T=7, B=6, I=5, H=70, bidirectional=True, packed="unsorted", seed=k
-    )
+    case = Case(CELL, T=7, B=6, I=5, H=70, bidirectional=True, packed="unsorted", seed=k)
     ops.override_plan("threads=2,split=units,backward_steps=2,forward_steps=2")
     try:
         for dtype in (torch.float64, torch.float32, torch.bfloat16):

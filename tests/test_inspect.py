@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CELLS, TORCH_MODULES
+from conftest import CELLS, COMPILED, TORCH_MODULES
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -159,7 +159,7 @@ def test_states_are_those_of_the_module(name: str) -> None:
 
 @pytest.mark.parametrize("name", TORCH_MODULES)
 def test_modules_of_torch(name: str) -> None:
-    cell = next(cell for cell in map(cell_named, CELLS) if cell.module == name)
+    cell = next(cell for cell in map(cell_named, COMPILED) if cell.module == name)
     theirs = made(cell, num_layers=2, package=nn)
     ours = made(cell, num_layers=2)
     x = input_of()
@@ -288,7 +288,7 @@ def loss_of(output: Tensor, hn: Any) -> Tensor:
     return (output * weight).sum() + sum(state.square().sum() for state in flat(hn))
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", COMPILED)
 def test_gradients_are_those_of_a_call_that_is_cut(name: str) -> None:
     """h after step t as a leaf between two calls; what c adds by way of h comes on top by hand."""
     cell = cell_named(name)

@@ -30,7 +30,7 @@ def test_reserve_holds_what_backward_needs(cell: str, H: int) -> None:
     padded = -(-H // RESERVE_UNITS) * RESERVE_UNITS
     for save, shape in ((True, (1, 15, len(facts.saved), padded)), (False, (0,))):
         reserve = torch.ops.fusedrnn.layer_forward(
-            x, None, [], weights, facts.number, False, False, False, save
+            x, None, [], weights, facts.spec, False, False, False, save
         )[2]
         assert reserve.shape == shape
 

@@ -24,7 +24,7 @@ from fusedrnn._engine import ops
 from fusedrnn._engine.autograd import run_modified
 from fusedrnn._engine.layer import Layer, Modifiers, Operands, flat, layer_of, names_of_flat, unflat
 from fusedrnn._engine.sequences import layout_of_padded
-from fusedrnn.cells import CELLS, W_HH, Cell, cell_named
+from fusedrnn.cells import CELLS, W_HH, Cell
 
 # ---- the ops -------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ def draw(
         (uniform(*sizes(), R) < 0.6).double() * 1.7 if has("recurrent_factor") else None,
         [share(width) for width in widths] if has("keep") else [],
     )
-    layer = layer_of(cell.number, biases, P > 0, D == 2)._replace(
+    layer = layer_of(cell.spec, biases, P > 0, D == 2)._replace(
         modified=True, all_states=has("all_states"), checkpoint=rng.randint(1, 8)
     )
     return Drawn(layer, Operands(x, batch_sizes, hx, weights, modifiers), lengths)
@@ -251,7 +251,7 @@ def test_a_dead_relu_that_keeps_its_state_gets_no_gradient(
     state, keep = (torch.rand(1, B, H, generator=generator).to(dtype) for _ in range(2))
     input = torch.full((1, B, 1), -1.0, dtype=dtype, requires_grad=True)
     weights = [torch.ones(H, 1, dtype=dtype), torch.zeros(H, H, dtype=dtype)]
-    layer = layer_of(cell_named("rnn_relu").number, False, False, False)._replace(modified=True)
+    layer = layer_of("rnn_relu", False, False, False)._replace(modified=True)
     modifiers = Modifiers(None, [], None, [keep[None] * 0.9])
     output, _, _ = run_modified(layer, Operands(input, None, [state], weights, modifiers))
     assert output.any()
@@ -689,7 +689,7 @@ def test_recurrent_dropout_masks_what_the_weights_multiply(name: str) -> None:
         torch_seed, torch.tensor([0.0, 2.0], dtype=torch.float64), [1, 1, B, H], 0.5
     )
     facts = MODULE_FACTS[name]
-    layer = layer_of(facts.number, True, False, False)._replace(modified=True)
+    layer = layer_of(facts.spec, True, False, False)._replace(modified=True)
     expected, *_ = reference.results(
         layer,
         Operands(input, None, hx, [*module.parameters()], Modifiers(recurrent_factor=factor)),

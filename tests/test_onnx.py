@@ -378,7 +378,7 @@ class Padded(nn.Module):
                 [state[:directions] for state in (h, c)[: len(facts.states)] if case.hx],
                 list(network.parameters()),
                 *UNMODIFIED,
-                facts.number,
+                facts.spec,
                 True,
                 False,
                 case.bidirectional,

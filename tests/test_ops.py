@@ -26,7 +26,7 @@ def arguments(cell: str, *, bidirectional=False, bias=True, packed=False, P=0, g
     weights = [leaf(*shape) for shape in [*facts.shapes(3, H, P, biases=bias).values()] * D]
     x, sizes = (leaf(6, 3), torch.tensor([3, 2, 1])) if packed else (leaf(4, 3, 3), None)
     hx = [leaf(D, 3, H if i else P or H) for i in range(len(facts.states))]
-    return (x, sizes, hx, weights, facts.number, bias, P > 0, bidirectional, True)
+    return (x, sizes, hx, weights, facts.spec, bias, P > 0, bidirectional, True)
 
 
 VARIANTS = {
@@ -67,7 +67,7 @@ def test_all_of_the_reserve_is_written(cell: str) -> None:
     x = torch.randn(26, 5, 3, dtype=torch.float64)
     found = []
     for _ in range(2):
-        call = (x, None, [], weights, facts.number, False, False, False, True)
+        call = (x, None, [], weights, facts.spec, False, False, False, True)
         reserve = ops.layer_forward(*call)[2]
         found.append(reserve.clone())
         reserve.fill_(torch.nan)  # what the next call finds in its memory
@@ -125,7 +125,7 @@ def test_packed_of_a_model_under_fake_tensors() -> None:
         hx = torch.zeros(1, 3, 6)
         data, sizes = torch.zeros(6, 5), mode.from_tensor(torch.tensor([3, 2, 1]))
         output = ops.layer_forward(
-            data, sizes, [hx, hx], list(module.parameters()), 2, True, False, False, False
+            data, sizes, [hx, hx], list(module.parameters()), "lstm", True, False, False, False
         )
     assert output[0].shape == (6, 6) and output[1][0].shape == (1, 3, 6)
     assert isinstance(PackedSequence(output[0], sizes).data, torch.Tensor)
@@ -177,9 +177,9 @@ def test_wrong_lists_are_refused() -> None:
     for given in (weights[:3], [*weights, weights[0]]):
         with pytest.raises(RuntimeError, match=r"weights: expected 4 tensors .*\(w_ih, w_hh, b_ih"):
             ops.layer_forward(x, sizes, hx, given, *layer, save)
-    cell, biases, _, both = layer
+    _, biases, _, both = layer
     with pytest.raises(RuntimeError, match="projected: the cell gru cannot be projected"):
-        ops.layer_forward(x, sizes, hx, weights, 3, biases, True, both, save)
+        ops.layer_forward(x, sizes, hx, weights, "gru", biases, True, both, save)
     y, hn, reserve = ops.layer_forward(x, sizes, hx, weights, *layer, save)
     with pytest.raises(RuntimeError, match=r"grad_hn: expected 2 state\(s\)"):
         ops.layer_backward(y, hn[:1], x, sizes, hx, weights, y, reserve, *layer, -1)

@@ -30,7 +30,6 @@ from fusedrnn.cells import Cell, cell_named
 from fusedrnn.testing.parity import Case
 
 CELLS = [cell.name for cell in cells.CELLS if cell.has_int8]
-GRU, LSTM, RNN_RELU = (cell_named(name).number for name in ("gru", "lstm", "rnn_relu"))
 States = tuple[Tensor, ...]
 CONTIGUOUS = torch.contiguous_format
 TOLERANCE = 4e-6  # of values around 1: float32 through sums of two products and a cell
@@ -127,7 +126,7 @@ class Layer:
         return OneLayer(self.facts, self.bias, self.P > 0, False)
 
     def quantized(self) -> Tensor:
-        return ops.quantize_weights(self.weights(), self.facts.number, self.bias, self.P > 0)
+        return ops.quantize_weights(self.weights(), self.cell, self.bias, self.P > 0)
 
     def run(self) -> list[Tensor]:
         return forward(*self.inputs(), self.quantized())
@@ -194,7 +193,7 @@ def check_exact() -> None:
                 w[5] = 127
                 x[0, 0] = 127
             x[..., 0], w[:, 0] = 127, 127
-            quantized = ops.quantize_weights([w, torch.zeros(37, 37)], RNN_RELU, False, False)
+            quantized = ops.quantize_weights([w, torch.zeros(37, 37)], "rnn_relu", False, False)
             output = forward(x, (), quantized)[0]
             assert torch.equal(output.double(), (x.double() @ w.double().T).relu()), (rows, K, most)
 
@@ -266,7 +265,7 @@ def test_rows_of_zeros() -> None:
     x = layer.inputs()[0]
     x[1] = 0
     x[:, 2] = 0
-    quantized = ops.quantize_weights(weights, LSTM, True, False)
+    quantized = ops.quantize_weights(weights, "lstm", True, False)
     states: States = (torch.zeros(layer.B, layer.H), torch.zeros(layer.B, layer.H))
     output, _, cn = forward(x, (), quantized)
     for t in range(3):
@@ -281,7 +280,7 @@ def test_magnitudes(size: float) -> None:
     """Tiny and huge rows are quantised like any other, or as nothing."""
     x = torch.tensor([[[size, -size / 2, size / 127, 0.0]]])
     weights = [torch.tensor([[1.0, 0.0, 1.0, 5.0]]), torch.zeros(1, 1)]
-    quantized = ops.quantize_weights(weights, RNN_RELU, False, False)
+    quantized = ops.quantize_weights(weights, "rnn_relu", False, False)
     output, _ = forward(x, (), quantized)
     q, scale = quantize(x[0])
     w, w_scale = quantize(weights[0])
@@ -295,7 +294,7 @@ def test_one_huge_weight_leaves_other_rows_as_they_are() -> None:
     x, hx = layer.inputs()
     before = forward(x[:1], hx, layer.quantized())[0]
     weights[0][3, 2] = 1e6
-    quantized = ops.quantize_weights(weights, LSTM, True, False)
+    quantized = ops.quantize_weights(weights, "lstm", True, False)
     after = forward(x[:1], hx, quantized)[0]
     others = torch.arange(16) != 3
     assert torch.equal(before[..., others], after[..., others])
@@ -350,7 +349,7 @@ def test_quantized_is_one_value() -> None:
     layer = Layer("gru")
     quantized = layer.quantized()
     weights = [torch.stack([w, w], -1)[..., 0] for w in layer.weights()]
-    assert torch.equal(quantized, ops.quantize_weights(weights, GRU, True, False))
+    assert torch.equal(quantized, ops.quantize_weights(weights, "gru", True, False))
     found = forward(*layer.inputs(), quantized.clone())
     assert torch.equal(found[0], layer.run()[0])
 
@@ -363,7 +362,7 @@ def test_weights_that_are_not_finite(name: str, value: float) -> None:
     with pytest.raises(
         RuntimeError, match=f"{name}: expected finite weights, got .* at position 1"
     ):
-        ops.quantize_weights(weights, LSTM, True, True)
+        ops.quantize_weights(weights, "lstm", True, True)
 
 
 def changed(values: list[Tensor], at: int, value: Tensor) -> list[Tensor]:
@@ -373,23 +372,23 @@ def changed(values: list[Tensor], at: int, value: Tensor) -> list[Tensor]:
 def test_errors_of_weights() -> None:
     weights = Layer().weights()
     for given, cell, bias, projected, message in [
-        (weights, len(cells.CELLS), True, False, f"cell: expected 0 to {len(cells.CELLS) - 1},"),
-        (weights[:3], LSTM, True, False, "weights: expected 4 tensors"),
-        (weights, LSTM, False, False, "weights: expected 2 tensors"),
-        (weights, LSTM, True, True, "weights: expected 5 tensors .*w_hr"),
-        ([*weights, torch.ones(19, 19)], GRU, True, True, "the cell gru cannot be projected"),
-        (weights, GRU, True, False, "w_ih: expected shape"),
-        (changed(weights, 0, weights[0].double()), LSTM, True, False, "w_ih: expected float32"),
-        (changed(weights, 1, weights[1][:, 1:]), LSTM, True, False, "w_hh: expected shape"),
-        (changed(weights, 2, weights[2][1:]), LSTM, True, False, "b_ih: expected shape"),
-        (changed(weights, 3, weights[3][None]), LSTM, True, False, "b_hh: expected shape"),
-        (changed(weights, 0, torch.ones(76, 0)), LSTM, True, False,
+        (weights, "peephole", True, False, 'cell: expected rnn_tanh, .* of a cell, got "peephole"'),
+        (weights[:3], "lstm", True, False, "weights: expected 4 tensors"),
+        (weights, "lstm", False, False, "weights: expected 2 tensors"),
+        (weights, "lstm", True, True, "weights: expected 5 tensors .*w_hr"),
+        ([*weights, torch.ones(19, 19)], "gru", True, True, "the cell gru cannot be projected"),
+        (weights, "gru", True, False, "w_ih: expected shape"),
+        (changed(weights, 0, weights[0].double()), "lstm", True, False, "w_ih: expected float32"),
+        (changed(weights, 1, weights[1][:, 1:]), "lstm", True, False, "w_hh: expected shape"),
+        (changed(weights, 2, weights[2][1:]), "lstm", True, False, "b_ih: expected shape"),
+        (changed(weights, 3, weights[3][None]), "lstm", True, False, "b_hh: expected shape"),
+        (changed(weights, 0, torch.ones(76, 0)), "lstm", True, False,
          "input_size: expected 1 to 65536"),
-        (changed(weights, 0, torch.ones(76, 65537)), LSTM, True, False,
+        (changed(weights, 0, torch.ones(76, 65537)), "lstm", True, False,
          "input_size: expected 1 to 65536"),
-        (changed(weights, 0, torch.ones(0, 3)), LSTM, True, False,
+        (changed(weights, 0, torch.ones(0, 3)), "lstm", True, False,
          "hidden_size: expected 1 to 65536"),
-        ([*weights, torch.ones(3, 19)], LSTM, True, True, "w_hr: expected shape"),
+        ([*weights, torch.ones(3, 19)], "lstm", True, True, "w_hr: expected shape"),
     ]:  # fmt: skip
         with pytest.raises(RuntimeError, match=message):
             ops.quantize_weights(given, cell, bias, projected)
@@ -443,7 +442,7 @@ def test_no_history() -> None:
     layer = Layer()
     x, hx = layer.inputs()
     weights = [weight.requires_grad_() for weight in layer.weights()]
-    quantized = ops.quantize_weights(weights, LSTM, True, False)
+    quantized = ops.quantize_weights(weights, "lstm", True, False)
     output = ops.quantized_forward(x.requires_grad_(), quantized, hx)
     assert not quantized.requires_grad and not output.requires_grad
     assert torch.equal(output, layer.run()[0])
@@ -468,9 +467,7 @@ def test_other_devices_are_refused() -> None:
 
 @pytest.mark.parametrize("layer", [Layer(), Layer("gru"), Layer(P=5)], ids=str)
 def test_opcheck(layer: Layer) -> None:
-    results = opcheck(
-        ops.quantize_weights, (layer.weights(), layer.facts.number, layer.bias, layer.P > 0)
-    )
+    results = opcheck(ops.quantize_weights, (layer.weights(), layer.cell, layer.bias, layer.P > 0))
     assert set(results.values()) == {"SUCCESS"}
     x, hx = layer.inputs()
     results = opcheck(ops.quantized_forward, (x, layer.quantized(), hx))
@@ -489,7 +486,7 @@ def test_a_stream_of_layers(cell: str) -> None:
     x = torch.randn(6, 5, 7)
     expected = x
     for layer in module.all_weights:
-        quantized = ops.quantize_weights(layer, cell_named(cell).number, True, False)
+        quantized = ops.quantize_weights(layer, cell, True, False)
         expected = forward(expected, (), quantized)[0]
     assert torch.equal(stream(x), expected)
     stream.reset()

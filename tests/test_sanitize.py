@@ -10,7 +10,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import CELLS
+from conftest import COMPILED
 from sanitize import run
 
 by_each_sanitizer = pytest.mark.parametrize("sanitizer", list(run.SANITIZERS))
@@ -29,7 +29,7 @@ def assert_clean(done: subprocess.CompletedProcess[str]) -> None:
 
 @by_each_sanitizer
 def test_every_cell_with_every_split(sanitizer: str) -> None:
-    problems = len(CELLS) * 3 * 2 * 2  # splits; packed or not; projected inside the walk or not
+    problems = len(COMPILED) * 3 * 2 * 2  # splits; packed or not; projected inside the walk or not
     done = driven(sanitizer, run.FEW, "--problems", problems)
     assert_clean(done)
     assert done.stdout == f"{problems} problems\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CELLS, GATED, KINDS, cases_of
+from conftest import COMPILED, GATED, KINDS, cases_of
 from cuda_emulation import backend as emulated
 from processes import under_address_sanitizer
 from torch import nn
@@ -32,7 +32,7 @@ SHAPES = [
     Case(T=3, B=3, I=2, H=8, bias=False, hx=False),
     Case(T=3, B=4, I=3, H=9, P=4, bidirectional=True, packed="sorted"),
 ]
-CASES = cases_of(CELLS, SHAPES)
+CASES = cases_of(COMPILED, SHAPES)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
@@ -64,7 +64,7 @@ def test_no_access_out_of_bounds() -> None:
 
 
 # Units enough that a thread has 16 bytes of them.
-WIDE = cases_of(CELLS, [Case(T=2, B=520, I=3, H=128, packed=p) for p in ("", "sorted")])
+WIDE = cases_of(COMPILED, [Case(T=2, B=520, I=3, H=128, packed=p) for p in ("", "sorted")])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
@@ -161,7 +161,7 @@ def test_tf32_is_asked_of_the_products() -> None:
     with emulated.installed(plan=STEPWISE):
         for allowed in (False, True):
             given = (x, None, [], [w_ih, w_hh])
-            layer = (2, False, False, False)
+            layer = ("lstm", False, False, False)
             y, _, reserve = torch.ops.fusedrnn.layer_forward(*given, *layer, True, allowed)
             grads = torch.ops.fusedrnn.layer_backward(
                 torch.ones_like(y), [], *given, y, reserve, *layer, -1, allowed
@@ -175,7 +175,7 @@ def test_tf32_is_asked_of_the_products() -> None:
 def test_every_byte_of_the_reserve_is_written() -> None:
     """Also beyond the last unit: the reserve is a tensor, the same for the same call."""
     weights = [torch.ones(24, 4), torch.ones(24, 6)]
-    call = (torch.ones(2, 3, 4), None, [], weights, 2, False, False, False, True)
+    call = (torch.ones(2, 3, 4), None, [], weights, "lstm", False, False, False, True)
     with emulated.installed(plan=STEPWISE):
         reserve = torch.ops.fusedrnn.layer_forward(*call)[2]
     assert reserve.shape == (1, 6, 5, 16)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 import fusedrnn
 from fusedrnn._engine import ops
+from fusedrnn.cells import cell_named
 from fusedrnn.testing.parity import Case, check
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -442,23 +443,20 @@ def test_refused_arguments() -> None:
 # ---- the ops ------------------------------------------------------------------------------------
 
 
-def weights(cell: int = 2, I: int = 5, H: int = 20, P: int = 0, bias: bool = True,  # noqa: E741
+def weights(cell: str = "lstm", I: int = 5, H: int = 20, P: int = 0, bias: bool = True,  # noqa: E741
             directions: int = 1, dtype: torch.dtype = torch.float32) -> list[Tensor]:  # fmt: skip
     generator = torch.Generator().manual_seed(0)
-    gates = (1, 1, 4, 3)[cell] * H
-    shapes: list[tuple[int, ...]] = [(gates, I), (gates, P or H)]
-    shapes += [(gates,), (gates,)] if bias else []
-    shapes += [(P, H)] if P else []
-    return [torch.randn(s, generator=generator).to(dtype) / 4 for s in shapes * directions]
+    shapes = [*cell_named(cell).shapes(I, H, P, biases=bias).values()] * directions
+    return [torch.randn(s, generator=generator).to(dtype) / 4 for s in shapes]
 
 
-def layer_of(cell: int = 2, bias: bool = True, projected: bool = False, directions: int = 1):
-    return cell, bias, projected, directions == 2
+def layer_of(cell: str = "lstm", bias: bool = True, projected: bool = False, directions: int = 1):
+    return cell_named(cell).spec, bias, projected, directions == 2
 
 
 @pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("cell", range(4))
-def test_panels_beside_the_weights(cell: int, directions: int) -> None:
+@pytest.mark.parametrize("cell", CELLS)
+def test_panels_beside_the_weights(cell: str, directions: int) -> None:
     """The walk on panels made ahead is the walk on its own."""
     given, layer = weights(cell, directions=directions), layer_of(cell, directions=directions)
     panels = ops.make_panels(given, *layer)
@@ -482,7 +480,7 @@ def test_wrong_panels_are_refused() -> None:
 
     layer(panels), stack(panels)
     others = {
-        "cell": ops.make_panels(weights(3), *layer_of(3)),
+        "cell": ops.make_panels(weights("gru"), *layer_of("gru")),
         "input size": ops.make_panels(weights(I=6), *layer_of()),
         "hidden size": ops.make_panels(weights(H=21), *layer_of()),
         "projected": ops.make_panels(weights(P=3), *layer_of(projected=True)),
@@ -490,8 +488,8 @@ def test_wrong_panels_are_refused() -> None:
         "directions": ops.make_panels(weights(directions=2), *layer_of(directions=2)),
         "no biases": ops.make_panels(weights(bias=False), *layer_of(bias=False)),
         "cut": panels[:-64].clone(),
-        "header only": panels[:64].clone(),
-        "less than a header": panels[:32].clone(),
+        "header only": panels[:128].clone(),
+        "less than a header": panels[:64].clone(),
         "empty": panels[:0].clone(),
         "two": torch.cat([panels, panels]),
         "not aligned": torch.cat([panels[:1], panels])[1:],
@@ -509,12 +507,12 @@ def test_wrong_panels_are_refused() -> None:
             with pytest.raises((RuntimeError, NotImplementedError), match=r"panels|input|hx"):
                 stack(other)
     header = panels.clone()
-    for cell in (0, 3):  # a GRU that says it is projected
+    for cell in ("rnn_tanh", "gru"):  # a GRU that says it is projected
         other = ops.make_panels(weights(cell, H=64), *layer_of(cell))
         other[32] = 1
         with pytest.raises(RuntimeError, match="panels: expected what"):
             ops.panels_forward(x, other, [torch.zeros(1, 3, 1)])
-    for at in range(8, 64):  # any byte of the header but the mark
+    for at in range(8, 128):  # any byte of the header but the mark
         for value in (0, 1, 255):
             broken = header.clone()
             broken[at] = value
@@ -537,7 +535,7 @@ def test_wrong_states_are_refused() -> None:
         with pytest.raises((RuntimeError, NotImplementedError), match=r"hx(\[[01]\])?: "):
             ops.panels_forward(x, panels, states)
     with pytest.raises(RuntimeError, match=r"hx: expected 1 state\(s\)"):
-        gru = ops.make_panels(weights(3), *layer_of(3))
+        gru = ops.make_panels(weights("gru"), *layer_of("gru"))
         ops.panels_forward(x, gru, [h, c])
     assert torch.equal(h, torch.ones_like(h)) and torch.equal(c, torch.ones_like(c))
 

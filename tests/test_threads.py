@@ -77,7 +77,7 @@ def test_after_fork_what_is_not_contiguous() -> None:
         H = 128
         x, w = spread(20, 16, 200), [spread(4 * H, 200), spread(4 * H, H)]
         h, c = spread(1, 300, H), spread(1, 300, H)
-        lstm = (2, False, False, False)
+        lstm = ("lstm", False, False, False)
         y, hn, reserve = ops.layer_forward(x, None, [], w, *lstm, True)
         dy, many = spread(20, 16, H), spread(1, 300, 200)
 
@@ -88,7 +88,7 @@ def test_after_fork_what_is_not_contiguous() -> None:
             dx, _, dw = ops.layer_backward(dy, [], x, None, [], w, y, reserve, *lstm, -1)
             yield from (dx, *dw)
             yield ops.make_panels(w, *lstm)
-            yield ops.quantize_weights(w, 2, False, False)
+            yield ops.quantize_weights(w, "lstm", False, False)
             none, _, kept = ops.layer_forward(x[:, :0], None, [], w, *lstm, True)
             yield from ops.layer_backward(none, [], x[:, :0], None, [], w, none, kept, *lstm,
                                           -1)[2]

@@ -166,7 +166,7 @@ def test_tf32_is_as_good_as_its_operands(cell: str, team: str) -> None:
         module = case.module(dtype=torch.float32)
         x, *states = (value.float() for value in inputs.values())
         given = (x, None, states, [w.detach() for w in module.parameters()])
-        layer = (case.facts.number, True, False, False)
+        layer = (case.facts.spec, True, False, False)
         with emulated.installed(seed=1, plan=plan):
             y, hn, reserve = torch.ops.fusedrnn.layer_forward(*given, *layer, True, True)
             generator = torch.Generator().manual_seed(case.seed + 3)

@@ -159,13 +159,13 @@ constexpr bool is_last = S::index + 1 == stages_of<typename S::Whole>;
 
 // Calls f(S()) for each stage S of a cell, in order.
 template <class C, int i = 0, class F>
-inline __attribute__((always_inline)) void for_each_stage(const F& f) {
+constexpr inline __attribute__((always_inline)) void for_each_stage(const F& f) {
   f(StageOf<C, i>());
   if constexpr (i + 1 < stages_of<C>) for_each_stage<C, i + 1>(f);
 }
 // Calls f(S()) for each stage S of a cell, from the last to the first.
 template <class C, int i = stages_of<C> - 1, class F>
-inline __attribute__((always_inline)) void for_each_stage_backwards(const F& f) {
+constexpr inline __attribute__((always_inline)) void for_each_stage_backwards(const F& f) {
   f(StageOf<C, i>());
   if constexpr (i > 0) for_each_stage_backwards<C, i - 1>(f);
 }

@@ -20,14 +20,42 @@ auto joined(List<C...>, List<D...>, Rest... rest) {
 using Cells = decltype(joined(RnnCells(), LstmCells(), GruCells()));
 constexpr int kCells = Cells::count;
 
+// What a gate, a product or a gradient may be numbered up to.
+constexpr int kMostGates = 12, kMostGrads = 36;
+
+// What backends that do not know a cell when they are compiled ask of one of its stages. Inputs,
+// products and gradients have slots, cell.h says in what order; a slot that has rows in a weight
+// has those of one gate.
+struct StageFacts {
+  int inputs = 0, products = 0, saved = 0;
+  int late = 0;   // inputs that are not added to a product
+  int apart = 0;  // products that no input is added to
+  int takes = 0, gives = 0;
+  // Which of the cell's slots the stage's first ones are.
+  int first_input = 0, first_saved = 0;
+  int first_product = 0;  // the gradient of the first product
+  // Which of the stage's own slots the first late input and the first product apart are.
+  int first_late = 0, first_apart = 0;
+  bool has_carry = false, restores = false;
+  Needs backward_needs = Needs::nothing;
+  signed char gate_of_input[kMostGates] = {};    // among those of W_ih
+  signed char gate_of_product[kMostGates] = {};  // among those of W_hh
+  signed char input_of_product[kMostGates] = {};
+};
+
 struct Facts {
   Names names = {};
-  int gates = 0;  // one for each input
-  int products = 0, saved = 0, grads = 0, states = 0, unit_weights = 0, stages = 0;
+  int inputs = 0, products = 0;  // the gates of W_ih, and those of W_hh
+  int saved = 0, grads = 0, states = 0, unit_weights = 0, stages = 0;
+  int first_input_grad = 0, first_unit_grad = 0;
   bool has_late_input = false;
   bool has_carry = false;  // h_prev reaches h other than through a product
   bool projects = false;   // h may be projected; backward computes the unprojected h again
   bool has_int8 = false;   // its weights may be int8
+  StageFacts stage[kMaxStages] = {};
+  signed char gate_of_input[kMostGates] = {};  // those of all stages
+
+  constexpr const StageFacts& last() const { return stage[stages - 1]; }
 };
 
 // The operand of a second stage would have to be rounded at each step, and the format of the
@@ -67,6 +95,30 @@ constexpr bool stage_fits() {
   return S::first_gate + S::inputs == C::inputs && S::first_slot + S::saved == C::saved;
 }
 
+template <class S>
+constexpr StageFacts stage_of() {
+  static_assert(S::inputs <= kMostGates && S::products <= kMostGates, "room for their gates");
+  StageFacts stage;
+  stage.inputs = S::inputs, stage.products = S::products, stage.saved = S::saved;
+  stage.takes = S::takes, stage.gives = S::gives;
+  stage.first_input = S::first_gate, stage.first_saved = S::first_slot;
+  stage.first_product = S::first_gate;  // of several stages only products have gradients
+  stage.has_carry = S::has_carry, stage.restores = S::restores;
+  stage.backward_needs = S::backward_needs;
+  for (int slot = 0; slot < S::inputs; ++slot)
+    stage.gate_of_input[slot] = static_cast<signed char>(S::first_gate + slot);
+  for (int slot = 0; slot < S::products; ++slot) {
+    const int input = S::input_of_product(slot);
+    stage.gate_of_product[slot] =
+        static_cast<signed char>(S::first_gate + S::gate_of_product(slot));
+    stage.input_of_product[slot] = static_cast<signed char>(input < 0 ? -1 : input);
+    stage.apart += input < 0;
+  }
+  stage.late = S::has_late_input;
+  stage.first_late = S::inputs - stage.late;
+  return stage;
+}
+
 // A cell that contradicts itself does not compile.
 template <class C>
 constexpr Facts of() {
@@ -87,13 +139,20 @@ constexpr Facts of() {
   static_assert(stage_fits<C, 0>(), "all of the cell's inputs and saved values have a stage");
   Facts facts;
   facts.names = C::names;
-  facts.gates = C::inputs, facts.products = C::products, facts.saved = C::saved;
+  facts.inputs = C::inputs, facts.products = C::products, facts.saved = C::saved;
   facts.grads = C::grads, facts.states = C::states, facts.unit_weights = C::unit_weights;
   facts.stages = stages_of<C>;
   facts.has_late_input = FirstStage<C>::has_late_input;
   facts.has_carry = C::has_carry;
   facts.projects = stages_of<C> == 1 && LastStage<C>::restores;
   facts.has_int8 = has_int8<C>;
+  facts.first_input_grad = first_input_grad<C>, facts.first_unit_grad = first_unit_grad<C>;
+  for_each_stage<C>([&](auto own) {
+    using S = decltype(own);
+    facts.stage[S::index] = stage_of<S>();
+    for (int slot = S::first_gate; slot < S::first_gate + S::inputs; ++slot)
+      facts.gate_of_input[slot] = static_cast<signed char>(slot);
+  });
   return facts;
 }
 

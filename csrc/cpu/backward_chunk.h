@@ -19,33 +19,36 @@
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
-template <class S, class F, class C>
+template <class S, class F>
 class Chunk {
  public:
   using E = typename OperandOf<S>::type;
   static constexpr bool kConvert = !std::is_same_v<S, F>;          // from storage to compute type
   static constexpr bool kConvertOperands = !std::is_same_v<S, E>;  // and to that of operands
   static constexpr int64_t kPair = kTogether<E>;
-  static constexpr int kStages = stages_of<C>;
 
   const int64_t Hp, Rp, grad_row;
 
   Chunk(const BackwardProblem& p, const Plan& plan, bool wants_operands, Arena& arena)
-      : Hp(p.Hp()), Rp(round_up(p.R(), kHiddenPadding)), grad_row(C::grads * Hp), p_(p) {
+      : Hp(p.Hp()),
+        Rp(round_up(p.R(), kHiddenPadding)),
+        grad_row(p.facts().grads * Hp),
+        p_(p),
+        saved_row_(p.facts().saved * Hp) {
+    const Facts& cell = p.facts();
     const int64_t steps = plan.backward_steps, rows = steps * p.B;
     dgates_ = arena.take<E>((steps + 1) * p.B * grad_row);
     h_prev_ = arena.take<E>((steps + 1) * p.B * Rp);
     if (kConvertOperands) x_ = arena.take<E>(rows * p.I);
     if (kConvert) {
       dy_ = arena.take<F>(rows * p.R());
-      saved_ = arena.take<F>(rows * C::saved * Hp);
+      saved_ = arena.take<F>(rows * saved_row_);
     }
     if (p.P) dr_ = arena.take<E>(rows * Rp);
-    for (int i = 0; i < kStages; ++i)
-      if (i + 1 < kStages ? wants_operands : p.P > 0) restored_[i] = arena.take<E>(rows * Hp);
+    for (int i = 0; i < cell.stages; ++i)
+      if (i + 1 < cell.stages ? wants_operands : p.P > 0) restored_[i] = arena.take<E>(rows * Hp);
     if (p.modifiers.recurrent_factor && wants_operands) masked_ = arena.take<E>(rows * Rp);
-    if (p.modifiers.reset && LastStage<C>::backward_needs == Needs::h)
-      h_ = arena.take<E>(rows * Rp);
+    if (p.modifiers.reset && cell.last().backward_needs == Needs::h) h_ = arena.take<E>(rows * Rp);
   }
 
   E* dgates(int64_t j, int64_t b) const { return dgates_ + (j * p_.B + b) * grad_row; }
@@ -80,12 +83,11 @@ class Chunk {
       return {at(p_.grad_output, output_offset(d, steps, s, b)), p_.directions * p_.R()};
   }
   Located saved(int d, const Steps& steps, int64_t s, int64_t j, int64_t b) const {
+    if (!saved_row_) return {nullptr, 0};
     if constexpr (kConvert)
-      return {saved_ + (j * p_.B + b) * C::saved * Hp, C::saved * Hp};
-    else if constexpr (C::saved == 0)
-      return {nullptr, 0};
+      return {saved_ + (j * p_.B + b) * saved_row_, saved_row_};
     else
-      return {at(p_.reserve, reserve_offset(d, steps, s, b)), C::saved * Hp};
+      return {at(p_.reserve, reserve_offset(d, steps, s, b)), saved_row_};
   }
 
   // Gathers h before each step of the chunk (and after the last one): that of the step before, or
@@ -114,9 +116,9 @@ class Chunk {
           convert(x_ + k * p_.I, at(p_.input, p_.input_offset(steps.t(s), b)), p_.I);
         if (p_.grad_output)
           convert(dy_ + k * p_.R(), at(p_.grad_output, output_offset(d, steps, s, b)), p_.R());
-        if (C::saved)
-          convert(saved_ + k * C::saved * Hp, at(p_.reserve, reserve_offset(d, steps, s, b)),
-                  C::saved * Hp);
+        if (saved_row_)
+          convert(saved_ + k * saved_row_, at(p_.reserve, reserve_offset(d, steps, s, b)),
+                  saved_row_);
       }
     }
   }
@@ -185,11 +187,12 @@ class Chunk {
     return (steps.row(s, b) * p_.directions + d) * p_.R();
   }
   int64_t reserve_offset(int d, const Steps& steps, int64_t s, int64_t b) const {
-    return (d * p_.rows + steps.row(s, b)) * C::saved * Hp;
+    return (d * p_.rows + steps.row(s, b)) * saved_row_;
   }
 
   const BackwardProblem& p_;
-  E *dgates_, *h_prev_, *x_ = nullptr, *dr_ = nullptr, *restored_[kStages] = {};
+  const int64_t saved_row_;  // of one row of the batch: zero for a cell that saves nothing
+  E *dgates_, *h_prev_, *x_ = nullptr, *dr_ = nullptr, *restored_[kMaxStages] = {};
   E *masked_ = nullptr, *h_ = nullptr;
   F *dy_ = nullptr, *saved_ = nullptr;
 };

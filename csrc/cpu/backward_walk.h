@@ -21,56 +21,61 @@
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
-template <class S, class F, class C>
+template <class S, class F>
 class BackwardWalk {
-  using Walked = Chunk<S, F, C>;
+  using Walked = Chunk<S, F>;
   using E = typename Walked::E;
   using Located = typename Walked::Located;
   static constexpr int64_t L = kLanes<F>;
   static constexpr int64_t kMostRows = 8;
-  static constexpr int kStages = stages_of<C>;
 
  public:
   BackwardWalk(const BackwardProblem& p, const Plan& plan, S* grad_input_reverse, Arena& arena)
       : p_(p),
         plan_(plan),
+        cell_(p.facts()),
+        stages_(cell_.stages),
         m_(p.modifiers),
         is_modified_(m_.any() || p.has_grad_states()),
-        unmixes_(LastStage<C>::backward_needs == Needs::h && m_.keep[0] && !p.P),
-        in_place_(plan.in_place && p.T == 1 && kStages == 1),
+        unmixes_(cell_.last().backward_needs == Needs::h && m_.keep[0] && !p.P),
+        in_place_(plan.in_place && p.T == 1 && stages_ == 1),
         wants_states_(p.wants_states() || p.wants_reset_states()),
         units_(make_groups(p.H, L, kGroup, plan)),
         state_(make_groups(p.R(), L, kGroup, plan)),
-        chunk_(p, plan, GradientsOfWeights<S, F, C>::wants(p, &WeightGradients::w_hh), arena),
+        chunk_(p, plan, GradientsOfWeights<S, F>::wants(p, &WeightGradients::w_hh), arena),
         inputs_(p, in_place_, grad_input_reverse, arena),
         weights_(p, plan, arena) {
     const bool recurrent = p.T > 1 || p.grad_hx[0] || p.grad_reset_states[0];
-    for_each_stage<C>([&](auto own) {
-      using Stage = decltype(own);
-      if (!is_first<Stage> || (recurrent && !in_place_))
-        w_hh_[Stage::index] = arena.take<E>(state_.vectors * L * Stage::products * depth(p.H));
-    });
+    for (int i = 0; i < stages_; ++i)
+      if (i > 0 || (recurrent && !in_place_))
+        w_hh_[i] = arena.take<E>(state_.vectors * L * cell_.stage[i].products * depth(p.H));
     if (p.P) w_hr_ = arena.take<E>(units_.vectors * L * depth(p.P));
     carry_ = arena.take<F>(p.B * chunk_.Rp);
-    if (C::states > 1) dstates_ = arena.take<F>((C::states - 1) * p.B * chunk_.Hp);
+    if (cell_.states > 1) dstates_ = arena.take<F>((cell_.states - 1) * p.B * chunk_.Hp);
+    const int handed = p.program ? p.program->stage[stages_ - 1].handed_back : 0;
+    if (handed) handed_ = arena.take<F>(handed * p.B * chunk_.Hp);
     if (m_.recurrent_factor) factor_ = arena.take<F>(p.B * chunk_.Hp);
     if (m_.keep[0]) keep_ = arena.take<F>(p.B * chunk_.Hp);
     if (unmixes_) own_h_ = arena.take<E>(p.B * chunk_.Rp);
     if (m_.reset) nothing_ = arena.take<E>(chunk_.grad_row);
-    for (int i = 1; i < C::states; ++i)
+    for (int i = 1; i < cell_.states; ++i)
       if (m_.keep[i]) kept_[i] = arena.take<F>(p.B * chunk_.Hp);
-    if (C::unit_weights) w_unit_ = arena.take<F>(C::unit_weights * chunk_.Hp);
+    if (p.program) memory_ = ProgramMemory<F>(*p.program, kGroup, plan.threads, arena);
+    for (int i = 0; p.program && i < stages_; ++i) bind(i, arena);
+    if (cell_.unit_weights) w_unit_ = arena.take<F>(cell_.unit_weights * chunk_.Hp);
   }
 
   void run(int d, const Team& team) {
     const Steps steps{p_, d == 1};
     const Range rows = row_share(p_, plan_, team), groups = group_share(units_, plan_, team);
+    ProgramScratch<F> scratch;
+    if (p_.program) scratch = ProgramScratch<F>(memory_, team.rank);
     prepare(d, team);
     for (int64_t s1 = p_.T; s1 > 0; s1 -= plan_.backward_steps) {
       const int64_t s0 = most<int64_t>(s1 - plan_.backward_steps, 0);
       chunk_.gather(d, steps, s0, s1, team);
       team.sync();
-      for (int64_t s = s1 - 1; s >= s0; --s) step(d, steps, s, s0, rows, groups, team);
+      for (int64_t s = s1 - 1; s >= s0; --s) step(d, steps, s, s0, rows, groups, team, scratch);
       team.sync();
       const int64_t K = weights_.gather(chunk_, steps, s0, s1, team);
       inputs_.run(chunk_, d, steps, s0, s1, team);
@@ -87,24 +92,44 @@ class BackwardWalk {
   static S* at(void* p, int64_t offset) { return Walked::at(p, offset); }
   F* dstate(int i) const { return dstates_ + (i - 1) * p_.B * chunk_.Hp; }  // i > 0: not h
 
+  // What the tiles of a program's stage need, but for what is another's at each tile.
+  void bind(int stage, Arena& arena) {
+    const StageFacts& facts = cell_.stage[stage];
+    const StageProgram& program = p_.program->stage[stage];
+    const Pass& pass = chunk_.restored(stage, 0, 0) ? program.backward_restoring : program.backward;
+    // As many as there may be: what is only measured has nothing restored.
+    BoundOp* const ops =
+        arena.take<BoundOp>(static_cast<int64_t>(program.backward_restoring.ops.size()));
+    if (!ops) return;
+    constexpr bool kSame = std::is_same_v<E, F>;
+    const int64_t Hp = chunk_.Hp, Rp = chunk_.Rp;
+    BoundSpaces<F> at(memory_);
+    at[Space::saved] = {Hp, cell_.saved * Hp};
+    if (kSame) at[Space::h].row = Rp;
+    if (kSame) at[Space::gradient] = {Hp, chunk_.grad_row};
+    at[Space::state] = at[Space::handed] = {p_.B * Hp, Hp};
+    at[Space::carry].row = Rp;
+    at[Space::weight] = {Hp, 0};
+    ProgramGrads<F>& to = programs_[stage];
+    to.pass = at.bind(pass, ops);
+    to.saved = cell_.saved, to.grads = cell_.grads, to.gradients = pass.gradients;
+    to.has_carry = facts.has_carry, to.reads_h = facts.backward_needs != Needs::nothing;
+  }
+
   void prepare(int d, const Team& team) {
     const Weights& w = p_.weights[d];
     const auto mine = [&](const Groups& groups) {
       return share(groups.count, team.rank, team.size);
     };
-    for_each_stage<C>([&](auto own) {
-      using Stage = decltype(own);
-      if (w_hh_[Stage::index])
-        make_column_panels(at(w.w_hh, Stage::first_gate * p_.H * p_.R()), p_.H, p_.R(),
-                           Stage::products, gate_of_product<Stage>, state_, mine(state_),
-                           w_hh_[Stage::index]);
-    });
+    for (int i = 0; i < stages_; ++i)
+      if (w_hh_[i])
+        make_column_panels(at(w.w_hh, 0), p_.H, p_.R(), cell_.stage[i].products,
+                           cell_.stage[i].gate_of_product, state_, mine(state_), w_hh_[i]);
     inputs_.prepare(d, team);
     if (p_.P)
-      make_column_panels(
-          at(w.w_hr, 0), p_.P, p_.H, 1, [](int g) { return g; }, units_, mine(units_), w_hr_);
+      make_column_panels(at(w.w_hr, 0), p_.P, p_.H, 1, kFirstGate, units_, mine(units_), w_hr_);
     if (nothing_ && team.rank == 0) fill(nothing_, chunk_.grad_row);
-    if (w_unit_ && team.rank == 0) pad_units<S>(p_, w.w_unit, C::unit_weights, w_unit_);
+    if (w_unit_ && team.rank == 0) pad_units<S>(p_, w.w_unit, cell_.unit_weights, w_unit_);
     const Range rows = share(p_.B, team.rank, team.size);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       const auto load = [&](int i, int64_t padded, F* to) {
@@ -115,12 +140,12 @@ class BackwardWalk {
       if (factor_) fill(factor_ + b * chunk_.Hp, chunk_.Hp);
       if (keep_) fill(keep_ + b * chunk_.Hp, chunk_.Hp);
       if (own_h_) fill(own_h_ + b * chunk_.Rp, chunk_.Rp);
-      for (int i = 1; i < C::states; ++i) load(i, chunk_.Hp, dstate(i));
+      for (int i = 1; i < cell_.states; ++i) load(i, chunk_.Hp, dstate(i));
     }
   }
 
   void step(int d, const Steps& steps, int64_t s, int64_t s0, Range rows, Range groups,
-            const Team& team) {
+            const Team& team, ProgramScratch<F>& scratch) {
     const int64_t j = s - s0, alive = steps.alive(s), after = steps.alive_after(s);
     const bool meet = plan_.split == Split::units;
     // Rows that go on after this step have dgates to take over; the others end with this step.
@@ -137,20 +162,19 @@ class BackwardWalk {
     }
     const Range all{going.begin, ending.end};
     const bool mixed = is_modified_ && begin_states(d, steps, s, j, all, groups);
-    for_each_stage_backwards<C>([&](auto own) {
-      using Stage = decltype(own);
+    for (int i = stages_; i-- > 0;) {
       if (factor_ && !p_.P)  // the product's, which the last stage takes from the step after
-        is_last<Stage> ? load_rows(m_.recurrent_factor, d, steps, s + 1, going, groups, factor_)
-                       : load_rows(m_.recurrent_factor, d, steps, s, all, groups, factor_);
-      if constexpr (is_last<Stage>) {
-        stage_gradient<Stage>(d, steps, s, j, going, true, mixed, groups);
-        stage_gradient<Stage>(d, steps, s, j, ending, false, mixed, groups);
+        is_last(i) ? load_rows(m_.recurrent_factor, d, steps, s + 1, going, groups, factor_)
+                   : load_rows(m_.recurrent_factor, d, steps, s, all, groups, factor_);
+      if (is_last(i)) {
+        stage_gradient(i, d, steps, s, j, going, true, mixed, groups, scratch);
+        stage_gradient(i, d, steps, s, j, ending, false, mixed, groups, scratch);
       } else {
-        stage_gradient<Stage>(d, steps, s, j, all, true, mixed, groups);
-        if (factor_) mask_restored<Stage>(j, all, groups);
+        stage_gradient(i, d, steps, s, j, all, true, mixed, groups, scratch);
+        if (factor_) mask_restored(i, j, all, groups);
       }
       if (meet) team.sync();
-    });
+    }
     if (is_modified_) end_states(all, groups);
     if (!wants_states_) return;
     const int64_t before = s > 0 ? steps.alive(s - 1) : 0;
@@ -180,11 +204,10 @@ class BackwardWalk {
 
   // What a stage before the last gave, restored, is multiplied by what it was in forward. The
   // factor is that of the same step, which its gradient just had.
-  template <class Stage>
-  FUSEDRNN_RARE void mask_restored(int64_t j, Range rows, Range groups) {
+  FUSEDRNN_RARE void mask_restored(int stage, int64_t j, Range rows, Range groups) {
     const Range units = columns_of(units_, groups, p_.H);
     for (int64_t b = rows.begin; b < rows.end; ++b)
-      if (E* const row = chunk_.restored(Stage::index, j, b))
+      if (E* const row = chunk_.restored(stage, j, b))
         multiply_row<F>(row, factor_ + b * chunk_.Hp, units, row);
   }
 
@@ -201,7 +224,7 @@ class BackwardWalk {
     for (int64_t b = rows.begin; mixed && b < rows.end; ++b)
       unmix_row<F, S>(chunk_.h(j, b), chunk_.h_prev(j, b), keep_ + b * chunk_.Hp, units,
                       own_h_ + b * chunk_.Rp);
-    for (int i = 1; i < C::states; ++i) {
+    for (int i = 1; i < cell_.states; ++i) {
       if (!kept_[i] && !p_.grad_states[i]) continue;
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         F* const gradient = dstate(i) + b * chunk_.Hp;
@@ -217,7 +240,7 @@ class BackwardWalk {
   }
   FUSEDRNN_RARE void end_states(Range rows, Range groups) {
     const Range units = columns_of(units_, groups, p_.H);
-    for (int i = 1; i < C::states; ++i)
+    for (int i = 1; i < cell_.states; ++i)
       for (int64_t b = rows.begin; kept_[i] && b < rows.end; ++b)
         add_row<F>(kept_[i] + b * chunk_.Hp, units, dstate(i) + b * chunk_.Hp);
   }
@@ -229,7 +252,8 @@ class BackwardWalk {
     const Range columns = columns_of(state_, columns_groups, p_.R());
     fill(carry_ + b * chunk_.Rp + columns.begin, columns.size());
     const Range units = columns_of(units_, groups, p_.H);
-    for (int i = 1; i < C::states; ++i) fill(dstate(i) + b * chunk_.Hp + units.begin, units.size());
+    for (int i = 1; i < cell_.states; ++i)
+      fill(dstate(i) + b * chunk_.Hp + units.begin, units.size());
   }
 
   // Adds the gradients of a row's states before step s to those of the states of its boundary.
@@ -245,7 +269,7 @@ class BackwardWalk {
                      [&](int64_t, int64_t column, const F* from, int64_t n) {
                        for (int64_t u = 0; u < n; ++u) to[column + u] += from[u];
                      });
-    for (int i = 1; i < C::states; ++i)
+    for (int i = 1; i < cell_.states; ++i)
       if (F* const to = place(i))
         add_row<F>(dstate(i) + b * chunk_.Hp, columns_of(units_, groups, p_.H), to);
   }
@@ -254,10 +278,10 @@ class BackwardWalk {
 
   // The product of the first stage's dgates with its rows of W_hh, for the columns of one group.
   LinearTile<E, F> recurrent_tile(int64_t group) const {
-    constexpr int kProducts = FirstStage<C>::products;
+    const int products = cell_.stage[0].products;
     LinearTile<E, F> tile;
-    tile.segments = {kProducts, p_.H, chunk_.Hp};
-    tile.w = w_hh_[0] + state_.begin(group) * L * kProducts * depth(p_.H);
+    tile.segments = {products, p_.H, chunk_.Hp};
+    tile.w = w_hh_[0] + state_.begin(group) * L * products * depth(p_.H);
     tile.column_stride = L;
     tile.columns = L;
     return tile;
@@ -308,25 +332,28 @@ class BackwardWalk {
   }
 
   // One stage of a step, inlined as in forward.
-  template <class Stage>
-  FUSEDRNN_INLINE void stage_gradient(int d, const Steps& steps, int64_t s, int64_t j, Range rows,
-                                      bool going, bool mixed, Range groups) {
+  FUSEDRNN_INLINE void stage_gradient(int stage, int d, const Steps& steps, int64_t s, int64_t j,
+                                      Range rows, bool going, bool mixed, Range groups,
+                                      ProgramScratch<F>& scratch) {
     // The product takes the dgates and the weights of the stage that follows. After the last stage
     // that is the first one, of the step after.
-    using Following = StageOf<C, (Stage::index + 1) % kStages>;
+    const bool is_last = this->is_last(stage);
+    const int next_stage = is_last ? 0 : stage + 1;
+    const StageFacts &facts = cell_.stage[stage], &following = cell_.stage[next_stage];
     const int64_t Hp = chunk_.Hp, Rp = chunk_.Rp;
-    const auto run_tile = tiles_.stage[Stage::index];
+    const auto run_tile = tiles_.stage[stage];
     GradTile<E, F> tile;
+    tile.program = p_.program ? &programs_[stage] : nullptr, tile.scratch = &scratch;
     tile.segments = p_.P    ? Segments{1, p_.P, 0}
-                    : going ? Segments{Following::products, p_.H, Hp}
+                    : going ? Segments{following.products, p_.H, Hp}
                             : Segments{0, 0, 0};
     tile.carry_row = Rp, tile.h_row = Rp, tile.dstate_row = Hp, tile.dstate_slot = p_.B * Hp;
     tile.grad_row = chunk_.grad_row, tile.result_row = Hp, tile.Hp = Hp;
     const Tiles tiles(rows.size(), tile_rows(kGroup));
-    const E* const weights = p_.P ? w_hr_ : w_hh_[Following::index];
-    const int64_t unit_weights = p_.P ? depth(p_.P) : Following::products * depth(p_.H);
+    const E* const weights = p_.P ? w_hr_ : w_hh_[next_stage];
+    const int64_t unit_weights = p_.P ? depth(p_.P) : following.products * depth(p_.H);
     // The weights of all stages pass through the cache in a step.
-    const int64_t step_weights = kStages > 1 ? C::products * depth(p_.H) : unit_weights;
+    const int64_t step_weights = stages_ > 1 ? cell_.products * depth(p_.H) : unit_weights;
     const bool far = groups.size() * kGroup * L * step_weights * sizeof(E) > Ahead::kNear;
     for (int64_t i = 0; i < groups.size(); ++i) {
       const int64_t group = s % 2 ? groups.end - 1 - i : groups.begin + i;
@@ -345,26 +372,27 @@ class BackwardWalk {
         for (int64_t r = 0; r < R; ++r)
           tile.rows[r] =
               p_.P ? chunk_.dr(j, b + r)
-                   : (is_last<Stage> ? dgates_after(steps, s, j, b + r) : chunk_.dgates(j, b + r)) +
-                         Following::first_gate * Hp;
+                   : (is_last ? dgates_after(steps, s, j, b + r) : chunk_.dgates(j, b + r)) +
+                         following.first_product * Hp;
         tile.ahead = ahead.of_tile(k);
-        const Located dy = p_.P || !is_last<Stage> ? Located{} : chunk_.dy(d, steps, s, j, b);
+        const Located dy = p_.P || !is_last ? Located{} : chunk_.dy(d, steps, s, j, b);
         tile.dy = dy.first ? dy.first + unit : nullptr, tile.dy_row = dy.stride;
         tile.carry = carry_ + b * Rp + unit;
-        const bool carried = is_last<Stage> && !p_.P && (C::has_carry || keep_ || !going);
+        const bool carried = is_last && !p_.P && (cell_.has_carry || keep_ || !going);
         tile.carry_in = carried ? tile.carry : nullptr;
         const Located kept = chunk_.saved(d, steps, s, j, b);
-        tile.saved = C::saved ? kept.first + Stage::first_slot * Hp + unit : nullptr;
+        tile.saved = cell_.saved ? kept.first + unit : nullptr;
         tile.saved_row = kept.stride;
-        tile.h = unit + (Stage::backward_needs != Needs::h ? chunk_.h_prev(j, b)
-                         : mixed                           ? own_h_ + b * Rp
-                                                           : chunk_.h(j, b));
-        const bool has_factor = factor_ && !p_.P && (going || !is_last<Stage>);
+        tile.h = unit + (facts.backward_needs != Needs::h ? chunk_.h_prev(j, b)
+                         : mixed                          ? own_h_ + b * Rp
+                                                          : chunk_.h(j, b));
+        const bool has_factor = factor_ && !p_.P && (going || !is_last);
         tile.factor = has_factor ? factor_ + b * Hp + unit : nullptr;
-        tile.keep = keep_ && !p_.P && is_last<Stage> ? keep_ + b * Hp + unit : nullptr;
+        tile.keep = keep_ && !p_.P && is_last ? keep_ + b * Hp + unit : nullptr;
         tile.dstates = dstates_ + b * Hp + unit;
-        tile.grad = chunk_.dgates(j, b) + Stage::first_slot * Hp + unit;
-        E* const restored = chunk_.restored(Stage::index, j, b);
+        tile.handed = handed_ + b * Hp + unit;
+        tile.grad = chunk_.dgates(j, b) + unit;
+        E* const restored = chunk_.restored(stage, j, b);
         tile.result = restored ? restored + unit : nullptr;
         run_tile(p_.B == 1 ? 0 : R, nv, tile);
       }
@@ -384,14 +412,14 @@ class BackwardWalk {
                        convert(to(0, b) + column, from, n);
                      });
     const Range units = columns_of(units_, groups, p_.H);
-    for (int i = 1; i < C::states; ++i)
+    for (int i = 1; i < cell_.states; ++i)
       for (int64_t b = rows.begin; p_.grad_hx[i] && b < rows.end; ++b)
         convert(to(i, b) + units.begin, dstate(i) + b * chunk_.Hp + units.begin, units.size());
     if (!m_.reset) return;
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       if (p_.boundary(steps.t(s), b, steps.reverse) < 0) continue;
       give_reset_states(d, steps, s, j, b, state_groups, groups);
-      for (int i = 0; i < C::states; ++i) {
+      for (int i = 0; i < cell_.states; ++i) {
         const Range mine = i == 0 ? columns_of(state_, state_groups, p_.R()) : units;
         if (S* const gradient = to(i, b)) fill(gradient + mine.begin, mine.size());
       }
@@ -402,7 +430,7 @@ class BackwardWalk {
   template <class Store>
   void state_gradient(int d, const Steps& steps, int64_t s, int64_t j, Range rows, Range groups,
                       const Store& store) {
-    using Stage = FirstStage<C>;
+    const StageFacts& first = cell_.stage[0];
     F out[kMostRows][kGroup * L];
     for (int64_t group = groups.begin; group < groups.end; ++group) {
       const int64_t column = state_.begin(group) * L, nv = state_.size(group);
@@ -414,14 +442,14 @@ class BackwardWalk {
           tile.rows[r] = chunk_.dgates(j, b + r), tile.out[r] = out[r];
         if (in_place_) {
           for (int64_t r = 0; r < tiles.size(i); ++r)
-            row_times_weights(tile.rows[r], Stage::products, chunk_.Hp, gate_of_product<Stage>,
+            row_times_weights(tile.rows[r], first.products, chunk_.Hp, first.gate_of_product,
                               at(p_.weights[d].w_hh, 0), p_.H, p_.R(), column, valid, out[r]);
         } else {
           linear(p_.B == 1 ? 0 : tiles.size(i), nv, tile);
         }
         for (int64_t r = 0; r < tiles.size(i); ++r) {
           mask_product(d, steps, s, b + r, column, valid, out[r]);
-          if (C::has_carry || keep_)
+          if (cell_.has_carry || keep_)
             for (int64_t u = 0; u < valid; ++u)
               out[r][u] += carry_[(b + r) * chunk_.Rp + column + u];
           store(b + r, column, out[r], valid);
@@ -430,33 +458,41 @@ class BackwardWalk {
     }
   }
 
+  bool is_last(int stage) const { return stage + 1 == stages_; }
+
   const BackwardProblem& p_;
   const Plan& plan_;
+  const Facts& cell_;
+  const int stages_;
   const Modifiers& m_;
   const bool is_modified_;
   const bool unmixes_;  // the cell's backward needs its h, and finds it mixed with h before
   const bool in_place_, wants_states_;
   const Groups units_, state_;  // groups of columns: of units, and of h
   Walked chunk_;
-  InputGradient<S, F, C> inputs_;
-  GradientsOfWeights<S, F, C> weights_;
-  const GradTiles<E, F> tiles_ = GradTiles<E, F>::of(C::cell);
-  E *w_hh_[kStages] = {}, *w_hr_ = nullptr;
+  InputGradient<S, F> inputs_;
+  GradientsOfWeights<S, F> weights_;
+  const GradTiles<E, F> tiles_ = GradTiles<E, F>::of(p_);
+  E *w_hh_[kMaxStages] = {}, *w_hr_ = nullptr;
   F *carry_, *dstates_ = nullptr;  // [B][Rp]: dh past the products; [states after h][B][Hp]
-  F* w_unit_ = nullptr;
-  F *factor_ = nullptr, *keep_ = nullptr;  // [B][Hp], of a step
-  E* own_h_ = nullptr;                     // [B][Rp], what the cell gave in a step; see unmixes_
-  F* kept_[C::states] = {};                // [B][Hp], what of dstates passes the cell by
-  E* nothing_ = nullptr;                   // dgates that are zero
+  ProgramGrads<F> programs_[kMaxStages];
+  ProgramMemory<F> memory_;
+  F *w_unit_ = nullptr, *handed_ = nullptr;  // handed_: [slots][B][Hp], of a program's stages
+  F *factor_ = nullptr, *keep_ = nullptr;    // [B][Hp], of a step
+  E* own_h_ = nullptr;                       // [B][Rp], what the cell gave in a step; see unmixes_
+  F* kept_[kMaxStates] = {};                 // [B][Hp], what of dstates passes the cell by
+  E* nothing_ = nullptr;                     // dgates that are zero
 };
 
-template <class S, class F, class C>
-int64_t backward_of_cell(const BackwardProblem& p, const Plan& plan, ParallelFor parallel_for,
-                         void* scratch) {
-  using Walk = BackwardWalk<S, F, C>;
+template <Dtype dtype>
+int64_t backward(const BackwardProblem& p, const Plan& plan, ParallelFor parallel_for,
+                 void* scratch) {
+  using S = StorageOf<dtype>;
+  using F = ComputeOf<dtype>;
+  using Walk = BackwardWalk<S, F>;
   Arena arena(scratch);
   const int64_t inputs = p.rows * p.I;
-  S* const reverse = p.directions == 2 && p.grad_input ? arena.template take<S>(inputs) : nullptr;
+  S* const reverse = p.directions == 2 && p.grad_input ? arena.take<S>(inputs) : nullptr;
   Walk first(p, plan, reverse, arena);
   Walk second = plan.direction_teams > 1 ? Walk(p, plan, reverse, arena) : first;
   if (!scratch) return arena.bytes();
@@ -481,15 +517,6 @@ int64_t backward_of_cell(const BackwardProblem& p, const Plan& plan, ParallelFor
         &sum);
   }
   return arena.bytes();
-}
-
-template <Dtype dtype>
-int64_t backward(const BackwardProblem& p, const Plan& plan, ParallelFor parallel_for,
-                 void* scratch) {
-  return with_cell(p.cell, [&](auto cell) {
-    return backward_of_cell<StorageOf<dtype>, ComputeOf<dtype>, decltype(cell)>(
-        p, plan, parallel_for, scratch);
-  });
 }
 
 }  // namespace FUSEDRNN_ISA

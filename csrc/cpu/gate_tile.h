@@ -3,10 +3,107 @@
 #pragma once
 
 #include "cells/list.h"
+#include "spaces.h"
 #include "tile.h"
 
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
+
+// Slots that a register tile computes together: the products and inputs from a first one on. Where
+// there are both, each input is added to its product, and what has no partner stands at the ends:
+//
+//   products   n' r z            accumulators   n' r z n
+//   inputs        r z n
+struct Block {
+  int product, products, input, inputs;
+  int accumulators;  // if the input is projected in the tile
+};
+
+// The blocks of a stage. A compiled cell is one block, and so is a program that is like one. Other
+// programs have blocks of at most kWidest slots that have partners, and others of slots that have
+// none.
+class Blocks {
+ public:
+  static constexpr int kWidest = 4, kMost = 3 * kMostGates / kWidest;
+
+  Blocks() = default;
+  explicit Blocks(const StageFacts& stage) {
+    const int joint = stage.products - stage.apart;
+    const int together = stage.products + stage.late;
+    if (!together) return;  // the first of two stages, of a cell whose products are all later
+    if (together <= kWidest && stage.apart == stage.late && stage.apart <= 1 &&
+        stage.first_apart == 0) {
+      blocks_[count_++] = {0, stage.products, 0, stage.inputs, together};
+      return;
+    }
+    const int product = stage.first_apart ? 0 : stage.apart;
+    const int input = stage.first_late ? 0 : stage.late;
+    cut(joint, [&](int at, int n) { return Block{product + at, n, input + at, n, n}; });
+    cut(stage.apart, [&](int at, int n) { return Block{stage.first_apart + at, n, 0, 0, n}; });
+    cut(stage.late, [&](int at, int n) { return Block{0, 0, stage.first_late + at, n, n}; });
+  }
+  const Block* begin() const { return blocks_; }
+  const Block* end() const { return blocks_ + count_; }
+  // The accumulators of the widest block, if the input is projected in the tile, or else without.
+  int widest(bool project) const {
+    int most = 1;
+    for (const Block& block : *this) {
+      const int width = project ? block.accumulators : block.products;
+      most = width > most ? width : most;
+    }
+    return most;
+  }
+
+ private:
+  // Cuts n slots into blocks, as evenly as possible.
+  template <class Make>
+  void cut(int n, const Make& make) {
+    const int count = (n + kWidest - 1) / kWidest;
+    for (int i = 0; i < count; ++i) {
+      const int begin = n * i / count;
+      blocks_[count_++] = make(begin, n * (i + 1) / count - begin);
+    }
+  }
+
+  Block blocks_[kMost];
+  int count_ = 0;
+};
+
+template <class E, class F>
+struct GateTile;
+
+// What the accumulators of a block begin with, what is added, and where the sums go.
+template <class E, class F>
+struct BlockStart {
+  const F* sums;
+  int64_t slot, row;
+  const E* const* rows;
+  int64_t K;
+  const E *w, *w_ih;
+  const char* ahead;
+  F* to;
+  int64_t to_slot, to_row;
+};
+
+template <class E, class F>
+using RunBlock = void (*)(const GateTile<E, F>&, const BlockStart<E, F>&);
+
+// A block of a program's stage: the tile that sums it, for each number of vectors and of rows, and
+// its places.
+template <class E, class F>
+struct ProgramBlock {
+  RunBlock<E, F> run[kGroup * (kTileRows + 1)] = {};
+  bool is_apart = false, is_input = false;  // it has only products apart, or only inputs
+  int64_t first_sum = 0, w = 0, w_ih = 0, to = 0;
+};
+
+// A stage of a program as its tiles run it in forward.
+template <class E, class F>
+struct ProgramGates {
+  BoundPass<F> pass;
+  ProgramBlock<E, F> blocks[Blocks::kMost + 1];  // the first one that has no tile ends them
+  int64_t late = 0, late_sums = 0;               // where the late inputs are
+};
 
 // One tile of the walk: rows x the units of one group.
 template <class E, class F>
@@ -19,7 +116,7 @@ struct GateTile {
   int64_t I;
   const E* w_ih;
   const F* gates;         // what products are added to, from this group's first unit on
-  const F* hidden_bias;   // what a product without an input is added to
+  const F* hidden_bias;   // what products without an input are added to
   const E* h_prev;        // this group's units
   F* states;              // those after h
   F* handed;              // from stage to stage
@@ -27,17 +124,26 @@ struct GateTile {
   E* result;
   E* y;     // null: not wanted here
   F* save;  // null: not wanted
-  int64_t hidden_bias_row, gates_row, gates_slot, h_prev_row, state_row, state_slot, handed_slot;
+  int64_t hidden_bias_row, hidden_bias_slot, gates_row, gates_slot, h_prev_row;
+  int64_t state_row, state_slot, handed_slot;
   int64_t result_row, y_row, save_row, save_slot, Hp;
   int64_t units;  // valid ones in the last vector
+  // Of a cell that is a program, else null: its stage, and the thread's memory.
+  const ProgramGates<E, F>* program;
+  ProgramScratch<F>* scratch;
 };
 
 // Vectors of units in a group. When a cell has several stages, two vectors fill the tile of a stage
 // with one product well enough, with a third of the code that four would take.
+constexpr int gate_vectors(int products, int late, int stages) {
+  return products > 1 || late ? 1 : stages > 1 ? 2 : kGroup;
+}
+constexpr int gate_vectors(const StageFacts& stage, int stages) {
+  return gate_vectors(stage.products, stage.late, stages);
+}
 template <class S>
-constexpr int kGateVectors = S::products > 1                    ? 1
-                             : stages_of<typename S::Whole> > 1 ? 2
-                                                                : kGroup;
+constexpr int kGateVectors =
+    gate_vectors(S::products, S::has_late_input, stages_of<typename S::Whole>);
 
 // Accumulators in a row of a tile for each vector of units: one for each product. If the input is
 // projected in the tile, a late input has its own.
@@ -145,18 +251,30 @@ void run_gate_tile(int64_t rows, int64_t vectors, const GateTile<E, F>& tile) {
   });
 }
 
+// The tiles of a program's stages: program_tile.h.
+template <class E, class F>
+void run_program_tile(bool project, int64_t rows, int64_t vectors, const GateTile<E, F>& tile);
+
 // The tiles of all stages of a cell.
 template <class E, class F>
 struct GateTiles {
   RunGateTile<E, F> stage[kMaxStages];
 
-  static GateTiles of(Cell cell);
+  static GateTiles of(const Shape& shape);
+  // The tile of a program's block for some rows, of so many products and inputs. If the first
+  // product stands apart from its input, and the last input from its product, `apart` says so.
+  static RunBlock<E, F> block(int64_t rows, int products, int inputs, bool apart);
 };
 
 // Defined outside the class: an inline function would be compiled wherever it is used.
 template <class E, class F>
-GateTiles<E, F> GateTiles<E, F>::of(Cell cell) {
-  return with_cell(cell, [](auto c) {
+GateTiles<E, F> GateTiles<E, F>::of(const Shape& shape) {
+  if (shape.program) {
+    GateTiles tiles{};
+    for (RunGateTile<E, F>& stage : tiles.stage) stage = run_program_tile<E, F>;
+    return tiles;
+  }
+  return with_cell(shape.cell, [](auto c) {
     GateTiles tiles{};
     for_each_stage<decltype(c)>([&](auto s) {
       using S = decltype(s);

@@ -35,10 +35,10 @@ inline void add_dots(const S* W, int64_t ld, int64_t count, const E* x, int64_t 
 
 // out[c] = sum_k g[k] * W[k][first + c] for `columns` columns. k runs over the units of all grad
 // slots. Each output has two chains of sums, to hide the latency.
-template <class S, class E, class F, class GateOf>
-inline void row_times_weights(const E* g, int64_t slots, int64_t slot_stride, GateOf gate_of,
-                              const S* W, int64_t H, int64_t N, int64_t first, int64_t columns,
-                              F* out) {
+template <class S, class E, class F>
+inline void row_times_weights(const E* g, int64_t slots, int64_t slot_stride,
+                              const signed char* gate_of, const S* W, int64_t H, int64_t N,
+                              int64_t first, int64_t columns, F* out) {
   constexpr int64_t L = kLanes<F>;
   for (int64_t c = 0; c < columns; c += kGroup * L) {
     Vec<F> even[kGroup] = {}, odd[kGroup] = {};
@@ -48,7 +48,7 @@ inline void row_times_weights(const E* g, int64_t slots, int64_t slot_stride, Ga
         if (c + v * L < columns) acc[v] += x * load_n(row + v * L, columns - c - v * L);
     };
     for (int64_t s = 0; s < slots; ++s) {
-      const S* row = W + gate_of(static_cast<int>(s)) * H * N + first + c;
+      const S* row = W + gate_of[s] * H * N + first + c;
       const E* const x = g + s * slot_stride;
       int64_t u = 0;
       for (; u + 2 <= H; u += 2, row += 2 * N) {

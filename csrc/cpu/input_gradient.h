@@ -7,9 +7,9 @@
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
-template <class S, class F, class C>
+template <class S, class F>
 class InputGradient {
-  using Walked = Chunk<S, F, C>;
+  using Walked = Chunk<S, F>;
   using E = typename Walked::E;
   static constexpr int64_t L = kLanes<F>;
   static constexpr int64_t kMostRows = 8;
@@ -19,18 +19,19 @@ class InputGradient {
   // the same time. The caller adds it to the other's.
   InputGradient(const BackwardProblem& p, bool in_place, S* reverse, Arena& arena)
       : p_(p),
+        cell_(p.facts()),
         in_place_(in_place),
         reverse_(reverse),
         columns_(div_up(p.I, L), div_up(div_up(p.I, L), kGroup)) {
     if (p.grad_input && !in_place)
-      w_ih_ = arena.take<E>(columns_.vectors * L * C::inputs * Walked::depth(p.H));
+      w_ih_ = arena.take<E>(columns_.vectors * L * cell_.inputs * Walked::depth(p.H));
   }
 
   void prepare(int d, const Team& team) const {
     if (!w_ih_) return;
-    make_column_panels(
-        Walked::at(p_.weights[d].w_ih, 0), p_.H, p_.I, C::inputs, [](int g) { return g; }, columns_,
-        share(columns_.count, team.rank, team.size), w_ih_);
+    make_column_panels(Walked::at(p_.weights[d].w_ih, 0), p_.H, p_.I, cell_.inputs,
+                       cell_.gate_of_input, columns_, share(columns_.count, team.rank, team.size),
+                       w_ih_);
   }
 
   // Computes a thread's share of the chunk's rows, those of steps [s0, s1).
@@ -44,8 +45,8 @@ class InputGradient {
       const int64_t column = columns_.begin(group) * L, nv = columns_.size(group);
       const int64_t valid = least(nv * L, p_.I - column);
       LinearTile<E, F> tile;
-      tile.segments = {C::inputs, p_.H, chunk.Hp};
-      tile.w = w_ih_ + column * C::inputs * Walked::depth(p_.H);
+      tile.segments = {cell_.inputs, p_.H, chunk.Hp};
+      tile.w = w_ih_ + column * cell_.inputs * Walked::depth(p_.H);
       tile.column_stride = L;
       tile.columns = L;
       const int64_t widest = tile_rows(static_cast<int>(nv));
@@ -68,8 +69,8 @@ class InputGradient {
   }
 
  private:
-  static const E* gradients(const Walked& chunk, int64_t j, int64_t b) {
-    return chunk.dgates(j, b) + first_input_grad<C> * chunk.Hp;
+  const E* gradients(const Walked& chunk, int64_t j, int64_t b) const {
+    return chunk.dgates(j, b) + cell_.first_input_grad * chunk.Hp;
   }
 
   void run_in_place(const Walked& chunk, int d, const Steps& steps, S* grad_input,
@@ -80,14 +81,14 @@ class InputGradient {
       for (int64_t group = groups.begin; group < groups.end; ++group) {
         const int64_t column = columns_.begin(group) * L;
         const int64_t valid = least(columns_.size(group) * L, p_.I - column);
-        row_times_weights(
-            gradients(chunk, 0, b), C::inputs, chunk.Hp, [](int g) { return g; },
-            Walked::at(p_.weights[d].w_ih, 0), p_.H, p_.I, column, valid, out);
+        row_times_weights(gradients(chunk, 0, b), cell_.inputs, chunk.Hp, cell_.gate_of_input,
+                          Walked::at(p_.weights[d].w_ih, 0), p_.H, p_.I, column, valid, out);
         convert(grad_input + steps.row(0, b) * p_.I + column, out, valid);
       }
   }
 
   const BackwardProblem& p_;
+  const Facts& cell_;
   const bool in_place_;
   S* const reverse_;
   const Groups columns_;  // of input values

@@ -88,29 +88,29 @@ FUSEDRNN_INLINE auto load_operands(const S* p, int64_t n) {
   }
 }
 
-// The gate of torch's that a product's slot belongs to, as a function that can be passed on. The
-// cell's own function must be inlined, and below -O2 GCC does not inline a call through a pointer.
-template <class C>
-constexpr int gate_of_product(int slot) {
-  return C::gate_of_product(slot);
-}
+// Some of the slots that a group has, which stand one after the other in a panel.
+struct Slots {
+  int first, count, all;
+};
+constexpr signed char kFirstGate[] = {0};
 
-// Makes the gate panels of the groups in `range`. Gate g of a panel is torch's gate `gate_of(g)`.
-template <class E, class S, class GateOf>
-void make_gate_panels(const S* W, int64_t H, int64_t K, int gates, GateOf gate_of, Groups groups,
-                      Range range, E* panels) {
+// Makes the gate panels of some slots, for the groups in `range`. A slot has the rows of gate
+// `gate_of[slot]`.
+template <class E, class S>
+void make_gate_panels(const S* W, int64_t H, int64_t K, Slots slots, const signed char* gate_of,
+                      Groups groups, Range range, E* panels) {
   using F = decltype(to_compute(S()));
   constexpr int64_t L = kLanes<F>, kPair = kTogether<E>;
   for (int64_t group = range.begin; group < range.end; ++group) {
     const int64_t first = groups.begin(group), nv = groups.size(group);
-    const int64_t width = gates * nv * L * kPair;  // operands of kPair values of k
-    E* const panel = panels + first * L * gates * round_up(K, kPair);
+    const int64_t width = slots.count * nv * L * kPair;  // operands of kPair values of k
+    E* const panel = panels + (first * slots.all + slots.first * nv) * L * round_up(K, kPair);
     for (int64_t k = 0; k < K; k += L * kPair) {
       const int64_t valid = div_up(K - k < L * kPair ? K - k : L * kPair, kPair);
-      for (int g = 0; g < gates; ++g) {
+      for (int g = 0; g < slots.count; ++g) {
         for (int64_t v = 0; v < nv; ++v) {
           const int64_t unit = (first + v) * L;
-          const S* source = W + (gate_of(g) * H + unit) * K + k;
+          const S* source = W + (gate_of[slots.first + g] * H + unit) * K + k;
           Vec<F> block[L];
           for (int64_t l = 0; l < L; ++l)
             block[l] = unit + l < H ? load_operands<E>(source + l * K, K - k) : Vec<F>{};
@@ -134,15 +134,15 @@ FUSEDRNN_INLINE void store_pairs(BFloat16* to, const BFloat16* first, const BFlo
 }
 
 // Makes the column panels of the groups in `range`, which are groups of W's N columns.
-template <class E, class S, class GateOf>
-void make_column_panels(const S* W, int64_t H, int64_t N, int gates, GateOf gate_of, Groups groups,
-                        Range range, E* panels) {
+template <class E, class S>
+void make_column_panels(const S* W, int64_t H, int64_t N, int gates, const signed char* gate_of,
+                        Groups groups, Range range, E* panels) {
   constexpr int64_t L = kLanes<decltype(to_compute(S()))>, kPair = kTogether<E>;
   for (int64_t group = range.begin; group < range.end; ++group) {
     const int64_t first = groups.begin(group), nv = groups.size(group);
     E* to = panels + first * L * gates * round_up(H, kPair);
     for (int g = 0; g < gates; ++g) {
-      const S* source = W + gate_of(g) * H * N + first * L;
+      const S* source = W + gate_of[g] * H * N + first * L;
       for (int64_t k = 0; k < H; k += kPair, source += N * kPair)
         for (int64_t v = 0; v < nv; ++v, to += L * kPair) {
           const int64_t n = N - (first + v) * L;

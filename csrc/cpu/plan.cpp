@@ -41,7 +41,7 @@ constexpr int64_t kForwardBytes = 1024 * 1024, kForwardRows = 192, kMostForwardR
 constexpr int64_t kBackwardRows = 512;
 
 int64_t forward_rows(const Shape& s) {
-  const int64_t row_bytes = s.facts().gates * s.Hp() * (s.dtype == Dtype::f64 ? 8 : 4);
+  const int64_t row_bytes = s.facts().inputs * s.Hp() * (s.dtype == Dtype::f64 ? 8 : 4);
   return std::clamp(kForwardBytes / row_bytes, kForwardRows, kMostForwardRows);
 }
 
@@ -51,14 +51,14 @@ Plan choose(const Shape& s, int threads) {
   if (s.rows == 0 || s.B == 0) return plan;
   plan.in_place = s.rows <= kInPlaceRows && !s.P && !s.has_panels;
   const int64_t element = s.dtype == Dtype::f64 ? 8 : 4;
-  const int64_t gates = s.facts().gates * s.H;
+  const int64_t recurrent = s.hidden_rows() * s.R(), all = s.input_rows() * s.I + recurrent;
   // In a single step with panels made ahead, each panel is read only once, fused or not.
-  plan.fuse_input = (s.has_panels && s.T == 1) || (!plan.in_place && s.B >= kFuseRows &&
-                                                   gates * (s.I + s.R()) * element <= kFuseWeights);
+  plan.fuse_input = (s.has_panels && s.T == 1) ||
+                    (!plan.in_place && s.B >= kFuseRows && all * element <= kFuseWeights);
   plan.forward_steps = std::clamp<int64_t>(forward_rows(s) / s.B, 1, s.T);
   plan.backward_steps = std::clamp<int64_t>(kBackwardRows / s.B, 1, s.T);
 
-  const int64_t weights = gates * (s.I + s.R()) * s.directions;
+  const int64_t weights = all * s.directions;
   const bool serial = plan.in_place                            ? weights < kSerialWeights
                       : s.has_panels && s.rows <= kInPlaceRows ? weights * element < kSerialBytes
                                                                : weights * s.rows < kSerialWork;
@@ -66,10 +66,11 @@ Plan choose(const Shape& s, int threads) {
 
   plan.direction_teams = std::min(s.directions, threads);
   const int team = threads / plan.direction_teams;
-  const int64_t recurrent_bytes = gates * s.R() * element;
+  const int64_t recurrent_bytes = recurrent * element;
   // Panels made ahead are shared out in groups of vectors of units, as kGateVectors has them: four
   // for a cell of one product, up to two for a cell of several stages, otherwise one.
-  const int64_t largest = s.facts().products == 1 ? 4 : s.facts().stages > 1 ? 2 : 1;
+  const bool single = s.facts().products == 1 && !s.facts().has_late_input;
+  const int64_t largest = single ? 4 : s.facts().stages > 1 ? 2 : 1;
   const int64_t group = s.has_panels ? largest : 1;
   const int64_t unit_vectors = div_up(s.Hp() / kHiddenPadding, group);
   if (team > 1) {

@@ -29,7 +29,7 @@ Plan plan_layer(const Shape& shape, int threads);
 // nanosecond, a third of what was measured on Zen 5; only the order of magnitude counts.
 inline double time_alone(const Shape& s) {
   constexpr double kPerNanosecond = 20;
-  const double weights = static_cast<double>(s.facts().gates * s.H * (s.I + s.R()));
+  const double weights = static_cast<double>(s.input_rows() * s.I + s.hidden_rows() * s.R());
   return weights * static_cast<double>(s.rows * s.directions) / kPerNanosecond;
 }
 

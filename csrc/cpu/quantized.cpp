@@ -21,12 +21,12 @@ constexpr int64_t kChunkBytes = 256 * 1024, kChunkRows = 64, kMostChunkRows = 76
 
 Plan choose(const Shape& s, int threads) {
   Plan plan;
-  const int64_t gates = s.facts().gates * s.Hp();
+  const int64_t gates = s.facts().inputs * s.Hp();
   const int64_t rows =
       std::clamp(kChunkBytes / (gates * int64_t{sizeof(float)}), kChunkRows, kMostChunkRows);
   const int64_t chunks = div_up(s.T, std::max<int64_t>(rows / s.B, 1));
   plan.forward_steps = div_up(s.T, chunks);  // as even as possible
-  const int64_t weights = s.facts().gates * s.H * (s.I + s.R()) + s.H * s.P;
+  const int64_t weights = s.facts().inputs * s.H * (s.I + s.R()) + s.H * s.P;
   if (threads <= 1 || weights * s.rows < kSerialWork) return plan;
   const int64_t rows_each = s.B / threads, blocks = s.Hp() / kHiddenPadding;
   const bool batch =

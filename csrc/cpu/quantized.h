@@ -56,10 +56,11 @@ void quantize(const Shape& s, const Weights& w, char* buffer) {
   const QuantizedLayout places(s);
   const auto same = [](int slot) { return slot; };
   quantize_matrix(w.w_ih, s.H, s.I, same, places.w_ih, buffer);
-  quantize_matrix(w.w_hh, s.H, s.R(), gate_of_product<C>, places.w_hh, buffer);
+  const auto gate_of = [](int slot) { return C::gate_of_product(slot); };
+  quantize_matrix(w.w_hh, s.H, s.R(), gate_of, places.w_hh, buffer);
   if (s.P) quantize_matrix(w.w_hr, s.P, s.H, same, places.w_hr, buffer);
-  add_biases<float, float, C>(s, w, reinterpret_cast<float*>(buffer + places.bias),
-                              reinterpret_cast<float*>(buffer + places.hidden_bias));
+  add_biases<float>(s, s.facts().stage[0], w, reinterpret_cast<float*>(buffer + places.bias),
+                    reinterpret_cast<float*>(buffer + places.hidden_bias));
 }
 
 template <class C>

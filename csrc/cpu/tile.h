@@ -187,7 +187,8 @@ struct LinearTile {
   const E* rows[8];
   Segments segments;
   const E* w;
-  const F* bias = nullptr;  // N vectors, bias_stride apart; null: zeros
+  const char* ahead = nullptr;  // see Ahead
+  const F* bias = nullptr;      // N vectors, bias_stride apart; null: zeros
   int64_t bias_stride = 0;
   F* out[8];
   int64_t column_stride;  // between consecutive vectors of out
@@ -206,7 +207,7 @@ __attribute__((noinline)) void linear_tile(const LinearTile<E, F>& t) {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) acc[r][n] = start;
   }
-  multiply_segments<R, N, E, F>(acc, t.rows, t.segments, t.w);
+  multiply_segments<R, N, E, F>(acc, t.rows, t.segments, t.w, t.ahead);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8

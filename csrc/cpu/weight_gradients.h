@@ -14,13 +14,12 @@
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
-template <class S, class F, class C>
+template <class S, class F>
 class GradientsOfWeights {
-  using Walked = Chunk<S, F, C>;
+  using Walked = Chunk<S, F>;
   using E = typename Walked::E;
   static constexpr bool kConvert = Walked::kConvert;
   static constexpr int64_t kPair = Walked::kPair;
-  static constexpr int kStages = stages_of<C>;
 
  public:
   // Whether the gradients of a role are asked for in any direction.
@@ -31,22 +30,26 @@ class GradientsOfWeights {
   }
 
   GradientsOfWeights(const BackwardProblem& p, const Plan& plan, Arena& arena)
-      : p_(p), blocks_(div_up(p.H, kBlock)), projected_blocks_(div_up(p.P, kBlock)) {
-    const int64_t K = Walked::depth(plan.backward_steps * p.B), GH = p.gate_rows();
+      : p_(p),
+        cell_(p.facts()),
+        blocks_(div_up(p.H, kBlock)),
+        projected_blocks_(div_up(p.P, kBlock)) {
+    const int64_t K = Walked::depth(plan.backward_steps * p.B);
+    const int64_t inputs = p.input_rows(), products = p.hidden_rows();
     const bool w_ih = wants(p, &WeightGradients::w_ih), w_hh = wants(p, &WeightGradients::w_hh);
     const bool w_hr = wants(p, &WeightGradients::w_hr), w_unit = wants(p, &WeightGradients::w_unit);
     const bool biases = wants(p, &WeightGradients::b_ih) || wants(p, &WeightGradients::b_hh);
-    if (w_ih || w_hh || biases || w_unit) a_ = arena.take<E>(C::grads * blocks_ * kBlock * K);
+    if (w_ih || w_hh || biases || w_unit) a_ = arena.take<E>(cell_.grads * blocks_ * kBlock * K);
     if (w_ih) x_.allocate(arena, p.I, K);
-    for (int i = 0; w_hh && i < kStages; ++i) operands_[i].allocate(arena, p.R(), K);
+    for (int i = 0; w_hh && i < cell_.stages; ++i) operands_[i].allocate(arena, p.R(), K);
     if (w_hr) a_projected_ = arena.take<E>(projected_blocks_ * kBlock * K);
     if (w_hr) hidden_.allocate(arena, p.H, K);
     if (!kConvert) return;
-    if (w_ih) total_.w_ih = arena.take<F>(GH * p.I);
-    if (w_hh) total_.w_hh = arena.take<F>(GH * p.R());
+    if (w_ih) total_.w_ih = arena.take<F>(inputs * p.I);
+    if (w_hh) total_.w_hh = arena.take<F>(products * p.R());
     if (w_hr) total_.w_hr = arena.take<F>(p.P * p.H);
-    if (biases) total_.b_ih = arena.take<F>(GH), total_.b_hh = arena.take<F>(GH);
-    if (w_unit) total_.w_unit = arena.take<F>(C::unit_weights * p.H);
+    if (biases) total_.b_ih = arena.take<F>(inputs), total_.b_hh = arena.take<F>(products);
+    if (w_unit) total_.w_unit = arena.take<F>(cell_.unit_weights * p.H);
   }
 
   // Gathers a thread's share of what the gradients are multiplied by, for the chunk's rows. Returns
@@ -55,11 +58,11 @@ class GradientsOfWeights {
                  const Team& team) {
     const int64_t total = Walked::rows_of(steps, s0, s1), K = Walked::depth(total);
     struct Row {
-      const E *x, *operand[kStages], *hidden;
+      const E *x, *operand[kMaxStages], *hidden;
     } first{};
     const auto put = [&](const Row& a, const Row& b, int64_t k) {
       if (x_.data) x_.put(a.x, b.x, k, K);
-      for (int i = 0; i < kStages; ++i)
+      for (int i = 0; i < cell_.stages; ++i)
         if (operands_[i].data) operands_[i].put(a.operand[i], b.operand[i], k, K);
       if (hidden_.data) hidden_.put(a.hidden, b.hidden, k, K);
     };
@@ -68,8 +71,8 @@ class GradientsOfWeights {
       Row row;
       row.x = chunk.x(steps, s, j, b);
       row.operand[0] = chunk.operand(j, b);
-      for (int i = 1; i < kStages; ++i) row.operand[i] = chunk.restored(i - 1, j, b);
-      row.hidden = chunk.restored(kStages - 1, j, b);
+      for (int i = 1; i < cell_.stages; ++i) row.operand[i] = chunk.restored(i - 1, j, b);
+      row.hidden = chunk.restored(cell_.stages - 1, j, b);
       if (kPair == 1)
         put(row, Row{}, k);
       else if (k % kPair)
@@ -87,7 +90,7 @@ class GradientsOfWeights {
            bool first, const Team& team) const {
     const ByRole<F> to = totals(d);
     if (to.w_ih || to.w_hh || to.b_ih || to.b_hh || to.w_unit) {
-      const Range mine = share(C::grads * blocks_, team.rank, team.size);
+      const Range mine = share(cell_.grads * blocks_, team.rank, team.size);
       for (int64_t i = mine.begin; i < mine.end; ++i) {
         const int64_t slot = i / blocks_, unit = i % blocks_ * kBlock;
         E* const a = a_ + i * kBlock * K;
@@ -96,12 +99,13 @@ class GradientsOfWeights {
             [&](int64_t j, int64_t b) { return chunk.dgates(j, b) + slot * chunk.Hp + unit; }, a);
         add_sums(a, K, static_cast<int>(slot), unit, to, first);
       }
-      multiply(x_, to.w_ih, input_row, 0, C::grads, mine, K, first);
-      for_each_stage<C>([&](auto own) {
-        using Stage = decltype(own);
-        multiply(operands_[Stage::index], to.w_hh, hidden_row, Stage::first_gate,
-                 Stage::first_gate + Stage::products, mine, K, first);
-      });
+      multiply(x_, to.w_ih, cell_.first_input_grad, cell_.inputs, cell_.gate_of_input, mine, K,
+               first);
+      for (int i = 0; i < cell_.stages; ++i) {
+        const StageFacts& stage = cell_.stage[i];
+        multiply(operands_[i], to.w_hh, stage.first_product, stage.products, stage.gate_of_product,
+                 mine, K, first);
+      }
     }
     if (!to.w_hr) return;
     const Range blocks = share(projected_blocks_, team.rank, team.size);
@@ -120,17 +124,16 @@ class GradientsOfWeights {
     if (!kConvert) return;
     team.sync();
     const WeightGradients& to = p_.grad_weights[d];
-    const int64_t GH = p_.gate_rows();
     const auto put = [&](void* gradient, const F* from, int64_t n) {
       const Range mine = share(n, team.rank, team.size);
       if (gradient) convert(Walked::at(gradient, mine.begin), from + mine.begin, mine.size());
     };
-    put(to.w_ih, total_.w_ih, GH * p_.I);
-    put(to.w_hh, total_.w_hh, GH * p_.R());
+    put(to.w_ih, total_.w_ih, p_.input_rows() * p_.I);
+    put(to.w_hh, total_.w_hh, p_.hidden_rows() * p_.R());
     put(to.w_hr, total_.w_hr, p_.P * p_.H);
-    put(to.b_ih, total_.b_ih, GH);
-    put(to.b_hh, total_.b_hh, GH);
-    put(to.w_unit, total_.w_unit, C::unit_weights * p_.H);
+    put(to.b_ih, total_.b_ih, p_.input_rows());
+    put(to.b_hh, total_.b_hh, p_.hidden_rows());
+    put(to.w_unit, total_.w_unit, cell_.unit_weights * p_.H);
   }
 
  private:
@@ -150,23 +153,31 @@ class GradientsOfWeights {
 
   // What the gradient in a slot belongs to: a gate of W_ih (and b_ih), a gate of W_hh (and b_hh), a
   // unit weight. -1 if it belongs to none.
-  static int input_row(int slot) {
-    return slot < first_unit_grad<C> && slot >= first_input_grad<C> ? slot - first_input_grad<C>
-                                                                    : -1;
+  int input_row(int slot) const {
+    const int input = slot - cell_.first_input_grad;
+    return input >= 0 && input < cell_.inputs ? cell_.gate_of_input[input] : -1;
   }
-  static int hidden_row(int slot) { return slot < C::products ? C::gate_of_product(slot) : -1; }
-  static int unit_row(int slot) {
-    return slot >= first_unit_grad<C> ? slot - first_unit_grad<C> : -1;
+  int hidden_row(int slot) const {
+    for (int i = 0; i < cell_.stages; ++i) {
+      const int product = slot - cell_.stage[i].first_product;
+      if (product >= 0 && product < cell_.stage[i].products)
+        return cell_.stage[i].gate_of_product[product];
+    }
+    return -1;
+  }
+  int unit_row(int slot) const {
+    return slot >= cell_.first_unit_grad ? slot - cell_.first_unit_grad : -1;
   }
 
-  // out[gate] (+)= dgates^T panels, for the slots [begin, end) and a thread's range of blocks.
-  void multiply(const OuterPanels<E, F>& panels, F* out, int (*row_of)(int slot), int64_t begin,
-                int64_t end, Range blocks, int64_t K, bool first) const {
+  // out[gate of slot] (+)= dgates^T panels, for `slots` of them from `begin` on, and a thread's
+  // range of blocks.
+  void multiply(const OuterPanels<E, F>& panels, F* out, int64_t begin, int64_t slots,
+                const signed char* gate_of, Range blocks, int64_t K, bool first) const {
     for (int64_t group = 0; out && group < panels.groups.count; ++group)
       for (int64_t i = blocks.begin; i < blocks.end; ++i) {
-        const int64_t slot = i / blocks_, unit = i % blocks_ * kBlock;
-        const int gate = row_of(static_cast<int>(slot));
-        if (gate < 0 || slot < begin || slot >= end) continue;
+        const int64_t slot = i / blocks_ - begin, unit = i % blocks_ * kBlock;
+        if (slot < 0 || slot >= slots) continue;
+        const int64_t gate = gate_of[slot];
         panels.multiply_block(a_ + i * kBlock * K, K, out + (gate * p_.H + unit) * panels.columns,
                               least<int64_t>(kBlock, p_.H - unit), !first, group);
       }
@@ -225,9 +236,10 @@ class GradientsOfWeights {
   }
 
   const BackwardProblem& p_;
+  const Facts& cell_;
   const int64_t blocks_, projected_blocks_;
   E *a_ = nullptr, *a_projected_ = nullptr;  // blocks of dgates, and of the gradients of h
-  OuterPanels<E, F> x_, operands_[kStages], hidden_;
+  OuterPanels<E, F> x_, operands_[kMaxStages], hidden_;
   ByRole<F> total_;
 };
 

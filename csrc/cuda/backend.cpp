@@ -36,14 +36,16 @@ void with_storage(Dtype dtype, const F& run) {
   }
 }
 
-void refuse_step_inputs(const Problem& problem) {
+void refuse_unknown(const Problem& problem) {
   if (problem.modifiers.step_inputs)
     throw std::runtime_error("step_inputs: the CUDA kernels take none yet");
+  if (problem.program)
+    throw std::runtime_error("cell: the CUDA kernels run no cells that are programs yet");
 }
 
 const char* forward(const Problem& problem, const Context& context) {
   return report([&] {
-    refuse_step_inputs(problem);
+    refuse_unknown(problem);
     with_storage(problem.dtype,
                  [&](auto type) { layer_forward<decltype(type)>(problem, context); });
   });
@@ -51,7 +53,7 @@ const char* forward(const Problem& problem, const Context& context) {
 
 const char* backward(const BackwardProblem& problem, const Context& context) {
   return report([&] {
-    refuse_step_inputs(problem);
+    refuse_unknown(problem);
     with_storage(problem.dtype,
                  [&](auto type) { layer_backward<decltype(type)>(problem, context); });
   });

@@ -79,7 +79,7 @@ class Layer {
         B_(problem.B),
         H_(problem.H),
         R_(problem.R()),
-        GH_(problem.gate_rows()),
+        GH_(problem.input_rows()),
         y_row_(problem.directions * problem.R()) {}
 
   // Calls place(Arena&) to count, allocates, and calls it again to set the pointers.

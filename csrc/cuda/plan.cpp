@@ -100,7 +100,7 @@ Cost backward_cost(Arithmetic arithmetic, const BackwardSizes& z) {
 }
 
 double stepwise_step(const Shape& s, Pass pass) {
-  const double weights = static_cast<double>(s.directions) * s.facts().gates * s.H * s.R();
+  const double weights = static_cast<double>(s.directions) * s.facts().inputs * s.H * s.R();
   const double wide = s.dtype == Dtype::f64 ? 16 : s.dtype == Dtype::f32 ? 4 : 1;
   const double product = std::max(weights * s.B * wide / kProductsPerNs,
                                   weights * size_of(s.dtype) / kCacheBytesPerNs);
@@ -207,7 +207,7 @@ CudaPlan plan_cuda(const Shape& s, const CudaDevice& device, Pass pass, bool all
   if (s.rows == 0 || s.B == 0) return plan;
   plan.walk = plan_walk(s, device, pass, allow_tf32);
   const bool stepwise = plan.walk.team == CudaTeam::stepwise;
-  const int64_t row_bytes = s.directions * s.facts().gates * s.H * (s.dtype == Dtype::f64 ? 8 : 4);
+  const int64_t row_bytes = s.directions * s.facts().inputs * s.H * (s.dtype == Dtype::f64 ? 8 : 4);
   const int64_t rows = std::max((stepwise ? kChunkBytes : kTeamChunkBytes) / row_bytes, kLeastRows);
   plan.forward_steps = std::clamp<int64_t>(rows / s.B, 1, s.T);
   const int wide = static_cast<int>(16 / size_of(s.dtype));

@@ -17,6 +17,7 @@
 #include <cstdint>
 
 #include "cells/list.h"
+#include "cells/program.h"
 
 namespace fusedrnn {
 
@@ -35,6 +36,7 @@ constexpr int64_t size_of(Dtype dtype) {
 // Only the sizes, which are all that a plan depends on.
 struct Shape {
   Cell cell{};
+  const Program* program = nullptr;  // of a cell that is none of the compiled ones, else null
   Dtype dtype = Dtype::f32;
   int64_t T = 0, B = 0, I = 0, H = 0, P = 0;  // P = 0: not projected
   int64_t rows = 0;                           // alive (t, b) pairs, T*B unless packed
@@ -43,22 +45,23 @@ struct Shape {
   bool modified = false;    // there may be modifiers, or all states are wanted
   bool has_panels = false;  // the weights come as panels, see prepared.h
 
-  const Facts& facts() const { return facts_of(cell); }
+  const Facts& facts() const { return program ? program->facts : facts_of(cell); }
   int64_t R() const { return P ? P : H; }
   int64_t Hp() const { return round_up(H, kHiddenPadding); }
-  int64_t gate_rows() const { return facts().gates * H; }  // of W_ih and W_hh
+  int64_t input_rows() const { return facts().inputs * H; }     // of W_ih
+  int64_t hidden_rows() const { return facts().products * H; }  // of W_hh
   int64_t width(int state) const { return state == 0 ? R() : H; }
 };
 
 // One pointer for each role that a weight may have in a direction. Null means that there is no such
 // weight or, for a gradient, that it was not asked for. Rows are ordered by gate, in the cell's
-// order, then by unit.
+// order, then by unit. (A compiled cell has as many products as inputs, one of each for a gate.)
 template <class T>
 struct ByRole {
-  T* w_ih = nullptr;    // [G*H][I]
-  T* w_hh = nullptr;    // [G*H][R]
-  T* b_ih = nullptr;    // [G*H]
-  T* b_hh = nullptr;    // [G*H]
+  T* w_ih = nullptr;    // [inputs*H][I]
+  T* w_hh = nullptr;    // [products*H][R]
+  T* b_ih = nullptr;    // [inputs*H]
+  T* b_hh = nullptr;    // [products*H]
   T* w_hr = nullptr;    // [P][H]
   T* w_unit = nullptr;  // [unit weights][H]
 };

@@ -54,7 +54,7 @@ struct QuantizedLayout {
   int64_t bias = 0, hidden_bias = 0, bytes = sizeof(QuantizedHeader);
 
   explicit QuantizedLayout(const Shape& s) {
-    const int64_t gates = s.facts().gates;
+    const int64_t gates = s.facts().inputs;
     w_ih = matrix(gates, s.H, s.I);
     w_hh = matrix(gates, s.H, s.R());
     if (s.P) w_hr = matrix(1, s.P, s.H);

@@ -18,6 +18,8 @@
 #include <utility>
 #include <vector>
 
+#include "cell_name.h"
+#include "cells.h"
 #include "cpu/backend.h"
 #include "environment.h"
 #include "layer/backend.h"
@@ -110,7 +112,7 @@ const std::vector<Tensor>& or_none(const std::optional<std::vector<Tensor>>& hx)
 
 // What the schemas have of a layer beside its tensors.
 struct Layer {
-  int64_t cell = 0;
+  const std::string& cell;
   bool biases = false, projected = false, bidirectional = false;
 };
 
@@ -186,9 +188,7 @@ Call check(const Tensor& input, const std::optional<Tensor>& batch_sizes,
            const std::vector<Tensor>& hx, const std::vector<Tensor>& weights, const Layer& layer) {
   Call call;
   BackwardProblem& p = call.problem;
-  FUSEDRNN_CHECK(layer.cell >= 0 && layer.cell < kCells, "cell: expected 0 to ", kCells - 1,
-                 ", got ", layer.cell);
-  p.cell = static_cast<Cell>(layer.cell);
+  set_cell(p, layer.cell);
   p.dtype = dtype_of("input", input);
   p.directions = layer.bidirectional ? 2 : 1;
   const int64_t dims = batch_sizes ? 2 : 3;
@@ -240,10 +240,10 @@ PanelsHeader header_of(const Problem& p, bool biases, const Backend& backend) {
                  "panels: this device makes no panels ahead; call without them");
   PanelsHeader header;
   header.magic = PanelsHeader::kMagic;
-  header.bytes =
-      static_cast<int64_t>(sizeof(header)) + round_up(backend.make_panels(p, nullptr), 64);
   header.I = p.I, header.H = p.H, header.P = p.P;
-  header.cell = static_cast<int32_t>(p.cell);
+  header.cell = p.program ? kProgram : static_cast<int32_t>(p.cell);
+  header.text = p.program ? static_cast<int64_t>(p.program->text.size()) : 0;
+  header.bytes = header.before_panels() + round_up(backend.make_panels(p, nullptr), 64);
   header.dtype = static_cast<int32_t>(p.dtype);
   header.directions = p.directions;
   header.biases = biases;
@@ -251,32 +251,37 @@ PanelsHeader header_of(const Problem& p, bool biases, const Backend& backend) {
   return header;
 }
 
-Tensor make_panels(const std::vector<Tensor>& weights, int64_t cell, bool biases, bool projected,
-                   bool bidirectional) {
+Tensor make_panels(const std::vector<Tensor>& weights, const CellName& cell, bool biases,
+                   bool projected, bool bidirectional) {
   FUSEDRNN_CHECK(!weights.empty() && weights[0].dim() == 2,
                  "weights: expected w_ih of shape [gates * hidden_size, input_size] first");
   dtype_of("w_ih", weights[0]);  // refuses by this name; `check` would say "input"
   // The checks are those of a call on no sequences.
   const Tensor nothing = new_tensor({1, 0, weights[0].size(1)}, weights[0]);
-  const Call call = check(nothing, {}, {}, weights, {cell, biases, projected, bidirectional});
+  const Call call = check(nothing, {}, {}, weights, {cell.text, biases, projected, bidirectional});
   const Backend& backend = backend_of(nothing);
   const PanelsHeader header = header_of(call.problem, biases, backend);
   Tensor panels = new_bytes(header.bytes, nothing);
   char* const to = static_cast<char*>(panels.mutable_data_ptr());
   std::memset(to, 0, static_cast<std::size_t>(header.bytes));
   std::memcpy(to, &header, sizeof(header));
-  backend.make_panels(call.problem, to + sizeof(header));
+  if (call.problem.program)
+    std::memcpy(to + sizeof(header), call.problem.program->text.data(),
+                call.problem.program->text.size());
+  backend.make_panels(call.problem, to + header.before_panels());
   return panels;
 }
 
 std::string describe(const PanelsHeader& header) {
   static constexpr const char* dtypes[] = {"float64", "float32", "bfloat16", "float16"};
   const bool known =
-      header.cell >= 0 && header.cell < kCells && header.dtype >= 0 && header.dtype < 4;
+      header.cell >= kProgram && header.cell < kCells && header.dtype >= 0 && header.dtype < 4;
   if (header.magic != PanelsHeader::kMagic || !known) return "no panels";
-  return std::string(facts_of(Cell{header.cell}).names.cell) + "(I=" + std::to_string(header.I) +
-         ", H=" + std::to_string(header.H) + ", P=" + std::to_string(header.P) + ") in " +
-         dtypes[header.dtype] + (header.biases ? " with biases, " : " without biases, ") +
+  const char* const cell =
+      header.cell == kProgram ? "a program" : facts_of(Cell{header.cell}).names.cell;
+  return std::string(cell) + "(I=" + std::to_string(header.I) + ", H=" + std::to_string(header.H) +
+         ", P=" + std::to_string(header.P) + ") in " + dtypes[header.dtype] +
+         (header.biases ? " with biases, " : " without biases, ") +
          std::to_string(header.directions) + " direction(s), " + std::to_string(header.bytes) +
          " bytes in layout " + std::to_string(header.layout);
 }
@@ -289,30 +294,44 @@ PanelsHeader read_header(const ReadyBytes& panels, int64_t at) {
   return header;
 }
 
+// The text of a program after a header; none if it is not all there.
+std::string text_in(const ReadyBytes& panels, int64_t at, const PanelsHeader& header) {
+  const int64_t first = at + static_cast<int64_t>(sizeof(header));
+  if (header.text < 0 || header.text > panels.size - first) return {};
+  return std::string(panels.data + first, static_cast<std::size_t>(header.text));
+}
+
 // Has the layer use the panels that begin at `at`, unless they are another's or not whole.
 void use_panels(const ReadyBytes& panels, int64_t at, bool biases, const Backend& backend,
                 Problem& p) {
   const PanelsHeader found = read_header(panels, at), needed = header_of(p, biases, backend);
-  FUSEDRNN_CHECK(
-      std::memcmp(&found, &needed, sizeof(found)) == 0 && found.bytes <= panels.size - at,
-      "panels: expected those of ", describe(needed), ", got those of ", describe(found), ", ",
-      panels.size - at, " bytes there");
+  FUSEDRNN_CHECK(std::memcmp(&found, &needed, sizeof(found)) == 0 &&
+                     found.bytes <= panels.size - at &&
+                     (!p.program || p.program->text == text_in(panels, at, found)),
+                 "panels: expected those of ", describe(needed), ", got those of ", describe(found),
+                 ", ", panels.size - at, " bytes there");
   p.has_panels = true;
-  p.panels = panels.data + at + sizeof(found);
+  p.panels = panels.data + at + found.before_panels();
 }
 
 // What the header of a layer in a stack of layers says, as the sizes of a call. The sizes are bound
 // by the bytes that there are, so that no product of them overflows.
-bool read_sizes(const PanelsHeader& header, int64_t bytes, Shape& s) {
-  const int64_t width = header.P ? header.P : header.H;
-  if (header.magic != PanelsHeader::kMagic || header.cell < 0 || header.cell >= kCells ||
+bool read_sizes(const ReadyBytes& panels, int64_t at, const PanelsHeader& header, Shape& s) {
+  const int64_t bytes = panels.size, width = header.P ? header.P : header.H;
+  if (header.magic != PanelsHeader::kMagic || header.cell < kProgram || header.cell >= kCells ||
       header.directions != 1 || header.I <= 0 || header.H <= 0 || header.P < 0 ||
-      (header.P > 0 && !facts_of(Cell{header.cell}).projects) || header.I > bytes ||
-      header.P > bytes || header.H > bytes / (header.I + width))
+      header.I > bytes || header.P > bytes || header.H > bytes / (header.I + width))
     return false;
-  s.cell = static_cast<Cell>(header.cell);
+  s.cell = Cell{}, s.program = nullptr;
+  if (header.cell != kProgram) {
+    s.cell = static_cast<Cell>(header.cell);
+  } else {
+    const std::string text = text_in(panels, at, header);
+    if (text.empty()) return false;
+    s.program = &program_of(text);
+  }
   s.I = header.I, s.H = header.H, s.P = header.P;
-  return true;
+  return header.P == 0 || s.facts().projects;
 }
 
 Tensor panels_forward(const Tensor& input, const Tensor& panels, const std::vector<Tensor>& hx,
@@ -322,7 +341,7 @@ Tensor panels_forward(const Tensor& input, const Tensor& panels, const std::vect
   Problem p;
   const auto read = [&](int64_t at, Shape& s) {
     const PanelsHeader header = read_header(bytes, at);
-    FUSEDRNN_CHECK(read_sizes(header, bytes.size, s),
+    FUSEDRNN_CHECK(read_sizes(bytes, at, header, s),
                    "panels: expected what fusedrnn::make_panels returned for one direction, got ",
                    describe(header), " at byte ", at, " of ", bytes.size);
     static_cast<Shape&>(p) = s;
@@ -375,10 +394,10 @@ ForwardResults forward(Call& call, const Tensor& input, bool save, bool wants_st
 std::tuple<Tensor, std::vector<Tensor>, Tensor> layer_forward(
     const Tensor& input, const std::optional<Tensor>& batch_sizes,
     const std::optional<std::vector<Tensor>>& given_hx, const std::vector<Tensor>& weights,
-    int64_t cell, bool biases, bool projected, bool bidirectional, bool save, bool allow_tf32,
-    const std::optional<Tensor>& panels) {
+    const CellName& cell, bool biases, bool projected, bool bidirectional, bool save,
+    bool allow_tf32, const std::optional<Tensor>& panels) {
   Call call = check(input, batch_sizes, or_none(given_hx), weights,
-                    {cell, biases, projected, bidirectional});
+                    {cell.text, biases, projected, bidirectional});
   if (panels) {
     const ReadyBytes bytes = ready_bytes("panels", *panels, input);
     use_panels(bytes, 0, biases, backend_of(input), call.problem);
@@ -394,10 +413,10 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> modified_forward(
     const std::optional<std::vector<Tensor>>& given_hx, const std::vector<Tensor>& weights,
     const std::optional<Tensor>& reset, const std::optional<std::vector<Tensor>>& reset_states,
     const std::optional<Tensor>& recurrent_factor, const std::optional<std::vector<Tensor>>& keep,
-    int64_t cell, bool biases, bool projected, bool bidirectional, bool save, bool states,
+    const CellName& cell, bool biases, bool projected, bool bidirectional, bool save, bool states,
     bool allow_tf32) {
   Call call = check(input, batch_sizes, or_none(given_hx), weights,
-                    {cell, biases, projected, bidirectional});
+                    {cell.text, biases, projected, bidirectional});
   place_modifiers({reset, reset_states, recurrent_factor, keep}, input, call.problem, call.copies);
   ForwardResults results = forward(call, input, save, states, allow_tf32);
   for (Tensor& state : results.states) results.hn.push_back(std::move(state));
@@ -505,10 +524,10 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> layer_backward(
     const std::optional<Tensor>& grad_output, const std::vector<Tensor>& grad_hn,
     const Tensor& input, const std::optional<Tensor>& batch_sizes,
     const std::optional<std::vector<Tensor>>& given_hx, const std::vector<Tensor>& weights,
-    const Tensor& output, const Tensor& reserve, int64_t cell, bool biases, bool projected,
+    const Tensor& output, const Tensor& reserve, const CellName& cell, bool biases, bool projected,
     bool bidirectional, int64_t needs, bool allow_tf32) {
   const std::vector<Tensor>& hx = or_none(given_hx);
-  Call call = check(input, batch_sizes, hx, weights, {cell, biases, projected, bidirectional});
+  Call call = check(input, batch_sizes, hx, weights, {cell.text, biases, projected, bidirectional});
   place_results({grad_output, grad_hn}, output, reserve, input, call);
   Gradients gradients(input, needs, call.problem.rows == 0);
   BackwardResults results = place_gradients(gradients, hx, weights, call);
@@ -523,10 +542,10 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>
     const std::optional<Tensor>& reset,
     const std::optional<std::vector<Tensor>>& given_reset_states,
     const std::optional<Tensor>& recurrent_factor, const std::optional<std::vector<Tensor>>& keep,
-    const Tensor& output, const Tensor& reserve, int64_t cell, bool biases, bool projected,
+    const Tensor& output, const Tensor& reserve, const CellName& cell, bool biases, bool projected,
     bool bidirectional, int64_t needs, bool allow_tf32) {
   const std::vector<Tensor>&hx = or_none(given_hx), &reset_states = or_none(given_reset_states);
-  Call call = check(input, batch_sizes, hx, weights, {cell, biases, projected, bidirectional});
+  Call call = check(input, batch_sizes, hx, weights, {cell.text, biases, projected, bidirectional});
   BackwardProblem& p = call.problem;
   place_modifiers({reset, given_reset_states, recurrent_factor, keep}, input, p, call.copies);
   place_results({grad_output, grad_states}, output, reserve, input, call);
@@ -558,29 +577,29 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>
 
 STABLE_TORCH_LIBRARY(fusedrnn, m) {
   m.def(
-      "layer_forward(Tensor input, Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, int cell, "
+      "layer_forward(Tensor input, Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, str cell, "
       "bool biases, bool projected, bool bidirectional, bool save, bool allow_tf32=False, "
       "Tensor? panels=None) -> (Tensor output, Tensor[] hn, Tensor reserve)");
   m.def(
       "layer_backward(Tensor? grad_output, Tensor[] grad_hn, Tensor input, Tensor? batch_sizes, "
-      "Tensor[]? hx, Tensor[] weights, Tensor output, Tensor reserve, int cell, bool biases, "
+      "Tensor[]? hx, Tensor[] weights, Tensor output, Tensor reserve, str cell, bool biases, "
       "bool projected, bool bidirectional, int needs, bool allow_tf32=False) "
       "-> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights)");
   // Beside the others, which do not pay for arguments that they do not have.
   m.def(
       "modified_forward(Tensor input, Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, "
-      "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, int cell, "
+      "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, str cell, "
       "bool biases, bool projected, bool bidirectional, bool save, bool states, "
       "bool allow_tf32=False) -> (Tensor output, Tensor[] states, Tensor reserve)");
   m.def(
       "modified_backward(Tensor? grad_output, Tensor[] grad_states, Tensor input, "
       "Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, Tensor? reset, "
       "Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, Tensor output, "
-      "Tensor reserve, int cell, bool biases, bool projected, bool bidirectional, int needs, "
+      "Tensor reserve, str cell, bool biases, bool projected, bool bidirectional, int needs, "
       "bool allow_tf32=False) -> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights, "
       "Tensor[] grad_reset_states)");
   m.def(
-      "make_panels(Tensor[] weights, int cell, bool biases, bool projected, bool bidirectional) "
+      "make_panels(Tensor[] weights, str cell, bool biases, bool projected, bool bidirectional) "
       "-> Tensor");
   m.def(
       "panels_forward(Tensor input, Tensor panels, Tensor(a!)[] hx, bool backwards=False) "

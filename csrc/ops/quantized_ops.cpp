@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "cell_name.h"
+#include "cells.h"
 #include "cpu/backend.h"
 #include "environment.h"
 #include "layer/quantized.h"
@@ -47,18 +49,17 @@ void check_values(const char* name, const float* value, int64_t count) {
                    " at position ", i);
 }
 
-Tensor quantize_weights(const std::vector<Tensor>& weights, int64_t cell, bool biases,
+Tensor quantize_weights(const std::vector<Tensor>& weights, const CellName& cell, bool biases,
                         bool projected) {
   check_environment();
-  FUSEDRNN_CHECK(cell >= 0 && cell < kCells, "cell: expected 0 to ", kCells - 1, ", got ", cell);
   Shape s;
-  s.cell = static_cast<Cell>(cell);
+  set_cell(s, cell.text);
   FUSEDRNN_CHECK(s.facts().has_int8, "cell: ", s.facts().names.cell, " has no int8 kernels");
   FUSEDRNN_CHECK(!weights.empty() && weights[0].dim() == 2,
                  "weights: expected w_ih of shape [gates * hidden_size, input_size] first");
   s.I = weights[0].size(1);
   check_width("input_size", s.I);
-  check_width("hidden_size", weights[0].size(0) / s.facts().gates);
+  check_width("hidden_size", weights[0].size(0) / s.facts().inputs);
   const Roles roles = roles_of(s.facts(), biases, projected);
   check_weights(weights, roles, projected, s);
   if (s.P) check_width("proj_size", s.P);
@@ -132,7 +133,7 @@ Tensor quantized_forward(const Tensor& input, const Tensor& quantized,
 }  // namespace fusedrnn
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedrnn, m) {
-  m.def("quantize_weights(Tensor[] weights, int cell, bool biases, bool projected) -> Tensor");
+  m.def("quantize_weights(Tensor[] weights, str cell, bool biases, bool projected) -> Tensor");
   m.def("quantized_forward(Tensor input, Tensor quantized, Tensor(a!)[] hx) -> Tensor");
 }
 

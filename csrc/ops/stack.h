@@ -64,19 +64,20 @@ Tensor forward_stack(const Tensor& input, const char* name, const ReadyBytes& re
                  to_string(sizes_of(input)));
 
   int64_t layers = 0, width = input.size(dims - 1), hidden = 0;
-  Cell cell{};
+  const Facts* cell = nullptr;
   for (int64_t at = 0; at < ready.size || layers == 0; ++layers) {
     const int64_t bytes = read(at, s);
     FUSEDRNN_CHECK(layers || s.I == width, "input: expected ", s.I, " features, got shape ",
                    to_string(sizes_of(input)));
-    FUSEDRNN_CHECK(s.I == width && (!layers || (s.R() == width && s.H == hidden && s.cell == cell)),
-                   name, ": expected layers that fit each other, got an input of ", s.I,
-                   " features on an output of ", width);
-    width = s.R(), hidden = s.H, cell = s.cell;
+    FUSEDRNN_CHECK(
+        s.I == width && (!layers || (s.R() == width && s.H == hidden && &s.facts() == cell)), name,
+        ": expected layers that fit each other, got an input of ", s.I,
+        " features on an output of ", width);
+    width = s.R(), hidden = s.H, cell = &s.facts();
     at += bytes;
   }
-  const int states = facts_of(cell).states;
-  check_states("hx", hx, facts_of(cell));
+  const int states = cell->states;
+  check_states("hx", hx, *cell);
   char* first[kMaxStates] = {};
   for (int i = 0; i < states; ++i) {
     const Tensor& state = hx[static_cast<std::size_t>(i)];

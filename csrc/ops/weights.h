@@ -83,10 +83,10 @@ void for_each_weight(const Roles& roles, int directions, const F& f) {
 inline void check_weight_size(Role role, const Tensor& w, const Shape& s) {
   const char* const name = name_of(role);
   switch (role) {
-    case Role::w_ih: return check_sizes(name, w, {s.gate_rows(), s.I});
-    case Role::w_hh: return check_sizes(name, w, {s.gate_rows(), s.R()});
-    case Role::b_ih:
-    case Role::b_hh: return check_sizes(name, w, {s.gate_rows()});
+    case Role::w_ih: return check_sizes(name, w, {s.input_rows(), s.I});
+    case Role::w_hh: return check_sizes(name, w, {s.hidden_rows(), s.R()});
+    case Role::b_ih: return check_sizes(name, w, {s.input_rows()});
+    case Role::b_hh: return check_sizes(name, w, {s.hidden_rows()});
     case Role::w_hr: return check_sizes(name, w, {s.P, s.H});
     case Role::w_unit: return check_sizes(name, w, {int64_t{s.facts().unit_weights}, s.H});
   }
@@ -103,12 +103,12 @@ inline void check_weights(const std::vector<Tensor>& weights, const Roles& roles
                  "weights: expected ", roles.count(), " tensors per direction (", to_string(roles),
                  "), got ", weights.size(), " in all");
   const Tensor &w_ih = weights[0], &w_hh = weights[1];
-  FUSEDRNN_CHECK(w_ih.dim() == 2 && w_ih.size(0) > 0 && w_ih.size(0) % facts.gates == 0,
-                 "w_ih: expected shape [", facts.gates, " * hidden_size, ", s.I, "], got ",
+  FUSEDRNN_CHECK(w_ih.dim() == 2 && w_ih.size(0) > 0 && w_ih.size(0) % facts.inputs == 0,
+                 "w_ih: expected shape [", facts.inputs, " * hidden_size, ", s.I, "], got ",
                  to_string(sizes_of(w_ih)));
   FUSEDRNN_CHECK(w_hh.dim() == 2, "w_hh: expected two dimensions, got shape ",
                  to_string(sizes_of(w_hh)));
-  s.H = w_ih.size(0) / facts.gates;
+  s.H = w_ih.size(0) / facts.inputs;
   s.P = projected ? w_hh.size(1) : 0;
   FUSEDRNN_CHECK(!projected || s.P > 0, "w_hr: expected at least one projected value");
   for_each_weight(roles, s.directions,

@@ -73,6 +73,9 @@ def run_layer(
     With `layer.checkpoint` gradients are computed as checkpoint.py says, if the cell has a reserve.
     `lengths`, see sequences.py, are for calls that a compiler captures, or without values.
     """
+    if layer.cell.program is not None and not operands.input.is_cpu:
+        output, *hn = _run_program_elsewhere(layer, operands, lengths)
+        return output, hn
     differentiable = torch.is_grad_enabled() and _any_requires_grad(operands)
     transformed = is_transformed_by_func() or is_forward_mode()
     if is_captured() or lengths is not None:
@@ -83,7 +86,7 @@ def run_layer(
         with below_autograd():
             input, batch_sizes, hx, weights, _ = operands
             output, hn, _ = _forward_at_once(
-                input, batch_sizes, hx or None, weights, cell.number, biases, projected,
+                input, batch_sizes, hx or None, weights, cell.spec, biases, projected,
                 bidirectional, False, allow_tf32,
             )  # fmt: skip
         return output, hn
@@ -100,10 +103,10 @@ def run_modified(
         _any_requires_grad(operands) or any(state.requires_grad for state in given)
     )
     transformed = is_transformed_by_func() or is_forward_mode()
-    if is_captured() or lengths is not None:
-        results: Sequence[Tensor] = _run_captured(
-            layer, operands, lengths, differentiable, transformed
-        )
+    if layer.cell.program is not None and not operands.input.is_cpu:
+        results: Sequence[Tensor] = _run_program_elsewhere(layer, operands, lengths)
+    elif is_captured() or lengths is not None:
+        results = _run_captured(layer, operands, lengths, differentiable, transformed)
     elif not transformed and not differentiable:
         with below_autograd():
             output, states, _ = ops.forward(layer, operands, save=False)
@@ -113,6 +116,20 @@ def run_modified(
     output, *others = results
     count = len(layer.cell.states)
     return output, others[:count], others[count:]
+
+
+def _run_program_elsewhere(layer: Layer, operands: Operands, lengths: Tensor | None) -> Tensors:
+    """The results of a cell that a user wrote on a device whose kernels run no programs.
+
+    PyTorch's functions run it, one by one: the same numbers, and slow.
+    """
+    if lengths is not None or (is_captured() and operands.batch_sizes is not None):
+        raise NotImplementedError(
+            f"cell: {layer.cell} is run step by step by PyTorch's functions on "
+            f"{operands.input.device}, and a graph has no loop over the values of lengths; compile "
+            "or export the model on the CPU, or without lengths"
+        )
+    return reference.results(layer, operands)
 
 
 def _run_function(layer: Layer, operands: Operands, transformed: bool) -> Sequence[Tensor]:
@@ -182,7 +199,7 @@ class LayerFunction(Function):
         input, hx, weights, _ = parts_of_flat(layer, tensors)
         with below_autograd():
             output, hn, reserve = _forward_at_once(
-                input, batch_sizes, hx or None, weights, cell.number, biases, projected,
+                input, batch_sizes, hx or None, weights, cell.spec, biases, projected,
                 bidirectional, True, allow_tf32,
             )  # fmt: skip
         return output, *hn, reserve
@@ -369,7 +386,7 @@ def _run_backward(
     with below_autograd():
         grad_input, grad_hx, grad_weights = _backward_at_once(
             grad_output, ops.as_list(grad_hn, input), input, batch_sizes, hx or None, weights,
-            output, reserve, cell.number, biases, projected, bidirectional, needs, allow_tf32,
+            output, reserve, cell.spec, biases, projected, bidirectional, needs, allow_tf32,
         )  # fmt: skip
     return grad_input, *(grad_hx or [None] * len(grad_hn)), *grad_weights
 

@@ -541,14 +541,14 @@ _library = torch.library.Library("fusedrnn", "FRAGMENT")
 _library.define(
     "checkpointed_forward(Tensor input, Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, "
     "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, "
-    "int cell, bool biases, bool projected, bool bidirectional, int checkpoint, bool states=False, "
+    "str cell, bool biases, bool projected, bool bidirectional, int checkpoint, bool states=False, "
     "bool allow_tf32=False) -> (Tensor output, Tensor[] states, Tensor borders)"
 )
 _library.define(
     "checkpointed_backward(Tensor? grad_output, Tensor[] grad_states, Tensor input, "
     " Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, "
     "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, "
-    "Tensor output, Tensor borders, int cell, "
+    "Tensor output, Tensor borders, str cell, "
     "bool biases, bool projected, bool bidirectional, int checkpoint, int needs, "
     "bool allow_tf32=False) -> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights, "
     "Tensor[] grad_reset_states)"

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fusedrnn.cells import CELLS, Cell
+from fusedrnn.cells import CELLS, Cell, cell_of_spec
 
 States = tuple[Tensor, ...]
 """The states of a cell, h first. As an argument, none stand for zeros."""
@@ -55,9 +55,9 @@ class Layer(NamedTuple):
     all_states: bool = False
 
     @property
-    def schema(self) -> tuple[int, bool, bool, bool]:
+    def schema(self) -> tuple[str, bool, bool, bool]:
         """What the ops take of it, between the tensors and what differs from op to op."""
-        return self.cell.number, self.biases, self.projected, self.bidirectional
+        return self.cell.spec, self.biases, self.projected, self.bidirectional
 
     @property
     def directions(self) -> int:
@@ -76,12 +76,15 @@ class Layer(NamedTuple):
 
 
 _BOTH = (False, True)
-_LAYERS = tuple(
-    tuple(tuple(tuple(Layer(cell, b, p, d) for d in _BOTH) for p in _BOTH) for b in _BOTH)
-    for cell in CELLS
-)
-"""Every layer, by its cell's number, biases, projected and bidirectional: in a small network making
-one would be felt."""
+
+
+def _layers_of(cell: Cell) -> tuple[tuple[tuple[Layer, ...], ...], ...]:
+    return tuple(tuple(tuple(Layer(cell, b, p, d) for d in _BOTH) for p in _BOTH) for b in _BOTH)
+
+
+_LAYERS = {cell.spec: _layers_of(cell) for cell in CELLS}
+"""Every layer, by its cell, biases, projected and bidirectional: in a small network making one
+would be felt. Those of cells that users write come in when they are first met."""
 
 
 class Network(NamedTuple):
@@ -227,11 +230,12 @@ def names_of_flat(layer: Layer) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def layer_of(cell: int, biases: bool, projected: bool, bidirectional: bool) -> Layer:
+def layer_of(cell: str, biases: bool, projected: bool, bidirectional: bool) -> Layer:
     """The layer that a schema's arguments describe."""
-    if not 0 <= cell < len(CELLS):
-        raise RuntimeError(f"cell: expected 0 to {len(CELLS) - 1}, got {cell}")
-    return _LAYERS[cell][biases][projected][bidirectional]
+    layers = _LAYERS.get(cell)
+    if layers is None:
+        layers = _LAYERS.setdefault(cell, _layers_of(cell_of_spec(cell)))
+    return layers[biases][projected][bidirectional]
 
 
 class ForwardArguments(NamedTuple):
@@ -248,7 +252,7 @@ def forward_arguments(
     where: Tensor | None,
     hx: Sequence[Tensor] | None,
     weights: Sequence[Tensor],
-    cell: int,
+    cell: str,
     biases: bool,
     projected: bool,
     bidirectional: bool,

@@ -17,8 +17,10 @@
 
 D directions; R the width of h (P when projected, else H); N = T*B rows, or the sum of the batch
 sizes; S values per unit that backward needs; Hp is H rounded up to a multiple of `RESERVE_UNITS`;
-G gates and K unit weights of the cell. `cell` is the cell's number. `allow_tf32` lets CUDA round
-the operands of float32 products to tf32, see `allow_tf32` below.
+G gates and K unit weights of the cell. (A cell that a user wrote may have more gates in one matrix
+than in the other.) `cell` is the name of a compiled cell, or the text of the program of one that a
+user wrote. `allow_tf32` lets CUDA round the operands of float32 products to tf32, see `allow_tf32`
+below.
 
 `hx` may be None or an empty list, which stand for zeros. In `layer_backward` an empty `grad_hn`
 does, and so does a tensor of shape [0] in the place of one of its states. `needs` is a mask of bits
@@ -252,7 +254,7 @@ def _forward_fake(
     input, batch_sizes, hx, weights, _ = operands
     batch: int | torch.SymInt
     directions, facts = layer.directions, layer.cell
-    hidden_size = weights[W_IH].size(0) // len(facts.gates)
+    hidden_size = weights[W_IH].size(0) // len(facts.inputs)
     width = weights[W_HH].size(1)
     if batch_sizes is None:
         batch = input.size(1)
@@ -330,7 +332,7 @@ def _check_devices(input: Tensor, **others: Tensor | None) -> None:
 
 def _make_panels_fake(
     weights: Sequence[Tensor],
-    cell: int,
+    cell: str,
     biases: bool,
     projected: bool,
     bidirectional: bool = False,

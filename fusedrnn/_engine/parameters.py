@@ -49,18 +49,22 @@ def initialise(cell: Cell, weights: dict[str, Tensor], kind: str) -> None:
 
     "uniform" is torch.nn's way, from -1/sqrt(H) to 1/sqrt(H). "orthogonal" is that of Keras: each
     gate's part of W_hh is orthogonal (Saxe et al., 2014), as W_hr is; its part of W_ih is uniform
-    as in Glorot and Bengio, 2010; all others are zero.
+    as in Glorot and Bengio, 2010; all others are zero. Unit weights of a cell that a user wrote
+    begin as it says, whatever the kind.
     """
-    gates = len(cell.gates)
-    bound = 1 / math.sqrt(weights["w_hh"].size(0) // gates)
+    inputs, hidden = len(cell.inputs), len(cell.hidden)
+    bound = 1 / math.sqrt(weights["w_hh"].size(0) // hidden)
     for role, weight in weights.items():
-        if kind == "uniform":
+        if role == "w_unit" and cell.program is not None:
+            for row, rule in zip(weight, cell.program.signature.unit_init, strict=True):
+                _initialise_unit(row, rule, bound)
+        elif kind == "uniform":
             init.uniform_(weight, -bound, bound)
         elif role == "w_ih":
-            for gate in weight.chunk(gates):
+            for gate in weight.chunk(inputs):
                 init.xavier_uniform_(gate)
         elif role == "w_hh":
-            for gate in weight.chunk(gates):
+            for gate in weight.chunk(hidden):
                 _make_orthogonal(gate)
         elif role == "w_hr":
             _make_orthogonal(weight)
@@ -71,9 +75,21 @@ def initialise(cell: Cell, weights: dict[str, Tensor], kind: str) -> None:
 @torch.no_grad()
 def set_forget_bias(cell: Cell, weights: dict[str, Tensor], value: float) -> None:
     """Makes `value` the bias of the forget gate, whose two biases are added."""
-    f = cell.gates.index("f")
-    weights["b_ih"].chunk(len(cell.gates))[f].fill_(value)
-    weights["b_hh"].chunk(len(cell.gates))[f].zero_()
+    for role, gates in (("b_ih", cell.inputs), ("b_hh", cell.hidden)):
+        if "f" in gates:
+            weights[role].chunk(len(gates))[gates.index("f")].fill_(value)
+            value = 0.0
+
+
+def _initialise_unit(values: Tensor, rule: str | float, bound: float) -> None:
+    """Gives a unit weight [H] its first values: "zeros", "ones", "uniform" or a number."""
+    if rule == "uniform":
+        init.uniform_(values, -bound, bound)
+    else:
+        init.constant_(values, _NUMBERS.get(rule, rule))
+
+
+_NUMBERS: dict[Any, Any] = {"zeros": 0.0, "ones": 1.0}
 
 
 def _make_orthogonal(weight: Tensor) -> None:

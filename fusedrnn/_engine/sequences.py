@@ -395,7 +395,7 @@ _READS_LENGTHS = (torch.Tag.cudagraph_unsafe,)
 _library = torch.library.Library("fusedrnn", "FRAGMENT")
 _library.define(
     "padded_forward(Tensor input, Tensor lengths, Tensor[]? hx, Tensor[] weights, "
-    "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, int cell, "
+    "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, str cell, "
     "bool biases, bool projected, bool bidirectional, bool save, int checkpoint=0, "
     "bool states=False, bool allow_tf32=False) "
     "-> (Tensor output, Tensor[] states, Tensor reserve)",
@@ -404,7 +404,7 @@ _library.define(
 _library.define(
     "padded_backward(Tensor? grad_output, Tensor[] grad_states, Tensor input, "
     "Tensor lengths, Tensor[]? hx, Tensor[] weights, Tensor? reset, Tensor[]? reset_states, "
-    "Tensor? recurrent_factor, Tensor[]? keep, Tensor output, Tensor reserve, int cell, "
+    "Tensor? recurrent_factor, Tensor[]? keep, Tensor output, Tensor reserve, str cell, "
     "bool biases, bool projected, bool bidirectional, int checkpoint, int needs, "
     "bool allow_tf32=False) -> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights, "
     "Tensor[] grad_reset_states)",

@@ -32,7 +32,7 @@ from fusedrnn._engine.checkpoint import checkpointed_forward
 from fusedrnn._engine.checks import PACKED_IN_ONNX
 from fusedrnn._engine.ops import DTYPES
 from fusedrnn._engine.sequences import padded_forward
-from fusedrnn.cells import CELLS, W_IH
+from fusedrnn.cells import W_IH, cell_of_spec
 from fusedrnn.convert.assemble import Direction, assemble, reordered
 
 __all__ = ["export", "translation_table"]
@@ -236,7 +236,7 @@ def _operator(
     lengths: Value,
     hx: Sequence[Value],
     weights: Sequence[Value],
-    cell: int,
+    cell: str,
     biases: bool,
     projected: bool,
     bidirectional: bool,
@@ -248,7 +248,7 @@ def _operator(
     The reserve, which the ops return too, is for gradients, and so in no exported graph.
     """
     op, ir = _import("onnxscript").opset18, _import("onnx_ir")
-    facts = CELLS[cell]
+    facts = cell_of_spec(cell)
     if facts.name not in OPERATORS:
         raise NotImplementedError(f"ONNX has no operator for the cell {facts}")
     operator = OPERATORS[facts.name]

@@ -348,7 +348,7 @@ def _gates(
     """The gates [T, B, H] that the kernels keep for backward, all steps as one batch."""
     cell: Cell = layer.cell
     kept = [name for name in cell.gates if name in cell.saved]
-    H = weights[W_HH].size(0) // len(cell.gates)
+    H = weights[W_HH].size(0) // len(cell.hidden)
     if not kept or not steps.numel():
         return {name: steps.new_zeros(*steps.shape[:2], H) for name in kept}
     if ops.allow_tf32(steps):

@@ -208,13 +208,14 @@ inline void give_input(Random& random, Given& given) {
 
 inline void give_weights(Random& random, Given& given) {
   BackwardProblem& p = given.p;
-  const int64_t rows = p.gate_rows(), of_units = p.facts().unit_weights * p.H;
+  const int64_t inputs = p.input_rows(), products = p.hidden_rows();
+  const int64_t of_units = p.facts().unit_weights * p.H;
   const bool biases = random.chance(70);
   for (int d = 0; d < p.directions; ++d) {
     Weights& w = p.weights[d];
-    w.w_ih = given.random(random, rows * p.I, 3);
-    w.w_hh = given.random(random, rows * p.R(), 3);
-    if (biases) w.b_ih = given.random(random, rows), w.b_hh = given.random(random, rows);
+    w.w_ih = given.random(random, inputs * p.I, 3);
+    w.w_hh = given.random(random, products * p.R(), 3);
+    if (biases) w.b_ih = given.random(random, inputs), w.b_hh = given.random(random, products);
     if (p.P) w.w_hr = given.random(random, p.P * p.H, 3);
     if (of_units) w.w_unit = given.random(random, of_units, 3);
   }
@@ -310,11 +311,11 @@ inline Results run_layer(const FloatKernels& kernels, const BackwardProblem& giv
                        Array(p.T * D * p.B * width * size_of(p.dtype), 0)});  // is added to
     p.grad_reset_states[i].data = results.back().values.data();
   }
-  const int64_t rows = p.gate_rows();
+  const int64_t inputs = p.input_rows(), products = p.hidden_rows();
   for (int d = 0; d < p.directions; ++d) {
     WeightGradients& g = p.grad_weights[d];
-    wanted(g.w_ih, "grad_w_ih", rows * p.I), wanted(g.w_hh, "grad_w_hh", rows * p.R());
-    wanted(g.b_ih, "grad_b_ih", rows), wanted(g.b_hh, "grad_b_hh", rows);
+    wanted(g.w_ih, "grad_w_ih", inputs * p.I), wanted(g.w_hh, "grad_w_hh", products * p.R());
+    wanted(g.b_ih, "grad_b_ih", inputs), wanted(g.b_hh, "grad_b_hh", products);
     wanted(g.w_hr, "grad_w_hr", p.P * p.H);
     wanted(g.w_unit, "grad_w_unit", p.facts().unit_weights * p.H);
   }

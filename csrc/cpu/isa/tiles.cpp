@@ -2,6 +2,7 @@
 // them: half precision is multiplied as float32, except where bf16 has its own instructions.
 #include "cpu/gate_tile.h"
 #include "cpu/grad_tile.h"
+#include "cpu/program_tile.h"
 
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {

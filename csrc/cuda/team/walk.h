@@ -54,10 +54,10 @@ constexpr int kPortableBlocks = 8, kMostBlocks = 16;  // of a cluster
 constexpr int kHeldTiles = 3;
 
 constexpr int halves_of(Cell cell) {
-  return facts_of(cell).gates % 2 ? 2 : 1;
+  return facts_of(cell).inputs % 2 ? 2 : 1;
 }  // eights in a group
 constexpr int tiles_of(Cell cell) {
-  return facts_of(cell).gates * halves_of(cell) / 2;
+  return facts_of(cell).inputs * halves_of(cell) / 2;
 }  // of a group
 
 constexpr int held_forward(Cell cell, Arithmetic a) {  // along the depth
@@ -121,7 +121,7 @@ constexpr ForwardSizes forward_sizes(Cell cell, Arithmetic arithmetic, const Tea
   ForwardSizes s;
   s.blocks = team.blocks, s.units = team.units, s.rows = team.rows;
   s.columns = team.rows / kColumns;
-  const int k = team.blocks * team.units, G = facts_of(cell).gates, halves = halves_of(cell);
+  const int k = team.blocks * team.units, G = facts_of(cell).inputs, halves = halves_of(cell);
   s.depth = k / fragment_depth(arithmetic);
   s.groups = team.units / (8 * halves);
   s.turns = cut(s.groups, kMostWarps);
@@ -163,7 +163,7 @@ constexpr BackwardSizes backward_sizes(Cell cell, Arithmetic arithmetic, const T
   BackwardSizes s;
   s.blocks = team.blocks, s.units = team.units, s.rows = team.rows;
   s.columns = team.rows / kColumns;
-  const int k = facts_of(cell).gates * team.units;
+  const int k = facts_of(cell).inputs * team.units;
   s.depth = k / fragment_depth(arithmetic);
   s.tiles = team.blocks * team.units / kTile;
   s.items = team.units / 8 * s.columns;

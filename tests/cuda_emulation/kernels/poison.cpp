@@ -39,15 +39,15 @@ const char* forward(const Problem& p, const Context& context) {
 }
 
 const char* backward(const BackwardProblem& p, const Context& context) {
-  const int64_t D = p.directions, gates = p.gate_rows();
+  const int64_t D = p.directions, inputs = p.input_rows(), products = p.hidden_rows();
   poison(p.grad_input, p.rows * p.I, p.dtype);
   for (int i = 0; i < p.facts().states; ++i) poison(p.grad_hx[i], D * p.B * p.width(i), p.dtype);
   for (int d = 0; d < p.directions; ++d) {
     const WeightGradients& weights = p.grad_weights[d];
-    poison(weights.w_ih, gates * p.I, p.dtype);
-    poison(weights.w_hh, gates * p.R(), p.dtype);
-    poison(weights.b_ih, gates, p.dtype);
-    poison(weights.b_hh, gates, p.dtype);
+    poison(weights.w_ih, inputs * p.I, p.dtype);
+    poison(weights.w_hh, products * p.R(), p.dtype);
+    poison(weights.b_ih, inputs, p.dtype);
+    poison(weights.b_hh, products, p.dtype);
     poison(weights.w_hr, p.P * p.H, p.dtype);
     poison(weights.w_unit, p.facts().unit_weights * p.H, p.dtype);
   }
