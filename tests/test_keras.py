@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
+from fusedrnn.cells.zoo import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,16 @@ def in_ours(module: nn.Module, x: Any, hx: Any = None, **options: Any) -> dict[s
     return {"output": output, "hn": hn} | ({"cn": cn[0]} if cn else {})
 
 
-def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], of: object) -> None:
+def assert_same(
+    ours: dict[str, Tensor], theirs: dict[str, Tensor], of: object, tolerance: float = 1e-10
+) -> None:
     assert list(ours) == list(theirs), of
     for name, value in ours.items():
         assert value.dtype == theirs[name].dtype, (str(of), name)
         torch.testing.assert_close(
-            value, theirs[name], rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{of}, {n}: {m}"
-        )
+            value, theirs[name], rtol=tolerance, atol=tolerance,
+            msg=lambda m, n=name: f"{of}, {n}: {m}",
+        )  # fmt: skip
 
 
 def sizes(rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -129,6 +133,105 @@ def test_layer(keras: ModuleType, variant: Variant, seed: int) -> None:
         hx = torch.from_numpy(np.stack(states))
     theirs = in_keras(layer, x, lstm=lstm, initial_state=states)
     assert_same(in_ours(module, x, hx), theirs, variant)
+
+
+CHOSEN = [
+    Variant("LSTM", (("activation", "relu"), ("recurrent_activation", "hard_sigmoid"))),
+    Variant("LSTM", (("activation", "softsign"), ("use_bias", False))),
+    Variant("LSTM", (("activation", "elu"),), bidirectional=True),
+    Variant("GRU", (("recurrent_activation", "hard_sigmoid"),), bidirectional=True),
+    Variant("GRU", (("activation", "silu"), ("reset_after", False))),
+    Variant("GRU", (("activation", "mish"), ("use_bias", False))),
+    Variant("SimpleRNN", (("activation", "hard_tanh"), ("use_bias", False)), bidirectional=True),
+]
+
+
+@pytest.mark.parametrize("variant", CHOSEN, ids=str)
+def test_other_activations_are_a_recurrent(keras: ModuleType, variant: Variant) -> None:
+    """The layer, its arrays, and in one direction a stack of two and its cell."""
+    rng = np.random.default_rng([*str(variant).encode()])
+    x = rng.standard_normal((3, 6, 4))
+    lstm, options = variant.kind == "LSTM", dict(variant.options)
+    layer = built(variant.layer(keras, 5), x, rng)
+    module = fusedrnn.from_keras(layer)
+    assert type(module) is fusedrnn.Recurrent and module.batch_first
+    assert module.bias == options.pop("use_bias", True)
+    assert module.bidirectional == variant.bidirectional
+    assert_same(in_ours(module, x), in_keras(layer, x, lstm=lstm), variant)
+
+    if module.bias:
+        options.pop("reset_after", None)  # which the shape of the bias says
+    elif variant.kind == "GRU":
+        options.setdefault("reset_after", True)
+    cell = "rnn" if variant.kind == "SimpleRNN" else variant.kind.lower()
+    again = fusedrnn.from_keras(layer.get_weights(), cell=cell, **options)
+    assert_same(in_ours(again, x), in_ours(module, x), "arrays")
+    if variant.bidirectional:
+        return
+
+    y = layer(x)[0]
+    above = built(variant.layer(keras, 5), np.asarray(y), rng)
+    stack = fusedrnn.from_keras([layer, above])
+    assert stack.num_layers == 2
+    ours = {n: v if n == "output" else v[-1:] for n, v in in_ours(stack, x).items()}
+    assert_same(ours, in_keras(above, y, lstm=lstm), "a stack")
+
+    step = fusedrnn.from_keras(layer.cell)
+    assert type(step) is fusedrnn.RecurrentCell
+    found = step(torch.from_numpy(x[:, 0]))
+    torch.testing.assert_close(
+        (found[0] if lstm else found).detach(), torch.tensor(np.asarray(y)[:, 0]),
+        rtol=1e-10, atol=1e-10,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation(keras: ModuleType, name: str) -> None:
+    rng = np.random.default_rng(18)
+    x = rng.standard_normal((3, 4, 5))
+    layer = built(Variant("SimpleRNN", (("activation", name),)).layer(keras, 6), x, rng)
+    layer.set_weights([0.5 * weight for weight in layer.get_weights()])  # exponential grows
+    module = fusedrnn.from_keras(layer)
+    compiled = name in ("tanh", "relu")
+    assert type(module) is (fusedrnn.RNN if compiled else fusedrnn.Recurrent)
+    # TensorFlow has the numbers of these two in float32.
+    tolerance = 1e-7 if name in ("gelu", "leaky_relu") else 1e-10
+    assert_same(in_ours(module, x), in_keras(layer, x, lstm=False), name, tolerance)
+
+
+def test_gradients_of_other_activations(tf: ModuleType, keras: ModuleType) -> None:
+    rng = np.random.default_rng(19)
+    x = rng.standard_normal((3, 6, 4))
+    layer = built(Variant("LSTM", (("activation", "elu"),)).layer(keras, 5), x, rng)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(layer(x)[0]))
+    theirs = tape.gradient(loss, [variable.value for variable in layer.trainable_variables])
+    module = fusedrnn.from_keras(layer)
+    module(torch.from_numpy(x))[0].square().sum().backward()
+    for name, gradient in zip(("weight_ih", "weight_hh", "bias_ih"), theirs, strict=True):
+        ours = getattr(module, f"{name}_l0").grad
+        expected = torch.from_numpy(gradient.numpy().T.copy())
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_function_of_tensorflow(tf: ModuleType, keras: ModuleType) -> None:
+    rng = np.random.default_rng(21)
+    x = rng.standard_normal((3, 6, 4))
+    options = (("activation", tf.nn.elu), ("recurrent_activation", tf.sigmoid))
+    layer = built(Variant("GRU", options).layer(keras, 5), x, rng)
+    module = fusedrnn.from_keras(layer)
+    assert_same(in_ours(module, x), in_keras(layer, x, lstm=False), "tf.nn.elu")
+
+
+def test_a_function_of_ones_own(keras: ModuleType) -> None:
+    """What the message about a layer that has one advises."""
+    rng = np.random.default_rng(20)
+    x = rng.standard_normal((3, 6, 4))
+    layer = built(Variant("LSTM", (("activation", keras.ops.sin),)).layer(keras, 5), x, rng)
+    with pytest.raises(ValueError, match=r"activation='sin'.*with cell= and activation="):
+        fusedrnn.from_keras(layer)
+    module = fusedrnn.from_keras(layer.get_weights(), cell="lstm", activation=torch.sin)
+    assert_same(in_ours(module, x), in_keras(layer, x, lstm=True), "sin")
 
 
 @pytest.mark.parametrize("variant", ONE_OF_EACH, ids=str)
@@ -319,22 +422,27 @@ def test_dropout_is_left_out_with_a_warning(keras: ModuleType) -> None:
     assert_same(in_ours(module, x), in_keras(layer, x, lstm=True, training=False), "dropout")
 
 
+def elu(x: Any) -> Any:
+    """Keras' name, and not its function."""
+    return x
+
+
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "activation": (
-        lambda k: k.LSTM(3, activation="relu"),
-        r"LSTMCell 'lstm_cell' has activation='relu', expected 'tanh'",
-    ),
-    "no activation": (
-        lambda k: k.SimpleRNN(3, activation=None),
-        "activation='linear', expected 'tanh' or 'relu'",
+    "activation over all units": (
+        lambda k: k.LSTM(3, activation="softmax"),
+        r"has activation='softmax' of keras\S*, expected one that Keras has by the name celu, elu,",
     ),
     "activation of one's own": (
         lambda k: k.GRU(3, activation=lambda x: x),
-        "activation='<lambda>'",
+        r"activation='<lambda>' of test_keras, .*get_weights\(\) with cell= and activation=",
     ),
-    "hard sigmoid": (
-        lambda k: k.GRU(3, recurrent_activation="hard_sigmoid"),
-        r"recurrent_activation='hard_sigmoid', expected 'sigmoid'.*old versions.*get_weights\(\)",
+    "one's own of a known name": (
+        lambda k: k.SimpleRNN(3, activation=elu),
+        "activation='elu' of test_keras, expected",
+    ),
+    "recurrent activation": (
+        lambda k: k.GRU(3, recurrent_activation=lambda x: x),
+        r"recurrent_activation='<lambda>'.*get_weights\(\) with cell= and recurrent_activation=",
     ),
     "go_backwards": (
         lambda k: k.LSTM(3, go_backwards=True),
@@ -459,8 +567,14 @@ def test_lists_that_are_no_stack(keras: ModuleType) -> None:
         fusedrnn.from_keras([first, built(both, np.zeros((1, 2, 3)), rng)])
     with pytest.raises(ValueError, match=r"^layer\[0\]: .*has return_sequences=False"):
         fusedrnn.from_keras([made("LSTM", 3, 4, return_sequences=False), made("LSTM", 3, 3)])
-    with pytest.raises(ValueError, match="cell, reset_after: expected None .*got cell='lstm'"):
-        fusedrnn.from_keras(first, cell="lstm")
+    with pytest.raises(ValueError, match="^layer.*got lstm\\(activation='elu'\\), hidden_size=3"):
+        fusedrnn.from_keras([first, made("LSTM", 3, 3, activation="elu")])
+    for given in ({"cell": "lstm"}, {"activation": "elu"}):
+        shown = ", ".join(f"{option}={value!r}" for option, value in given.items())
+        with pytest.raises(
+            ValueError, match=f"^cell, reset_after, .*: expected None .*got {shown}"
+        ):
+            fusedrnn.from_keras(first, **given)
 
 
 def zeros(*shapes: Sequence[int]) -> list[np.ndarray]:
@@ -485,6 +599,12 @@ def zeros(*shapes: Sequence[int]) -> list[np.ndarray]:
         (zeros((4, 9), (3, 9)), {"cell": "gru"}, "^reset_after: expected True or False"),
         (zeros((4, 3), (3, 3)), {"cell": "rnn", "reset_after": True},
          "^reset_after: expected None"),
+        (zeros((4, 3), (3, 3)), {"cell": "rnn", "activation": "swoosh"},
+         "^activation: expected one of celu, .*got 'swoosh'"),
+        (zeros((4, 3), (3, 3)), {"cell": "rnn_relu", "activation": "elu"},
+         "^activation: expected None with cell='rnn_relu'.*cell='rnn' takes any"),
+        (zeros((4, 3), (3, 3)), {"cell": "rnn", "recurrent_activation": "elu"},
+         "^recurrent_activation: expected None with cell='rnn', which has no gates"),
         (zeros((4, 3)), {"cell": "rnn"}, "^layer: expected 2 or 3 arrays .*got 1"),
         (zeros((4, 3), (3, 3), (3,), (4, 3), (2, 2), (3,)), {"cell": "rnn"},
          r"^layer, backward: kernel: .*, got \(4, 3\)"),
@@ -536,10 +656,10 @@ def test_layers_of_keras_2(tf: ModuleType, kind: str) -> None:
     x = rng.standard_normal((5, 3, 4))
     options = dict(return_sequences=True, return_state=True, time_major=True, dtype="float64")
     if kind != "SimpleRNN":
-        layer = getattr(old, kind)(6, **options)
-        layer.build(x.shape)
-        with pytest.raises(ValueError, match="recurrent_activation='hard_sigmoid'"):
-            fusedrnn.from_keras(layer)
+        layer = built(getattr(old, kind)(6, **options), x, rng)
+        module = fusedrnn.from_keras(layer)
+        assert type(module) is fusedrnn.Recurrent
+        assert_same(in_ours(module, x), in_keras(layer, x, lstm=kind == "LSTM"), "hard_sigmoid")
         options["recurrent_activation"] = "sigmoid"
     layer = getattr(old, kind)(6, **options)
     module = fusedrnn.from_keras(built(layer, x, rng))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
+from fusedrnn.cells.zoo import lstm
 from fusedrnn.testing.parity import Case
 
 onnx = pytest.importorskip("onnx")
@@ -525,28 +526,63 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+PEEPHOLES = torch.linspace(-1, 1, 15)
+HARD = {"activations": ["HardSigmoid", "Softsign"]}
+
+# What becomes a `Recurrent`. `P` is one direction's.
+ZOO: list[tuple[str, dict[str, Any]]] = [
+    ("RNN", {"activations": ["Affine"], "activation_alpha": [0.5], "activation_beta": [0.1]}),
+    ("RNN", {"activations": ["Elu"]}),
+    ("RNN", {"activations": ["Elu"], "activation_alpha": [0.7]}),
+    ("RNN", {"activations": ["HardSigmoid"]}),
+    ("RNN", {"activations": ["LeakyRelu"], "activation_alpha": [0.3]}),
+    ("RNN", {"activations": ["LeakyRelu"]}),
+    ("RNN", {"activations": ["ScaledTanh"], "activation_alpha": [1.5], "activation_beta": [0.7]}),
+    ("RNN", {"activations": ["Sigmoid"]}),
+    ("GRU", {"activations": ["sigmoid", "softplus"]}),
+    ("RNN", {"activations": ["Softsign"]}),
+    ("RNN", {"activations": ["ThresholdedRelu"], "activation_alpha": [0.5]}),
+    ("RNN", {"activations": ["Softsign"], "clip": 0.7}),
+    ("RNN", {"clip": 0.7}),
+    ("GRU", HARD | {"linear_before_reset": 1, "activation_alpha": [0.3]}),
+    ("GRU", HARD | {"activation_beta": [0.4]}),
+    ("GRU", {"linear_before_reset": 1, "clip": 0.6}),
+    ("GRU", {"clip": 0.6}),
+    ("LSTM", {"P": PEEPHOLES}),
+    ("LSTM", {"input_forget": 1}),
+    ("LSTM", {"input_forget": 1, "P": PEEPHOLES}),
+    ("LSTM", {"activations": ["HardSigmoid", "Tanh", "Tanh"]}),
+    ("LSTM", {"activations": ["Sigmoid", "Softsign", "Elu"], "P": PEEPHOLES}),
+    ("LSTM", {"activations": ["HardSigmoid", "LeakyRelu", "Elu"], "activation_beta": [0.4],
+              "activation_alpha": [0.3, 0.2, 0.5]}),
+]  # fmt: skip
+
+
 def twice(options: dict[str, Any], directions: int) -> dict[str, Any]:
-    """Activations are listed for each direction."""
-    given = options.get("activations")
-    return options | ({"activations": given * directions} if given else {})
+    """Activations and their numbers are listed for each direction."""
+    listed = {name: given for name, given in options.items() if isinstance(given, list)}
+    return options | {name: given * directions for name, given in listed.items()}
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["", "no-bias"])
 @pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize(("kind", "options"), OPTIONS)
+@pytest.mark.parametrize(("kind", "options"), OPTIONS + ZOO)
 def test_a_module_computes_what_its_node_does(
     kind: str, options: dict[str, Any], directions: int, bias: bool
 ) -> None:
+    expected = fusedrnn.Recurrent if (kind, options) in ZOO else getattr(fusedrnn, kind)
     options = twice(options, directions)
+    p = options.pop("P", None)
+    constants = {} if p is None else {"P": torch.stack([p, -p.flip(0)][:directions])}
     states = {"initial_h": [directions, "b", 5]}
     if kind == "LSTM":
         states["initial_c"] = [directions, "b", 5]
     count = 3 if kind == "LSTM" else 2
     model = node_model(
-        kind, directions=directions, bias=bias, inputs=states, outputs=count, **options
+        kind, directions=directions, bias=bias, inputs=states | constants, outputs=count, **options
     )
     module = fusedrnn.from_onnx(model)
-    assert type(module) is getattr(fusedrnn, kind) and module.bias == bias
+    assert type(module) is expected and module.bias == bias
     assert (module.input_size, module.hidden_size, module.num_layers) == (3, 5, 1)
     torch.manual_seed(0)
     x, *hx = torch.randn(6, 4, 3), *(torch.randn(directions, 4, 5) for _ in states)
@@ -557,7 +593,9 @@ def test_a_module_computes_what_its_node_does(
         torch.testing.assert_close(a, b)
 
     # Batch first: onnxruntime has no kernel, but it is the same node on transposed tensors.
-    model = node_model(kind, directions=directions, bias=bias, layout=1, **options)
+    model = node_model(
+        kind, directions=directions, bias=bias, inputs=constants, layout=1, **options
+    )
     first = fusedrnn.from_onnx(model)
     assert first.batch_first and not module.batch_first
     same_weights(first, module)
@@ -583,6 +621,52 @@ def test_new_modules_train_and_leave_random_numbers_alone() -> None:
     assert module.training and all(parameter.requires_grad for parameter in module.parameters())
     module(torch.randn(4, 2, 3))[0].sum().backward()
     assert module.weight_hh_l0.grad is not None
+
+
+def test_gradients_of_a_node_with_peepholes() -> None:
+    """Of the operator's equations, written in PyTorch, in float64."""
+    model = node_model(dtype=TensorProto.DOUBLE, inputs={"P": PEEPHOLES[None].double()})
+    module = fusedrnn.from_onnx(model)
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, 3, dtype=torch.float64)
+    module(x)[0].square().sum().backward()
+    w, r, b, p = (
+        torch.from_numpy(numpy_helper.to_array(tensor)[0].copy()).requires_grad_()
+        for tensor in model.graph.initializer
+    )
+    p_i, p_o, p_f = p.chunk(3)
+    h = c = torch.zeros(4, 5, dtype=torch.float64)
+    loss = torch.zeros((), dtype=torch.float64)
+    for step in x:
+        i, o, f, g = (step @ w.T + h @ r.T + b[:20] + b[20:]).chunk(4, -1)
+        i, f = torch.sigmoid(i + p_i * c), torch.sigmoid(f + p_f * c)
+        c = f * c + i * torch.tanh(g)
+        h = torch.sigmoid(o + p_o * c) * torch.tanh(c)
+        loss = loss + h.square().sum()
+    loss.backward()
+    for name, theirs in (("weight_ih", w), ("weight_hh", r), ("bias_ih", b)):
+        i, o, f, g = theirs.grad[:20].chunk(4)
+        ours = getattr(module, f"{name}_l0").grad
+        torch.testing.assert_close(ours, torch.cat([i, f, g, o]), rtol=1e-10, atol=1e-12)
+    i, o, f = p.grad.chunk(3)
+    ours = module.weight_unit_l0.grad
+    torch.testing.assert_close(ours, torch.stack([i, f, o]), rtol=1e-10, atol=1e-12)
+
+
+def test_clip_of_an_lstm() -> None:
+    """What the refusal advises; onnxruntime does not clip the input of the last function."""
+    model = node_model(clip=0.7)
+    plain = fusedrnn.from_onnx(node_model())  # with the same weights
+    cell = lstm(
+        activation=lambda a: torch.tanh(torch.clamp(a, -0.7, 0.7)),
+        recurrent_activation=lambda a: torch.sigmoid(torch.clamp(a, -0.7, 0.7)),
+        output_activation="tanh",
+    )
+    module = fusedrnn.Recurrent(cell, 3, 5)
+    module.load_state_dict(plain.state_dict())
+    x = 2 * torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0))
+    (y,) = run(session(model), [x])
+    torch.testing.assert_close(module(x)[0], y[:, 0])
 
 
 def test_by_name() -> None:
@@ -656,22 +740,35 @@ ones = torch.ones(1, 1, 5)
     [
         ({"direction": "reverse"}, "direction 'reverse'.*flip"),
         ({"direction": "sideways"}, "direction: expected.*got 'sideways'"),
-        ({"clip": 3.0}, "clip=3.0"),
-        ({"input_forget": 1}, "input_forget=1"),
-        ({"inputs": {"P": torch.ones(1, 15)}}, "P: .*peepholes"),
-        ({"inputs": {"P": [1, 15]}}, "P: .*peepholes"),
+        ({"clip": 3.0}, "clip=3.0.*Take the attribute away"),
+        ({"kind": "RNN", "clip": 0.0}, "clip: expected a positive number, got 0.0"),
+        ({"inputs": {"P": torch.ones(1, 10)}}, r"P: expected shape \(1, 15\), got \(1, 10\)"),
+        ({"inputs": {"P": [1, 15]}}, "P: expected a constant of the graph, got a value"),
         ({"inputs": {"sequence_lens": torch.tensor([2])}}, "sequence_lens is a constant.*lengths"),
         ({"inputs": {"initial_h": ones}}, "initial_h is a constant that is not zero.*hx"),
         ({"inputs": {"initial_c": ones}}, "initial_c is a constant that is not zero.*hx"),
-        (
-            {"activations": ["Sigmoid", "Tanh", "Softsign"]},
-            r"expected \['Sigmoid', 'Tanh', 'Tanh'\], got \['Sigmoid', 'Tanh', 'Softsign'\]",
-        ),
+        ({"activations": ["Tanh"]}, r"activations: expected 3 for each of 1 .*, got \['Tanh'\]"),
         (
             {"kind": "RNN", "activations": ["Tanh", "Relu"], "directions": 2},
-            r"\['Relu', 'Relu'\] or \['Tanh', 'Tanh'\], got \['Tanh', 'Relu'\]",
+            r"activations: expected the same in both directions, got \['Tanh', 'Relu'\].*each",
         ),
-        ({"kind": "GRU", "activations": ["HardSigmoid", "Tanh"]}, "activations:.*HardSigmoid"),
+        (
+            {"kind": "RNN", "activations": ["Elu", "Elu"], "directions": 2,
+             "activation_alpha": [1.0, 2.0]},
+            r"activations: expected the same in both directions.*numbers \[\[1.0, 2.0\], \[\]\]",
+        ),
+        (
+            {"kind": "GRU", "activations": ["Sigmoid", "Cos"]},
+            "activations: expected ones of affine, .* in any case, got 'Cos'",
+        ),
+        (
+            {"kind": "RNN", "activations": ["Affine"], "activation_alpha": [1.0]},
+            "activation_beta: expected a number for Affine, got none",
+        ),
+        (
+            {"kind": "GRU", "activations": ["HardSigmoid", "Tanh"], "activation_alpha": [0.2, 1.0]},
+            "activation_alpha: expected a number for each function that has one.*got 1 more",
+        ),
         ({"inputs": {"W": [1, 20, 3]}}, "W: expected a constant of the graph, got a value"),
         ({"inputs": {"R": torch.ones(1, 19, 5)}}, r"R: expected shape \(1, 20, 5\), got \(1, 19"),
         ({"inputs": {"W": torch.ones(2, 20, 3)}}, r"W: expected shape \(1, 20, 3\), got \(2, 20"),
@@ -682,7 +779,7 @@ ones = torch.ones(1, 1, 5)
         ),
         ({"dtype": TensorProto.INT32}, "W: there are no kernels for int32"),
     ],
-)
+)  # fmt: skip
 def test_what_modules_do_not(options: dict[str, Any], message: str) -> None:
     kind = options.get("kind", "LSTM")
     with pytest.raises(ValueError, match=f"^{kind} node 'it': .*{message}"):

@@ -76,10 +76,35 @@ TF1: dict[str, tuple[Callable[[ModuleType, int], Any], dict[str, Any]]] = {
 }
 
 
+# What becomes a `Recurrent`.
+ZOO: dict[str, tuple[Callable[[ModuleType, int], Any], dict[str, Any]]] = {
+    "LSTMCell-peepholes": (lambda c, h: c.LSTMCell(h, use_peepholes=True), {}),
+    "LSTMCell-peepholes-projected": (
+        lambda c, h: c.LSTMCell(h + 2, use_peepholes=True, num_proj=h, forget_bias=0.3),
+        {"forget_bias": 0.3},
+    ),
+    "LSTMCell-clipped": (lambda c, h: c.LSTMCell(h, cell_clip=0.2), {"cell_clip": 0.2}),
+    "LSTMCell-all": (
+        lambda c, h: c.LSTMCell(
+            h + 2, use_peepholes=True, num_proj=h, cell_clip=0.2, activation="softsign"
+        ),
+        {"cell_clip": 0.2, "activation": "softsign"},
+    ),
+    "BasicLSTMCell-hard_sigmoid": (
+        lambda c, h: c.BasicLSTMCell(h, activation="hard_sigmoid"), {"activation": "hard_sigmoid"}
+    ),
+    "BasicRNNCell-elu": (lambda c, h: c.BasicRNNCell(h, activation="elu"), {"activation": "elu"}),
+    "GRUCell-own": (
+        lambda c, h: c.GRUCell(h, activation=lambda x: 1.5 * x / (1 + x * x)),
+        {"activation": lambda x: 1.5 * x / (1 + x * x)},
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("name", TF1)
+@pytest.mark.parametrize("name", [*TF1, *ZOO])
 def test_cells(tf: ModuleType, rnn_cell: ModuleType, name: str, layers: int) -> None:
-    make, options = TF1[name]
+    make, options = (TF1 | ZOO)[name]
     rng = np.random.default_rng([layers, *name.encode()])
     T, B, features, H = sizes(rng)
     x = rng.standard_normal((B, T, features))
@@ -92,16 +117,17 @@ def test_cells(tf: ModuleType, rnn_cell: ModuleType, name: str, layers: int) -> 
     variables, output, state = in_tf1(tf, x, walk(tf, cell))
     module = fusedrnn.from_tf1(variables, **options)
     assert (module.input_size, module.num_layers, module.batch_first) == (features, layers, True)
-    assert module.proj_size == (H if "projected" in name else 0)
+    assert module.proj_size == (H if "projected" in name or "all" in name else 0)
+    assert (type(module) is fusedrnn.Recurrent) == (name in ZOO)
     theirs = {"output": torch.from_numpy(output)} | states_of_tf1(state)
     assert_same(in_ours(module, x), theirs, name)
 
 
-@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell"])
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "LSTMCell-peepholes"])
 def test_bidirectional_and_lengths(tf: ModuleType, rnn_cell: ModuleType, name: str) -> None:
     rng = np.random.default_rng(14)
     x, lengths = rng.standard_normal((4, 6, 5)), torch.tensor([6, 2, 5, 1])
-    make = TF1[name][0]
+    make = (TF1 | ZOO)[name][0]
     cells = [lambda: make(rnn_cell, 7)] * 2
     graph = walk(tf, *cells, bidirectional=True, sequence_length=lengths.numpy())
     variables, output, state = in_tf1(tf, x, graph)
@@ -180,11 +206,34 @@ def test_checkpoint(tf: ModuleType, rnn_cell: ModuleType, tmp_path: Path) -> Non
         fusedrnn.from_tf1(variables, scope="encoder")
 
 
-def test_peepholes(tf: ModuleType, rnn_cell: ModuleType) -> None:
-    graph = walk(tf, lambda: rnn_cell.LSTMCell(3, use_peepholes=True))
-    variables, *_ = in_tf1(tf, np.zeros((1, 2, 3)), graph)
-    with pytest.raises(ValueError, match="^variables: 'rnn/lstm_cell/w_._diag' is a peephole's"):
-        fusedrnn.from_tf1(variables)
+def test_gradients_of_peepholes(tf: ModuleType, rnn_cell: ModuleType) -> None:
+    x = np.random.default_rng(18).standard_normal((3, 6, 4))
+
+    def graph(x: Any) -> tuple[Any, Any]:
+        make = ZOO["LSTMCell-all"][0]
+        output, _ = walk(tf, lambda: make(rnn_cell, 5))(x)
+        loss = tf.reduce_sum(tf.square(output))
+        found = tf.compat.v1.trainable_variables()
+        return loss, dict(zip([v.name for v in found], tf.gradients(loss, found), strict=True))
+
+    variables, _, theirs = in_tf1(tf, x, graph)
+    module = fusedrnn.from_tf1(variables, **ZOO["LSTMCell-all"][1])
+    module(torch.from_numpy(x))[0].square().sum().backward()
+    scope = "rnn/lstm_cell"
+    i, g, f, o = np.split(theirs[f"{scope}/kernel:0"].T, 4)
+    w_ih, w_hh = module.weight_ih_l0.grad, module.weight_hh_l0.grad
+    expected = {
+        "kernel": (torch.cat([w_ih, w_hh], 1), np.concatenate([i, f, g, o])),
+        "projection": (module.weight_hr_l0.grad, theirs[f"{scope}/projection/kernel:0"].T),
+        "peepholes": (
+            module.weight_unit_l0.grad, np.stack([theirs[f"{scope}/w_{g}_diag:0"] for g in "ifo"])
+        ),
+    }  # fmt: skip
+    for name, (ours, gradient) in expected.items():
+        torch.testing.assert_close(
+            ours, torch.from_numpy(gradient.copy()), rtol=1e-10, atol=1e-10,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )  # fmt: skip
 
 
 def named(**shapes: Sequence[int]) -> dict[str, np.ndarray]:
@@ -220,6 +269,20 @@ LSTM_SCOPES = [f"{way}/multi_rnn_cell/cell_{k}/lstm_cell" for way in ("fw", "bw"
          "^variables: expected all layers cell_0, cell_1, .*'cell_2/lstm_cell'"),
         (named(**{f"{s.replace('/', '__')}__kernel": (6, 12) for s in LSTM_SCOPES}), {},
          "^variables: 'fw/multi_rnn_cell/cell_0/lstm_cell' is a layer of a stack that runs in one"),
+        (named(kernel=(7, 12), bias=(12,), w_f_diag=(3,)), {"cell": "lstm"},
+         "^variables: expected bias, kernel, w_f_diag, w_i_diag, w_o_diag of cell='lstm', got"),
+        (named(kernel=(7, 12), bias=(12,), w_f_diag=(3,), w_i_diag=(3,), w_o_diag=(4,)),
+         {"cell": "lstm"}, r"^variables: w_o_diag: expected shape \(H\), here \(3,\), got \(4,\)"),
+        (named(kernel=(7, 3), bias=(3,), w_f_diag=(3,)), {"cell": "rnn"},
+         "^variables: expected bias, kernel of cell='rnn', got bias, kernel, w_f_diag"),
+        (named(kernel=(7, 3), bias=(3,)), {"cell": "rnn", "cell_clip": 1.0},
+         "^cell_clip: expected None with cell='rnn', got 1.0"),
+        (named(kernel=(7, 12), bias=(12,)), {"cell": "lstm", "cell_clip": -1.0},
+         "^cell_clip: expected a positive number or None, got -1.0"),
+        (named(kernel=(7, 3), bias=(3,)), {"cell": "rnn_relu", "activation": "elu"},
+         "^activation: expected None with cell='rnn_relu'"),
+        (named(lstm_cell__kernel=(7, 12), lstm_cell__bias=(12,)), {"activation": "softmax"},
+         "^activation: expected one of celu, .*got 'softmax'"),
         ({}, {}, "^variables: expected some under scope='', got no variables"),
         ({"lstm_cell/kernel": np.zeros((2, 4), int)}, {},
          r"^variables\['lstm_cell/kernel'\]: expected an array of floating point"),

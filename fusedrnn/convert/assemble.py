@@ -16,11 +16,21 @@ from torch import Tensor
 
 from fusedrnn import modules
 from fusedrnn._engine.ops import DTYPES
-from fusedrnn.cells import cell_named
-from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fusedrnn.cells import Cell
+from fusedrnn.convert.kinds import Kind
+from fusedrnn.modules import (
+    GRU,
+    LSTM,
+    RNN,
+    GRUCell,
+    LSTMCell,
+    Recurrent,
+    RecurrentCell,
+    RNNCell,
+)
 
-Layers: TypeAlias = LSTM | GRU | RNN
-Cells: TypeAlias = LSTMCell | GRUCell | RNNCell
+Layers: TypeAlias = LSTM | GRU | RNN | Recurrent
+Cells: TypeAlias = LSTMCell | GRUCell | RNNCell | RecurrentCell
 
 
 @dataclass(frozen=True)
@@ -29,12 +39,12 @@ class Direction:
 
     Attributes:
         name: what messages call it.
-        kind: the name of its cell.
+        kind: its cell.
         weights: torch's parameters, a name for each of the layer's roles (`cells.PARAMETER`).
     """
 
     name: str
-    kind: str
+    kind: Kind
     weights: dict[str, Tensor]
 
     def __post_init__(self) -> None:
@@ -55,7 +65,11 @@ class Direction:
 
     @property
     def hidden_size(self) -> int:
-        return self.weights["weight_hh"].size(0) // gates_of(self.kind)
+        return self.weights["weight_hh"].size(0) // len(self.cell.hidden)
+
+    @property
+    def cell(self) -> Cell:
+        return self.kind.cell(projected="weight_hr" in self.weights)
 
     def described(self) -> str:
         """All that the directions of one module have in common."""
@@ -76,7 +90,7 @@ def assemble(layers: Sequence[Sequence[Direction]], batch_first: bool) -> Layers
                 f"got {len(layer)}; convert each layer by itself"
             )
         for part in layer:
-            if part.described() != first.described():
+            if part.cell is not first.cell or part.described() != first.described():
                 raise ValueError(
                     f"{part.name}: expected the same as {first.name}, {first.described()}; got "
                     f"{part.described()}; convert each layer by itself"
@@ -111,33 +125,19 @@ def assemble_cell(part: Direction) -> Cells:
 
 def _empty(part: Direction, suffix: str, **options: Any) -> Any:
     """A module, of layers or a "Cell", for weights like `part`'s; its own have no values yet."""
-    cell = cell_named(part.kind)
+    cell = part.cell
+    written = () if cell.program is None else (part.kind.written,)
     module = getattr(modules, cell.module + suffix)(
-        part.input_size, part.hidden_size, bias="bias_ih" in part.weights, device="meta",
+        *written, part.input_size, part.hidden_size, bias="bias_ih" in part.weights, device="meta",
         dtype=part.weights["weight_ih"].dtype, **options, **cell.options,
     )  # fmt: skip
     return module.to_empty(device="cpu")
 
 
-def kind_of(cell: str) -> str:
-    """The name of the cell that an argument `cell` says."""
-    kind = "rnn_tanh" if cell == "rnn" else cell
-    if kind not in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-        raise ValueError(
-            f"cell: expected 'lstm', 'gru', 'rnn_tanh' (or 'rnn') or 'rnn_relu', got {cell!r}"
-        )
-    return kind
-
-
-def gates_of(kind: str) -> int:
-    """How many gates the cell of this name has."""
-    return len(cell_named(kind).gates)
-
-
-def reordered(weight: Tensor, order: Sequence[int]) -> Tensor:
-    """The gates of [G*H, ...] in another order."""
-    gates = weight.chunk(len(order))
-    return torch.cat([gates[g] for g in order])
+def reordered(weight: Tensor, order: Sequence[int], gates: int | None = None) -> Tensor:
+    """The gates of [G*H, ...] in another order, which may leave some out if `gates` says G."""
+    parts = weight.chunk(gates or len(order))
+    return torch.cat([parts[g] for g in order])
 
 
 def as_tensor(name: str, value: Any) -> Tensor:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,28 +29,41 @@ from fusedrnn.convert.assemble import (
     assemble,
     assemble_cell,
     check_shape,
-    gates_of,
-    kind_of,
     reordered,
 )
+from fusedrnn.convert.kinds import Kind, hard_sigmoid_of_keras_2, kind_of
 
-CELL_OF_CLASS = {"SimpleRNNCell": "rnn_tanh", "LSTMCell": "lstm", "GRUCell": "gru"}
-"""Which of our cells a Keras cell is, by the name of its class; a SimpleRNNCell may be rnn_relu."""
+if TYPE_CHECKING:
+    from fusedrnn.cells.zoo.activations import Activation
+
+CELL_OF_CLASS = {"SimpleRNNCell": "rnn", "LSTMCell": "lstm", "GRUCell": "gru"}
+"""Which of our cells a Keras cell is, by the name of its class."""
 
 LAYERS = ("SimpleRNN", "LSTM", "GRU", "RNN", "Bidirectional")
 
+USUAL = ("relu", "sigmoid", "tanh")
+"""Functions that have one meaning, whoever has a function of that name."""
+
+KERAS = ("keras", "tf_keras", "tensorflow", "tensorflow_core")
+"""Packages whose functions mean what Keras' of the same name do."""
+
 
 def from_keras(
-    layer: Any, *, cell: str | None = None, reset_after: bool | None = None
+    layer: Any,
+    *,
+    cell: str | None = None,
+    reset_after: bool | None = None,
+    activation: str | Activation | None = None,
+    recurrent_activation: str | Activation | None = None,
 ) -> Layers | Cells:
     """The module that computes what a recurrent layer of Keras does, with the layer's weights.
 
     Keras 3 on any backend and `tf.keras` of TensorFlow 2; the layer has to be built, that is, has
-    to have its weights. What would give other numbers is refused: `activation` other than tanh (or
-    relu in a SimpleRNN), `recurrent_activation` other than sigmoid, `go_backwards`, `stateful`, a
-    `merge_mode` other than "concat". `dropout` and `recurrent_dropout` act only in training: they
-    are left out with a warning. Regularizers and constraints are left out as well; `unroll`,
-    `implementation` and `use_cudnn` change nothing.
+    to have its weights. What would give other numbers is refused: an activation that is neither one
+    of Keras' functions of one value nor a function of TensorFlow that has such a name,
+    `go_backwards`, `stateful`, a `merge_mode` other than "concat". `dropout` and
+    `recurrent_dropout` act only in training: they are left out with a warning. Regularizers and
+    constraints are left out as well; `unroll`, `implementation` and `use_cudnn` change nothing.
 
     Args:
         layer: one of
@@ -63,13 +77,16 @@ def from_keras(
               become one module with `num_layers`.
         cell: "lstm", "gru", "rnn_tanh" (or "rnn") or "rnn_relu", for weights; a layer says itself.
         reset_after: of a GRU's weights without a bias; with one, its shape says it.
+        activation, recurrent_activation: for weights: Keras 3's name of a function, or a function
+            of a tensor in PyTorch. None is tanh, and sigmoid.
 
     Returns:
         `LSTM`, `GRU` or `RNN` with `batch_first=True` (False for a `time_major` layer of Keras 2),
         or a cell, on the CPU in the dtype of the weights. It always returns the output at all steps
         and the states, whatever `return_sequences` and `return_state` are. A GRU whose reset gate
         applies before the product is `GRU(..., reset_after=False)`. A single bias becomes `bias_ih`
-        and `bias_hh` is zero.
+        and `bias_hh` is zero. With other activations than tanh (or relu in a SimpleRNN) and
+        sigmoid it is a `Recurrent`, or a `RecurrentCell`, of `fusedrnn.cells.zoo`'s cell.
 
     Raises:
         TypeError: it is none of these.
@@ -80,7 +97,14 @@ def from_keras(
         expected = layer(x)  # [B, T, 10], which builds it
         output, (hn, cn) = fusedrnn.from_keras(layer)(torch.from_numpy(x))
     """
-    kind = None if cell is None else kind_of(cell)
+    said = {
+        "cell": cell,
+        "reset_after": reset_after,
+        "activation": activation,
+        "recurrent_activation": recurrent_activation,
+    }
+    given = {option: value for option, value in said.items() if value is not None}
+    kind = None if cell is None else kind_of(cell, activation, recurrent_activation)
     named = [("layer", layer)]
     if isinstance(layer, list | tuple) and not _are_weights(layer):
         named = [(f"layer[{k}]", each) for k, each in enumerate(layer)]
@@ -95,10 +119,10 @@ def from_keras(
         if _are_weights(source):
             layers.append(_of_weights(name, source, kind, reset_after))
             continue
-        if cell is not None or reset_after is not None:
+        if given:
             raise ValueError(
-                f"cell, reset_after: expected None with {_label(name, source)}, which says both "
-                f"itself, got cell={cell!r}, reset_after={reset_after!r}"
+                f"{', '.join(said)}: expected None with {_label(name, source)}, which says these "
+                f"itself, got {', '.join(f'{option}={value!r}' for option, value in given.items())}"
             )
         if k < len(named) - 1 and not getattr(source, "return_sequences", True):
             raise ValueError(
@@ -173,22 +197,16 @@ def _cells_of_walk(name: str, layer: Any, backwards: bool) -> list[Any]:
 
 def _of_cell(name: str, cell: Any) -> Direction:
     label, kind = _label(name, cell), CELL_OF_CLASS[type(cell).__name__]
-    activation = _activation(cell.activation)
-    if kind == "rnn_tanh" and activation == "relu":
-        kind = "rnn_relu"
-    elif activation != "tanh":
-        others = " or 'relu'" if kind == "rnn_tanh" else ""
-        raise ValueError(_no_kernel(label, "activation", activation, f"'tanh'{others}"))
-    if not kind.startswith("rnn"):
-        activation = _activation(cell.recurrent_activation)
-        if activation != "sigmoid":
-            raise ValueError(_no_kernel(label, "recurrent_activation", activation, "'sigmoid'"))
+    options = ("activation",) if kind == "rnn" else ("activation", "recurrent_activation")
+    functions: dict[str, Any] = {
+        option: _function(label, option, getattr(cell, option)) for option in options
+    }
     weights = cell.get_weights()
     if not weights:
         raise ValueError(
             f"{label} has no weights yet: call the layer on an input, or build() it, first"
         )
-    return _of_arrays(label, weights, kind, getattr(cell, "reset_after", None))
+    return _of_arrays(label, weights, Kind(kind, **functions), getattr(cell, "reset_after", None))
 
 
 def _warn_of_dropout(name: str, cells: Sequence[Sequence[Any]]) -> None:
@@ -205,21 +223,29 @@ def _warn_of_dropout(name: str, cells: Sequence[Sequence[Any]]) -> None:
             )
 
 
-def _activation(value: Any) -> str:
-    """The name of an activation; that of its class if it is no function."""
+def _function(label: str, option: str, value: Any) -> str | Activation:
+    """The zoo's name of a function of Keras, or the function itself where Keras 2 has another."""
+    from fusedrnn.cells.zoo import ACTIVATIONS
+
+    module = str(getattr(value, "__module__", ""))
+    package = module.partition(".")[0]
     if value is None:
-        return "linear"
-    return value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
-
-
-def _no_kernel(label: str, option: str, value: str, expected: str) -> str:
-    text = f"{label} has {option}={value!r}, expected {expected}: nothing else can be computed"
-    if value == "hard_sigmoid":
-        text += " (old versions of Keras had it as the default)"
-    return (
-        f"{text}. get_weights() with cell= takes the weights over as they are, for more training "
-        f"with {expected}"
-    )
+        name, known = "linear", True
+    elif isinstance(value, str):
+        name, known = value, value in ACTIVATIONS
+    else:
+        name = str(getattr(value, "__name__", type(value).__name__))
+        known = name in USUAL or (package in KERAS and name in ACTIVATIONS)
+    if not known:
+        raise ValueError(
+            f"{label} has {option}={name!r}{f' of {module}' if module else ''}, expected one that "
+            f"Keras has by the name {', '.join(ACTIVATIONS)}. If it is a function of one value, "
+            f"give the layer's get_weights() with cell= and {option}=, the same function written "
+            f"in PyTorch"
+        )
+    # Keras 3 has it in keras.src.activations.activations.
+    old = package != "keras" or module in ("keras.activations", "keras.src.activations")
+    return hard_sigmoid_of_keras_2 if name == "hard_sigmoid" and old and module else name
 
 
 def _label(name: str, layer: Any) -> str:
@@ -237,15 +263,15 @@ def _are_weights(source: Any) -> bool:
 
 
 def _of_weights(
-    name: str, weights: Sequence[Any], kind: str | None, reset_after: bool | None
+    name: str, weights: Sequence[Any], kind: Kind | None, reset_after: bool | None
 ) -> list[Direction]:
     """One Keras layer in one or both directions, from its arrays."""
     if kind is None:
         raise ValueError(
             "cell: expected 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu' with weights, got None"
         )
-    if reset_after is not None and kind != "gru":
-        raise ValueError(f"reset_after: expected None with cell={kind!r}, got {reset_after}")
+    if reset_after is not None and kind.name != "gru":
+        raise ValueError(f"reset_after: expected None with cell={kind.name!r}, got {reset_after}")
     if len(weights) in (2, 3):
         return [_of_arrays(name, weights, kind, reset_after)]
     if len(weights) in (4, 6):
@@ -260,9 +286,9 @@ def _of_weights(
     )
 
 
-def _of_arrays(name: str, arrays: Sequence[Any], kind: str, reset_after: bool | None) -> Direction:
+def _of_arrays(name: str, arrays: Sequence[Any], kind: Kind, reset_after: bool | None) -> Direction:
     """One direction from Keras' kernel, recurrent kernel and perhaps bias."""
-    gates = gates_of(kind)
+    gates, gru = len(kind.gates), kind.name == "gru"
     names = ("kernel", "recurrent kernel", "bias")
     weights = [as_tensor(f"{name}: {n}", array) for n, array in zip(names, arrays, strict=False)]
     kernel, recurrent = weights[:2]
@@ -272,25 +298,25 @@ def _of_arrays(name: str, arrays: Sequence[Any], kind: str, reset_after: bool | 
     )
     inputs = kernel.size(0) if kernel.dim() == 2 else 0
     check_shape(f"{name}: kernel", kernel, (inputs, gates * hidden), ("I", f"{gates}*H"))
-    order = (1, 0, 2) if kind == "gru" else tuple(range(gates))
+    order = (1, 0, 2) if gru else tuple(range(gates))
     result = {
         "weight_ih": reordered(kernel.t(), order),
         "weight_hh": reordered(recurrent.t(), order),
     }
     if len(weights) == 3:
         bias = weights[2]
-        if kind == "gru" and reset_after is None:
+        if gru and reset_after is None:
             reset_after = bias.dim() == 2
-        both = kind == "gru" and bool(reset_after)
+        both = gru and bool(reset_after)
         shape = (2, gates * hidden) if both else (gates * hidden,)
         check_shape(f"{name}: bias", bias, shape, ("2", f"{gates}*H") if both else (f"{gates}*H",))
         b_ih, b_hh = bias if both else (bias, torch.zeros_like(bias))
         result |= {"bias_ih": reordered(b_ih, order), "bias_hh": reordered(b_hh, order)}
-    elif kind == "gru" and reset_after is None:
+    elif gru and reset_after is None:
         raise ValueError(
             f"reset_after: expected True or False for {name}, weights of a GRU without a bias, "
             f"whose shape would say it; got None"
         )
     return Direction(
-        name, "gru_reset_before" if kind == "gru" and not reset_after else kind, result
+        name, replace(kind, name="gru_reset_before") if gru and not reset_after else kind, result
     )

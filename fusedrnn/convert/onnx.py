@@ -34,6 +34,8 @@ from fusedrnn._engine.ops import DTYPES
 from fusedrnn._engine.sequences import padded_forward
 from fusedrnn.cells import W_IH, cell_of_spec
 from fusedrnn.convert.assemble import Direction, assemble, reordered
+from fusedrnn.convert.kinds import Kind
+from fusedrnn.convert.onnx_functions import Function, functions_of
 
 __all__ = ["export", "translation_table"]
 
@@ -150,15 +152,17 @@ def from_onnx(model: Any, node: str | None = None) -> nn.Module:
             Nodes within other nodes' subgraphs, and functions, are not looked at.
 
     Returns:
-        A `fusedrnn.LSTM`, `GRU` or `RNN`.
+        A `fusedrnn.LSTM`, `GRU` or `RNN`. With other activations than the default ones (in an RNN,
+        Tanh or Relu), `clip`, peepholes or `input_forget` it is a `Recurrent` of
+        `fusedrnn.cells.zoo`'s cell; with `input_forget` it has no rows for the forget gate.
 
     Raises:
         ImportError: onnx is not installed.
         TypeError: `model` is neither a ModelProto nor a path.
         ValueError: there is no such node, or more than one; its weights are not constants; or it
-            does what the modules do not: direction "reverse", other activations than the default
-            ones (in an RNN, Tanh or Relu), `clip`, peepholes, `input_forget`, constant lengths, a
-            constant first state that is not zero, or a dtype without kernels.
+            does what the modules do not: direction "reverse", directions with unlike activations,
+            `clip` of an LSTM, constant lengths, a constant first state that is not zero, or a dtype
+            without kernels.
     """
     onnx = _import("onnx")
     if isinstance(model, str | os.PathLike):
@@ -340,6 +344,9 @@ INPUTS = {
 }
 """The inputs of each operator; optional ones may be missing or have the name ""."""
 
+PEEPHOLES = ("p_i", "p_o", "p_f")
+"""What the zoo calls the thirds of an LSTM's `P`."""
+
 STANDARD = ("", "ai.onnx")
 """The names of ONNX's own domain."""
 
@@ -435,15 +442,18 @@ def _find(graph: Any, name: str | None) -> Any:
 
 def _module(node: _Node) -> nn.Module:
     directions = _directions(node)
-    cell, operator = _cell(node, directions)
+    kind = _kind(node, directions)
     _refuse_what_modules_do_not(node)
     w, r = _weight(node, "W"), _weight(node, "R")
     b = _weight(node, "B") if node.has("B") else None
-    gates, hidden_size = len(operator.gates), r.size(-1)
+    p = _weight(node, "P") if kind.peephole else None
+    theirs = next(op.gates for op in OPERATORS.values() if op.kind == node.kind)
+    gates, hidden_size = len(theirs), r.size(-1)
     shapes = {
         "W": (w, (directions, gates * hidden_size, w.size(-1))),
         "R": (r, (directions, gates * hidden_size, hidden_size)),
         "B": (b, (directions, 2 * gates * hidden_size)),
+        "P": (p, (directions, len(PEEPHOLES) * hidden_size)),
     }
     for name, (tensor, shape) in shapes.items():
         if tensor is not None and tensor.shape != shape:
@@ -451,15 +461,21 @@ def _module(node: _Node) -> nn.Module:
     if (claimed := node.attribute("hidden_size", hidden_size)) != hidden_size:
         raise node.refuse(f"hidden_size is {claimed}, and R is made for {hidden_size}")
 
-    # Where ONNX has torch's gates: the inverse of `gates`.
-    places = [operator.gates.index(gate) for gate in range(gates)]
+    # Where ONNX has the gates that our cell has: the inverse of `gates`, or part of it.
+    left_out = "f" if kind.input_forget else None
+    places = [theirs.index(k) for k, gate in enumerate(kind.gates) if gate != left_out]
     parts = []
     for direction in range(directions):
         weights = {"weight_ih": w[direction], "weight_hh": r[direction]}
         if b is not None:
             weights["bias_ih"], weights["bias_hh"] = b[direction].chunk(2)
-        weights = {name: reordered(weight, places) for name, weight in weights.items()}
-        parts.append(Direction(node.shown, cell, weights))
+        weights = {name: reordered(weight, places, gates) for name, weight in weights.items()}
+        if p is not None:
+            of_gate = dict(zip(PEEPHOLES, p[direction].chunk(len(PEEPHOLES)), strict=True))
+            weights["weight_unit"] = torch.stack(
+                [of_gate[name] for name in kind.cell().unit_weights]
+            )
+        parts.append(Direction(node.shown, kind, weights))
     return assemble([parts], batch_first=node.attribute("layout", 0) == 1)
 
 
@@ -475,28 +491,55 @@ def _directions(node: _Node) -> int:
     return 2 if direction == "bidirectional" else 1
 
 
-def _cell(node: _Node, directions: int) -> tuple[str, Operator]:
-    """The cell of the node's operator that has its activations and its place of the reset gate."""
-    candidates = {name: op for name, op in OPERATORS.items() if op.kind == node.kind}
-    default = next(iter(candidates.values())).activations * directions
-    given = [_text(activation) for activation in node.attribute("activations", default)]
-    reset = bool(node.attribute("linear_before_reset", 0))
-    for name, operator in candidates.items():
-        # ONNX's names are the same in any case, as onnxruntime reads them.
-        same = [a.lower() for a in given] == [a.lower() for a in operator.activations * directions]
-        if same and reset == bool(operator.attributes.get("linear_before_reset", 0)):
-            return name, operator
-    expected = sorted({str(list(op.activations * directions)) for op in candidates.values()})
-    raise node.refuse(f"activations: expected {' or '.join(expected)}, got {given}")
+def _kind(node: _Node, directions: int) -> Kind:
+    """The cell of the node: its functions, the place of its reset gate, and what an LSTM has."""
+    clip = node.attribute("clip")
+    if clip is not None and not clip > 0:
+        raise node.refuse(f"clip: expected a positive number, got {clip}")
+    functions = [function.of_zoo(clip) for function in _functions(node, directions)]
+    if node.kind == "RNN":
+        return Kind("rnn", functions[0])
+    gate, candidate, *output = functions
+    if node.kind == "GRU":
+        after = node.attribute("linear_before_reset", 0)
+        return Kind("gru" if after else "gru_reset_before", candidate, gate)
+    if clip is not None:
+        raise node.refuse(
+            f"clip={clip}: ONNX's text has it before every function, and onnxruntime before all "
+            f"but the last one, so it is not known which of the two was meant. Take the attribute "
+            f"away, and give fusedrnn.cells.zoo.lstm functions that clip, for a Recurrent that "
+            f"takes over the state_dict of this node's module"
+        )
+    return Kind(
+        "lstm", candidate, gate, output[0] if output[0] != candidate else None,
+        peephole=node.has("P") and _is_not_zero(node, "P"),
+        input_forget=bool(node.attribute("input_forget", 0)),
+    )  # fmt: skip
+
+
+def _functions(node: _Node, directions: int) -> list[Function]:
+    """Those of each direction, which have to be the same in both."""
+    usual = next(op.activations for op in OPERATORS.values() if op.kind == node.kind)
+    names = [_text(name) for name in node.attribute("activations", usual * directions)]
+    count = len(usual)
+    if len(names) != count * directions:
+        raise node.refuse(
+            f"activations: expected {count} for each of {directions} direction(s), got {names}"
+        )
+    numbers = [node.attribute(f"activation_{which}", []) for which in ("alpha", "beta")]
+    try:
+        functions = functions_of(names, *numbers)
+    except ValueError as error:
+        raise node.refuse(str(error)) from None
+    if functions[count:] not in ([], functions[:count]):
+        raise node.refuse(
+            f"activations: expected the same in both directions, got {names} with the numbers "
+            f"{numbers}. Make a node of each direction, convert both, and join their outputs"
+        )
+    return functions[:count]
 
 
 def _refuse_what_modules_do_not(node: _Node) -> None:
-    if (clip := node.attribute("clip")) is not None:
-        raise node.refuse(f"clip={clip}: the modules do not clip the input of activations")
-    if node.attribute("input_forget", 0):
-        raise node.refuse("input_forget=1: the modules do not couple input and forget gate")
-    if node.has("P") and _is_not_zero(node, "P"):
-        raise node.refuse("P: the modules have no peepholes")
     if node.has("sequence_lens") and node.constant("sequence_lens") is not None:
         raise node.refuse(
             "sequence_lens is a constant, which no module holds. Take that input away from the "
