@@ -8,6 +8,7 @@ python -m benchmarks --report                         makes all Markdown and pic
 python -m benchmarks --report benchmarks/results/cpu  those of one folder
 python -m benchmarks --readme                         puts the newest whole run into the README
 python -m benchmarks.modifiers                        resets, lengths, dropouts, see modifiers.py
+python -m benchmarks.cells                            cells written in Python, see cells.py
 python -m benchmarks.gpu OUT                          the rows of a GPU, see gpu.py
 """
 

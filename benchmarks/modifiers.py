@@ -20,28 +20,21 @@ draw the same, so there it is checked that it draws. It takes about seven minute
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from benchmarks import machine, runner
+from benchmarks import races
 from benchmarks.peers import OURS, TORCH_NN
 from benchmarks.peers.loops import Padded, SplitAtResets, StepByStep, With
 from benchmarks.peers.modules import ModulePeer, TrainingStepOfStates, step_of
 from benchmarks.peers.peer import SEED, Data, Step, make_data
-from benchmarks.report import RESULTS, write_whole
-from benchmarks.tables import NAMES, PASS_NAMES, machine_in_short
-from benchmarks.workloads import CELLS, PASSES, ROWS, Case, Row, cases, rows_named, several
-from fusedrnn.testing import timing
-from fusedrnn.testing.parity import ParityError, check_parity
+from benchmarks.races import Comparison, Race, Report, Steps, Target, check_same
+from benchmarks.workloads import CELLS, ROWS, Case, Row, cases
+from fusedrnn.testing.parity import ParityError
 
 MEASURED: tuple[Row, ...] = tuple(row for row in ROWS if row.name in ("D", "I", "J", "R"))
 RESETS = (0.01, 0.1)
@@ -56,112 +49,27 @@ DROPOUTS: tuple[dict[str, Any], ...] = (
     {"weight_dropout": 0.25},
 )
 NONE = "without"  # the layer itself, without the option
-BUDGET, QUICK_BUDGET = 3.0, 0.8  # seconds for two sides
 
-Results = dict[str, Any]
-Steps = dict[str, Step]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a ratio is meant to be.
-
-    If an option should cost `at_most` so much, the ratio is its time over the other side's; if it
-    should be worth `at_least` so much, the other side's time over its own.
-    """
-
-    at_most: float | None = None
-    at_least: float | None = None
-
-    def ratio(self, option: list[float], other: list[float]) -> timing.Spread:
-        """The ratio that this is a target for, by two sides' times in every round."""
-        return timing.ratio(other, option) if self.at_most else timing.ratio(option, other)
-
-    def met(self, ratio: float) -> bool | None:
-        """Whether a ratio is as meant; None if nothing is."""
-        if self.at_most:
-            return ratio <= self.at_most
-        return ratio >= self.at_least if self.at_least else None
-
-    def __str__(self) -> str:
-        if self.at_most:
-            return f"at most {self.at_most:g}"
-        return f"at least {self.at_least:g}" if self.at_least else "-"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two of the sides that take turns, by name."""
-
-    option: str
-    other: str
-    target: Target
-
-
-@dataclass(frozen=True)
-class Race:
-    """Sides that take turns, found to compute the same, and what to read from their times."""
-
-    sides: Steps
-    comparisons: list[Comparison]
+REPORT = Report(
+    name="modifiers",
+    title="What resets, lengths, dropouts and all states cost",
+    explanation=(
+        "A layer in float32, inference or a training step (forward, backward). Where the target is "
+        "at most so much, the ratio is our time with the option over that without; where it is at "
+        "least so much, the time of a loop around torch.nn over ours."
+    ),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints the table and writes it; 1 if something failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.modifiers", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("--rows", type=lambda text: text.split(","), default=["*"], help="some of D,I,J,R")
-    add("--cells", type=several(CELLS), default=list(CELLS), help=f"some of {','.join(CELLS)}")
-    add("--passes", type=several(PASSES), default=list(PASSES), help="some of forward,train")
-    add("--threads", type=int, default=torch.get_num_threads())
-    add("--budget", type=float, help=f"seconds for two sides, {BUDGET:g} if not given")
-    add("--quick", action="store_true", help=f"{QUICK_BUDGET:g} seconds for two sides")
-    add("--name", help="folder under benchmarks/results, cpu-<date> if not given")
-    add("--dry", action="store_true", help="print only, write nothing")
-    given = parser.parse_args(arguments)
-    try:
-        rows = rows_named(given.rows, MEASURED)
-    except ValueError as error:
-        parser.error(str(error))
+    given = races.parser(REPORT, __doc__, rows=MEASURED, cells=CELLS).parse_args(arguments)
     chosen = cases(
-        rows, cells=given.cells, modes=given.passes, threads=[given.threads], dtypes=["float32"]
-    )
-    folder = None
-    if not given.dry:
-        folder = RESULTS / (given.name or f"cpu-{datetime.date.today().isoformat()}")
-    budget = given.budget or (QUICK_BUDGET if given.quick else BUDGET)
-    results = run(chosen, folder, threads=given.threads, budget=budget)
-    print(table(results))
-    if folder:
-        print(f"wrote {folder}")
-    return 1 if results["failed"] else 0
-
-
-def run(chosen: list[Case], folder: Path | None, *, threads: int, budget: float) -> Results:
-    """Measures, and keeps each figure in `folder` as it comes."""
-    versions = {peer.name: peer.version() for peer in (OURS, TORCH_NN)}
-    results: Results = {
-        "machine": machine.describe([threads], versions), "threads": threads,
-        "sizes": {case.row.name: case.row.sizes for case in chosen}, "lines": [], "failed": [],
-    }  # fmt: skip
-    torch.set_num_threads(threads)
-    bar = tqdm(chosen, unit="case", disable=None)
-    for case in bar:
-        bar.set_description(case.label)
-        for races in (resets, lengths, dropouts, states):
-            try:
-                for race in races(case):
-                    results["lines"] += lines_of(case, race, budget)
-            except Exception as error:  # any failure of one race: the others still count
-                why = f"{case.label}, {races.__name__}: {type(error).__name__}: {error}"
-                results["failed"].append(why)
-                tqdm.write(f"failed: {why}")
-            if folder:
-                write(folder, results)
-    return results
+        given.rows, cells=given.cells, modes=given.passes, threads=[given.threads],
+        dtypes=["float32"],
+    )  # fmt: skip
+    families = (resets, lengths, dropouts, states)
+    return races.run(REPORT, races.begin(chosen, given), chosen, families, given)
 
 
 def resets(case: Case) -> Iterator[Race]:
@@ -252,89 +160,11 @@ def against_none(case: Case, data: Data, sides: Steps) -> Race:
     )
 
 
-def check_same(ours: Step, others: Steps) -> None:
-    """Raises ParityError if ours does not compute, roughly, what each of the others does."""
-    found = ours.results()
-    for name, step in others.items():
-        check_parity(found, step.results(), dtype="float32", peer=name)
-
-
 def check_draws(step: Step, name: str) -> None:
     """Raises ParityError if two calls give the same output."""
     first, second = (step.results()["output"] for _ in range(2))
     if torch.equal(first, second):
         raise ParityError(f"output: expected another at each call with {name}, got the same twice")
-
-
-def lines_of(case: Case, race: Race, budget: float) -> Iterator[Results]:
-    """Times a race's sides in turn: what JSON keeps of each comparison."""
-    seconds = timing.measure(
-        {name: step.repeat for name, step in race.sides.items()},
-        budget=budget * len(race.sides) / 2,
-        clock=runner.clock_of(case.threads),
-    )
-    for found in race.comparisons:
-        ours, other = seconds[found.option], seconds[found.other]
-        ratio = found.target.ratio(ours, other)
-        yield {
-            "row": case.row.name, "cell": case.cell, "mode": case.mode, "option": found.option,
-            "other": found.other, "seconds": timing.spread(ours).as_dict(),
-            "other_seconds": timing.spread(other).as_dict(), "ratio": ratio.as_dict(),
-            "target": asdict(found.target), "met": found.target.met(ratio.median),
-            "rounds": len(ours),
-        }  # fmt: skip
-
-
-def write(folder: Path, results: Results) -> None:
-    """Both files, of what was measured so far."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "modifiers.json", json.dumps(results, indent=1) + "\n")
-    write_whole(folder / "modifiers.md", markdown(results))
-
-
-def markdown(results: Results) -> str:
-    """The whole report."""
-    judged = [line["met"] for line in results["lines"] if line["met"] is not None]
-    rounds = [line["rounds"] for line in results["lines"]]
-    lines = [
-        "# What resets, lengths, dropouts and all states cost",
-        "",
-        *machine_in_short(results),
-        f"- {min(rounds, default=0)} to {max(rounds, default=0)} rounds",
-        *(f"- row {name}: {sizes}" for name, sizes in results["sizes"].items()),
-        "",
-        "A layer in float32, inference or a training step (forward, backward). Where the target is "
-        "at most so much, the ratio is our time with the option over that without; where it is at "
-        "least so much, the time of a loop around torch.nn over ours. Ratios are medians of the "
-        "rounds' ratios, with quartiles; times are medians of a call.",
-        "",
-        f"{sum(judged)} of {len(judged)} targets are met.",
-        "",
-        table(results),
-    ]
-    if results["failed"]:
-        lines += ["", "## Failed", "", *(f"- {why}" for why in results["failed"])]
-    return "\n".join(lines) + "\n"
-
-
-def table(results: Results) -> str:
-    """A line for each comparison."""
-    lines = [
-        "| row | cell | pass | option | against | ours ms | other ms | ratio | quartiles | target |"
-        " met |",
-        "|---" * 11 + "|",
-    ]
-    for line in results["lines"]:
-        ours, other = (line[key]["median"] * 1e3 for key in ("seconds", "other_seconds"))
-        ratio = line["ratio"]
-        met = {True: "yes", False: "no", None: "-"}[line["met"]]
-        lines.append(
-            f"| {line['row']} | {NAMES[line['cell']]} | {PASS_NAMES[line['mode']]} "
-            f"| {line['option']} | {line['other']} | {ours:.3g} | {other:.3g} "
-            f"| {ratio['median']:.2f} | {ratio['low']:.2f} to {ratio['high']:.2f} "
-            f"| {Target(**line['target'])} | {met} |"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

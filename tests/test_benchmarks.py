@@ -6,6 +6,7 @@ import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -14,11 +15,14 @@ import torch
 import fusedrnn
 from benchmarks import __main__ as command
 from benchmarks import (
+    cells,
     checkpoint,
     figures,
+    first_call,
     machine,
     memory,
     modifiers,
+    races,
     ratios,
     report,
     roofline,
@@ -593,24 +597,30 @@ def test_loops_do_what_the_option_does(cell, mode, given_state) -> None:
 
 
 @pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """The rows of modifiers.py, of a few steps, measured as briefly as can be."""
-    rows = tuple(replace(row, T=6, I=8, H=8, B=5) for row in modifiers.MEASURED)
-    monkeypatch.setattr(modifiers, "MEASURED", rows)
-    monkeypatch.setattr(modifiers, "RESETS", (0.3, 0.1))
-    monkeypatch.setattr(modifiers, "RESULTS", tmp_path)
+def briefly(tmp_path, monkeypatch):
+    """What runs modifiers.py or cells.py on rows of a few steps, measured as briefly as can be."""
+    monkeypatch.setattr(races, "RESULTS", tmp_path)
     monkeypatch.setattr(timing, "SAMPLE", 1e-4)
     monkeypatch.setattr(timing, "LEAD_IN", 0.0)
     monkeypatch.setattr(machine, "PEAK_SECONDS", 0.001)
     monkeypatch.setattr("gc.collect", lambda: 0)  # takes longer than all that is measured
 
-    def run(words: str) -> tuple[int, dict, str]:
-        status = modifiers.main(f"--threads 1 --budget 0.001 --name tried {words}".split())
-        folder = tmp_path / "tried"
-        results = json.loads((folder / "modifiers.json").read_text())
-        return status, results, (folder / "modifiers.md").read_text()
+    def run(module, words: str) -> tuple[int, dict, str]:
+        rows = tuple(replace(row, T=6, I=8, H=8, B=5) for row in module.MEASURED)
+        monkeypatch.setattr(module, "MEASURED", rows)
+        status = module.main(f"--threads 1 --budget 0.001 --name tried {words}".split())
+        file = tmp_path / "tried" / module.REPORT.name
+        results = json.loads(file.with_suffix(".json").read_text())
+        return status, results, file.with_suffix(".md").read_text()
 
     return run
+
+
+@pytest.fixture
+def tiny(briefly, monkeypatch):
+    """modifiers.py, run so, with some resets."""
+    monkeypatch.setattr(modifiers, "RESETS", (0.3, 0.1))
+    return partial(briefly, modifiers)
 
 
 def test_what_options_cost_and_what_loops_do(tiny, tmp_path) -> None:
@@ -639,10 +649,10 @@ def test_what_options_cost_and_what_loops_do(tiny, tmp_path) -> None:
 
 
 def test_a_ratio_is_held_to_its_target() -> None:
-    cost, worth = modifiers.Target(at_most=1.15), modifiers.Target(at_least=2)
+    cost, worth = races.Target(at_most=1.15), races.Target(at_least=2)
     assert cost.ratio([3.0], [2.0]).median == 1.5 and worth.ratio([3.0], [6.0]).median == 2
     assert cost.met(1.15) and not cost.met(1.16) and worth.met(2) and not worth.met(1.9)
-    assert modifiers.Target().met(1.0) is None and str(modifiers.Target()) == "-"
+    assert races.Target().met(1.0) is None and str(races.Target()) == "-"
 
 
 def test_a_loop_that_computes_something_else_is_not_timed(tiny, monkeypatch) -> None:
@@ -685,6 +695,87 @@ def test_a_dropout_that_draws_nothing_is_not_timed(tiny, monkeypatch) -> None:
     status, results, _ = tiny("--rows J --cells rnn --passes train")
     assert status == 1 and len(results["lines"]) == 2
     assert "got the same twice" in results["failed"][0]
+
+
+@pytest.fixture
+def written(briefly, monkeypatch):
+    """cells.py, run so, its first calls in this process."""
+    monkeypatch.setattr(cells, "FIRST", Row(name="B", T=6, I=8, H=8, B=5))
+    monkeypatch.setattr(
+        first_call, "_child", lambda mode, *sizes: first_call.parts(mode, *map(int, sizes))
+    )
+    return partial(briefly, cells)
+
+
+def test_what_written_cells_reach(written, tmp_path, monkeypatch) -> None:
+    compiled = []
+    monkeypatch.setattr(loops.MGU, "compile", lambda loop, **_: compiled.append(loop))
+    status, results, text = written("--rows A,B,C,J --compile")
+    assert status == 0 and results["failed"] == [] and "## Failed" not in text
+    loop, compiler = "a loop over the steps", "the loop, torch.compile (0 s to compile)"
+    sides = [
+        *((row, "lstm", "fusedrnn.LSTM") for row in "ABJ"),
+        *((row, "gru", "fusedrnn.GRU") for row in "ABJ"),
+        ("A", "mgu", loop), ("B", "mgu", loop), ("B", "mgu", compiler), ("C", "mgu", loop),
+    ]  # fmt: skip
+    for mode in ("forward", "train"):
+        lines = [line for line in results["lines"] if line["mode"] == mode]
+        assert [(line["row"], line["cell"], line["other"]) for line in lines] == sides
+        assert {line["option"] for line in lines} == {
+            f"Recurrent(ZOO[{cell!r}])" for cell in ("lstm", "gru", "mgu")
+        }
+    assert len(compiled) == 2
+    for found, mode in zip(results["first_calls"], ("forward", "train"), strict=True):
+        assert (found["mode"], found["processes"]) == (mode, first_call.PROCESSES)
+        assert [*found["seconds"]] == [*first_call.PARTS] and min(found["seconds"].values()) > 0
+    for line in (
+        "| J | GRU | forward + backward | Recurrent(ZOO['gru']) | fusedrnn.GRU |",
+        "| A | MGU | forward | Recurrent(ZOO['mgu']) | a loop over the steps |",
+        "## Defining a cell (the MGU) and calling it, row B: T6 I8 H8 B5",
+    ):
+        assert line in text
+    for target in ("| at least 0.95 |", "| at least 0.93 |", "| at least 8 |", "| at most 1 |"):
+        assert target in text
+    words = "--rows K --passes forward --threads 1 --budget 0.001 --name no --dry"
+    assert cells.main(words.split()) == 0 and not (tmp_path / "no").exists()
+    for wrong in (["--rows", "R"], ["--cells", "rnn"], ["--passes", "backward"]):
+        with pytest.raises(SystemExit):
+            cells.main(wrong)
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+@pytest.mark.parametrize("cell", cells.ROWS_OF)
+def test_written_cells_and_what_they_race_against_agree(cell, mode, monkeypatch) -> None:
+    found = {}
+    monkeypatch.setattr(cells, "check_same", lambda ours, others: found.update(ours=ours, **others))
+    row = Row(name="A", T=5, I=4, H=6, B=3)
+    case = Case(row=row, cell=cell, mode=mode, threads=1)
+    (race,) = [*cells.against_compiled(case), *cells.against_loop(case)]
+    ours, other = (step.results() for step in found.values())
+    assert len(race.sides) == 2 and ours.keys() == other.keys()
+    for name, tensor in other.items():
+        assert (ours[name] - tensor).abs().max() < 1e-5, name
+
+
+class TwiceItsOutput(loops.MGU):
+    def forward(self, input, hx=None):
+        output, h = super().forward(input, hx)
+        return 2 * output, h
+
+
+def refuse_to_start(*arguments):
+    raise RuntimeError("it would not")
+
+
+def test_a_written_cell_is_not_timed_against_something_else(written, monkeypatch) -> None:
+    monkeypatch.setattr(cells, "MGU", TwiceItsOutput)
+    monkeypatch.setattr(first_call, "_child", refuse_to_start)
+    status, results, text = written("--rows A --cells mgu,gru --passes forward")
+    assert status == 1 and [line["cell"] for line in results["lines"]] == ["gru"]
+    first, loop = results["failed"]
+    assert first == "first call, forward: RuntimeError: it would not" and first in text
+    assert "A mgu forward" in loop and "ParityError: output" in loop and loop in text
+    assert "a loop over the steps" in loop
 
 
 class InOrder(ThreadPoolExecutor):

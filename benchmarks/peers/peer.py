@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from benchmarks.workloads import CELLS, Case, Row
@@ -200,13 +200,17 @@ def tensor_dtype(case: Case) -> torch.dtype:
     return dtype
 
 
-def make_data(case: Case) -> Data:
-    """The case's data: the same in every process and for every side."""
+def make_data(case: Case, layers: Callable[..., nn.Module] | None = None) -> Data:
+    """The case's data: the same in every process and for every side.
+
+    Weights are drawn as those of `layers`, if the cell is one that torch.nn has not.
+    """
     row = case.row
+    layers = layers or getattr(nn, case.facts.module)
     dtype = tensor_dtype(case)
     with torch.random.fork_rng(), torch.device(row.device):
         torch.manual_seed(SEED)
-        weights = getattr(torch.nn, case.facts.module)(**module_arguments(row)).state_dict()
+        weights = layers(**module_arguments(row)).state_dict()
         padded = torch.randn(row.T, row.B, row.I)
         width = row.proj_size or row.H
         state = torch.randn(2, row.layers * row.directions, row.B, row.H).tanh()
@@ -220,12 +224,14 @@ def make_data(case: Case) -> Data:
         data = packed._asdict()
         inputs = data.pop("data")
         grad_output = grad_output.flatten(0, 1)[: len(inputs)]
-    h, c = state[0, ..., :width].to(dtype), state[1].to(dtype)
-    given = (h, c) if len(case.facts.states) > 1 else h
+    hx = None
+    if row.given_state:
+        h, c = state[0, ..., :width].to(dtype), state[1].to(dtype)
+        hx = (h, c) if len(case.facts.states) > 1 else h
     return Data(
         weights={name: weight.to(dtype) for name, weight in weights.items()},
         input=inputs.to(dtype),
-        hx=given if row.given_state else None,
+        hx=hx,
         grad_output=grad_output.to(dtype).contiguous(),
         **data,
     )
