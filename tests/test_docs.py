@@ -6,6 +6,7 @@
   older.
 - Every message of docs/troubleshooting.md comes up: the block after it raises it. Where that needs
   what is not here, the comment before it says so and names the file that has the message.
+- docs/cells.md tells what cells are refused with, and has every cell of the zoo.
 - Every `>>>` example of the docstrings gives what it shows.
 - The site builds without a warning, so without dead links, has every public name, can be searched
   from the disk, and loads nothing from elsewhere.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
+import math
 import os
 import pkgutil
 import re
@@ -31,6 +33,8 @@ import pytest
 import torch
 
 import fusedrnn
+from fusedrnn.cells import CellError, WrittenCell
+from fusedrnn.cells.zoo import ZOO
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -39,6 +43,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 TROUBLES = ROOT / "docs/troubleshooting.md"
+CELLS = ROOT / "docs/cells.md"
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     # The README's model is whatever its reader has.
     "README.md": lambda: {"model": torch.nn.Sequential(torch.nn.GRU(3, 4))}
@@ -205,6 +210,47 @@ def test_troubles(message: Block, cause: Block | None, request: pytest.FixtureRe
             cause.run(namespace)
         found = f"{error.type.__name__}: {error.value}"
     assert matches(message.text, found), f"{message}: {found}"
+
+
+# Cells of one's own.
+
+
+def refusals() -> list[tuple[str, str]]:
+    """What a cell with one gate a would return, and what it is told."""
+    _, _, section = CELLS.read_text(encoding="utf-8").partition("\n## What is refused")
+    rows: list[tuple[str, str]] = re.findall(
+        r"^\| `(.+?)` \| `(.+?)`", section.partition("\n## ")[0], re.MULTILINE
+    )
+    assert rows
+    return rows
+
+
+@pytest.mark.parametrize("returned, told", refusals())
+def test_refused_cells(returned: str, told: str) -> None:
+    given = {"torch": torch, "F": torch.nn.functional, "nn": torch.nn, "math": math}
+    function = eval(f"lambda x, u, h: {returned}", given)
+    with pytest.raises(CellError) as error:
+        fusedrnn.cell(gates="a")(function)
+    assert matches(told, str(error.value)), error.value
+
+
+def test_every_cell_of_the_zoo_is_described() -> None:
+    page = CELLS.read_text(encoding="utf-8")
+    _, _, section = page.partition("\n## The zoo\n")
+    rows = re.findall(r"^\| `(\w+)(.*?)` \| (.+?) \| (.+?) \|(.*?)\| \S", section, re.MULTILINE)
+    found = [(*row[:4], row[4].strip()) for row in rows]
+    assert found == [
+        (
+            name,
+            "" if isinstance(getattr(fusedrnn.cells, name), WrittenCell) else "()",
+            " ".join(made.states),
+            " ".join(made.gates),
+            " ".join(made.weights),
+        )
+        for name, made in ZOO.items()
+    ]
+    for text in (page, (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert f"{len(ZOO)} published cells" in " ".join(text.split())
 
 
 # Docstrings.
