@@ -332,6 +332,8 @@ class ProgramReader {
     Place* const sources[] = {&op.a, &op.b, &op.c};
     for (int i = 0; i < found->operands; ++i)
       *sources[i] = operand(words[static_cast<std::size_t>(3 + i)], forward, pass);
+    // All three can be read, whatever the operation is.
+    for (int i = found->operands; i < 3; ++i) *sources[i] = op.a;
     return op;
   }
 

@@ -82,7 +82,7 @@ struct Place {
 
 struct Op {
   OpCode code;
-  Place to, a, b, c;
+  Place to, a, b, c;  // those that it has no use for are the same as a
 };
 
 // What one stage does in one direction.
