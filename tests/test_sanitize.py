@@ -29,7 +29,8 @@ def assert_clean(done: subprocess.CompletedProcess[str]) -> None:
 
 @by_each_sanitizer
 def test_every_cell_with_every_split(sanitizer: str) -> None:
-    problems = len(COMPILED) * 3 * 2 * 2  # splits; packed or not; projected inside the walk or not
+    cells = len(COMPILED) + 1  # and programs
+    problems = cells * 3 * 2 * 2  # splits; packed or not; projected inside the walk or not
     done = driven(sanitizer, run.FEW, "--problems", problems)
     assert_clean(done)
     assert done.stdout == f"{problems} problems\n"

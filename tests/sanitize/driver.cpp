@@ -98,7 +98,7 @@ bool solve(int64_t seed, int64_t index) {
     return agree([&](const How& how) { return run_layer(kernels, given.p, how); },
                  ways(random, dealt, given.p), given.p.dtype);
   }
-  if (!facts_of(dealt.cell).has_int8) return true;
+  if (dealt.is_program || !facts_of(dealt.cell).has_int8) return true;
   const Int8Kernels& kernels = kInt8[dealt.kernels - kFloat.size()];
   const Given given = random_int8(random, dealt, kernels);
   g_problem += given.text;

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <fstream>
+#include <memory>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -139,8 +141,8 @@ struct Given {
 };
 
 // The name of a cell's state, h first.
-inline std::string state_name(Cell cell, int state) {
-  std::istringstream words(facts_of(cell).names.states);
+inline std::string state_name(const Shape& shape, int state) {
+  std::istringstream words(shape.facts().names.states);
   std::string word;
   for (int i = 0; i <= state; ++i) words >> word;
   return word;
@@ -148,7 +150,8 @@ inline std::string state_name(Cell cell, int state) {
 
 // What is not left to chance: the first problems have every combination.
 struct Dealt {
-  Cell cell;
+  Cell cell{};
+  bool is_program;  // a cell that is none of the compiled ones
   const char* split;
   bool packed, fused;
   std::size_t kernels;
@@ -161,7 +164,9 @@ struct Dealt {
       return digit;
     };
     forward_steps = 2 + index % 2;
-    cell = static_cast<Cell>(next(kCells));
+    const int64_t chosen = next(kCells + 1);
+    is_program = chosen == kCells;
+    if (!is_program) cell = static_cast<Cell>(chosen);
     split = kSplits[next(3)];
     packed = next(2);
     kernels = static_cast<std::size_t>(next(static_cast<int64_t>(kinds)));
@@ -169,9 +174,28 @@ struct Dealt {
   }
 };
 
+// Those of programs.txt, which end in a line of their own.
+inline const std::vector<std::unique_ptr<const Program>>& programs() {
+  static const auto all = [] {
+    std::vector<std::unique_ptr<const Program>> found;
+    std::ifstream file(FUSEDRNN_PROGRAMS);
+    std::string text;
+    for (std::string line; std::getline(file, line);) {
+      text += line + "\n";
+      if (line == "end") found.push_back(Program::parse(std::exchange(text, {})));
+    }
+    return found;
+  }();
+  return all;
+}
+
 inline void give_sizes(Random& random, const Dealt& dealt, Given& given) {
   BackwardProblem& p = given.p;
   p.cell = dealt.cell;
+  if (dealt.is_program) {
+    const int64_t last = static_cast<int64_t>(programs().size()) - 1;
+    p.program = programs()[static_cast<std::size_t>(random.between(0, last))].get();
+  }
   // The last chunk is shorter.
   p.T = random.chance(10) ? 1 : dealt.forward_steps * random.between(1, 3) + 1;
   p.B = random.chance(15) ? random.between(1, 2) : random.between(3, 9);
@@ -253,7 +277,7 @@ inline std::string text_of(const BackwardProblem& p) {
   flag("reset", p.modifiers.reset.data), flag("factor", p.modifiers.recurrent_factor.data);
   flag("grad_output", p.grad_output), flag("grad_input", p.grad_input);
   for (int i = 0; i < p.facts().states; ++i) {
-    const std::string state = state_name(p.cell, i);
+    const std::string state = state_name(p, i);
     flag(state + "x", p.hx[i]);
     flag("grad_" + state + "n", p.grad_hn[i]), flag("grad_" + state + "x", p.grad_hx[i]);
     flag("keep_" + state, p.modifiers.keep[i].data), flag("all_" + state, p.states[i]);
@@ -280,9 +304,9 @@ inline Results run_layer(const FloatKernels& kernels, const BackwardProblem& giv
   const auto values_of = [&](int state) { return D * p.B * p.width(state); };
   p.output = result("output", p.rows * D * p.R());
   const int states = p.facts().states;
-  for (int i = 0; i < states; ++i) p.hn[i] = result(state_name(p.cell, i) + "n", values_of(i));
+  for (int i = 0; i < states; ++i) p.hn[i] = result(state_name(p, i) + "n", values_of(i));
   for (int i = 1; i < states; ++i)
-    wanted(p.states[i], "all " + state_name(p.cell, i), p.rows * D * p.H);
+    wanted(p.states[i], "all " + state_name(p, i), p.rows * D * p.H);
   if (p.training && p.facts().saved)
     p.reserve = result("reserve", D * p.rows * p.facts().saved * p.Hp());
   Array panels;
@@ -302,12 +326,12 @@ inline Results run_layer(const FloatKernels& kernels, const BackwardProblem& giv
   p.has_panels = false, p.panels = nullptr;
   wanted(p.grad_input, "grad_input", p.rows * p.I);
   for (int i = 0; i < states; ++i)
-    wanted(p.grad_hx[i], "grad_" + state_name(p.cell, i) + "x", values_of(i));
+    wanted(p.grad_hx[i], "grad_" + state_name(p, i) + "x", values_of(i));
   for (int i = 0; i < states; ++i) {
     if (!p.grad_reset_states[i]) continue;
     const int64_t width = p.width(i);
     p.grad_reset_states[i] = {nullptr, D * p.B * width, p.B * width, width};
-    results.push_back({"grad_reset_" + state_name(p.cell, i),
+    results.push_back({"grad_reset_" + state_name(p, i),
                        Array(p.T * D * p.B * width * size_of(p.dtype), 0)});  // is added to
     p.grad_reset_states[i].data = results.back().values.data();
   }
@@ -388,7 +412,7 @@ inline Results run_int8(const Int8Kernels& kernels, const BackwardProblem& given
   p.input_step = given.input_step, p.input_row = given.input_row;
   p.output = result("output", p.rows * p.R(), nullptr);
   for (int i = 0; i < p.facts().states; ++i)
-    p.states[i] = result(state_name(p.cell, i), p.B * p.width(i), given.hx[i]);
+    p.states[i] = result(state_name(p, i), p.B * p.width(i), given.hx[i]);
   Plan plan;
   ask(how.plan);
   override_plan(p, how.threads, plan);

@@ -31,7 +31,7 @@ SANITIZERS = {
     "address": ["-fsanitize=address", *UNDEFINED.split(), "-DFUSEDRNN_POISON_GAPS"],
     "thread": ["-fsanitize=thread"],
 }
-PLAIN = ("layer/plan_override.cpp",)
+PLAIN: tuple[str, ...] = ("cells/program.cpp", "layer/plan_override.cpp")
 PLAIN += tuple(f"cpu/{name}.cpp" for name in ("fork", "plan", "processors", "team"))
 
 Kernels = Sequence[tuple[str, str, str]]  # instruction set, file of csrc/cpu/isa/, dtype or ""
@@ -75,7 +75,8 @@ def built(sanitizer: str, kernels: Kernels | None = None) -> Path:
     }
     sources |= {Path(name).name: (ROOT / "csrc" / name, []) for name in PLAIN}
     tables = " ".join(f"of({isa})" for isa, name, _ in sorted(kernels) if name == "table")
-    sources["driver.cpp"] = (HERE / "driver.cpp", [f"-DFUSEDRNN_SANITIZED(of)={tables}"])
+    programs = f'-DFUSEDRNN_PROGRAMS="{HERE / "programs.txt"}"'
+    sources["driver.cpp"] = (HERE / "driver.cpp", [f"-DFUSEDRNN_SANITIZED(of)={tables}", programs])
     folder.mkdir(parents=True, exist_ok=True)
     with setup["alone"](folder):
         compiled(folder, command, sources, folder / "driver", link=flags)
