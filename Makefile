@@ -59,7 +59,7 @@ test:  ## lint, then the tests on all cores
 	$(PYTEST) $(ARGS)
 
 test-all:  ## everything that can be tested, on every instruction set: about 20 minutes
-	@$(MAKE) --no-print-directory build lint $(STAMPS)/tested FUSEDRNN_CPU_TARGETS=all
+	@$(MAKE) --no-print-directory build $(STAMPS)/tested lint FUSEDRNN_CPU_TARGETS=all
 	$(PYTEST) --thorough $(ARGS)
 
 sanitize: $(STAMPS)/requirements  ## the CPU kernels on random problems, with sanitizers: two minutes
