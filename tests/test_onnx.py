@@ -624,7 +624,7 @@ def test_new_modules_train_and_leave_random_numbers_alone() -> None:
 
 
 def test_gradients_of_a_node_with_peepholes() -> None:
-    """Of the operator's equations, written in PyTorch, in float64."""
+    """Those of the operator's equations, written in PyTorch, in float64."""
     model = node_model(dtype=TensorProto.DOUBLE, inputs={"P": PEEPHOLES[None].double()})
     module = fusedrnn.from_onnx(model)
     torch.manual_seed(0)

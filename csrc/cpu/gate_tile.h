@@ -128,7 +128,7 @@ struct GateTile {
   int64_t state_row, state_slot, handed_slot;
   int64_t result_row, y_row, save_row, save_slot, Hp;
   int64_t units;  // valid ones in the last vector
-  // Of a cell that is a program, else null: its stage, and the thread's memory.
+  // If the cell is a program, its stage and the thread's memory; else null.
   const ProgramGates<E, F>* program;
   ProgramScratch<F>* scratch;
 };

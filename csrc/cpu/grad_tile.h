@@ -38,8 +38,8 @@ struct GradTile {
   const F* keep;          // the share of h before the step that stays in h; null: none
   int64_t dy_row, carry_row, saved_row, h_row, dstate_row, dstate_slot, grad_row, result_row, Hp;
   int64_t units;  // valid ones in the last vector
-  // Of a cell that is a program, else null: its stage, what a later stage leaves for an earlier
-  // one, and the thread's memory.
+  // If the cell is a program, its stage, what a later stage leaves for an earlier one, and the
+  // thread's memory; else null.
   const ProgramGrads<F>* program;
   F* handed;
   ProgramScratch<F>* scratch;

@@ -1,8 +1,8 @@
 """What every cell is, as data: of a compiled one the table of csrc/cells/list.h, which the kernels
 are compiled from, and of one that a user wrote what its program says.
 
-No other file knows a cell by its name to tell what it has: whoever needs to know whether there is a
-second state, a projection or a bias apart asks the `Cell`.
+No other file knows a cell by its name to tell what it has. Code that needs to know whether there is
+a second state, a projection or a bias apart asks the `Cell`.
 """
 
 from __future__ import annotations

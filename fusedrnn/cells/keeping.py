@@ -5,7 +5,7 @@ from others that are. Every value v becomes two vertices of a flow network:
 
     source --(work of v)--> v in --(a slot)--> v out --(if v is needed later)--> sink
                               ^
-    out of an operand of v ---'  (infinite: whoever computes v again has its operands)
+    out of an operand of v ---'  (infinite: to compute v again takes its operands)
 
 A cut that separates source and sink is a choice: the edge into "v in" is cut if v is computed
 again, the edge to "v out" if v is kept; and the least cut is the best choice. What is given later

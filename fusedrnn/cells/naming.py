@@ -1,4 +1,4 @@
-"""What the values that a cell keeps are called: names of its gates, for whoever looks at them."""
+"""What the values that a cell keeps are called: names of its gates, to be read by people."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def names_of(
 
 
 def _activations(nodes: Sequence[Node]) -> dict[str, Node]:
-    """For each gate, the first function of one operand, which has to do with this gate alone."""
+    """For each gate, the first function of one operand, which has to do with only this gate."""
     found: dict[str, Node] = {}
     gates: dict[Node, set[str]] = {}  # whose products and inputs a node is made of by arithmetic
     for node in nodes:

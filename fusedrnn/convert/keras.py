@@ -42,7 +42,7 @@ CELL_OF_CLASS = {"SimpleRNNCell": "rnn", "LSTMCell": "lstm", "GRUCell": "gru"}
 LAYERS = ("SimpleRNN", "LSTM", "GRU", "RNN", "Bidirectional")
 
 USUAL = ("relu", "sigmoid", "tanh")
-"""Functions that have one meaning, whoever has a function of that name."""
+"""Functions that mean the same in every library that has a function of that name."""
 
 KERAS = ("keras", "tf_keras", "tensorflow", "tensorflow_core")
 """Packages whose functions mean what Keras' of the same name do."""
