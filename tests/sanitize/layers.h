@@ -305,8 +305,7 @@ inline Results run_layer(const FloatKernels& kernels, const BackwardProblem& giv
   p.output = result("output", p.rows * D * p.R());
   const int states = p.facts().states;
   for (int i = 0; i < states; ++i) p.hn[i] = result(state_name(p, i) + "n", values_of(i));
-  for (int i = 1; i < states; ++i)
-    wanted(p.states[i], "all " + state_name(p, i), p.rows * D * p.H);
+  for (int i = 1; i < states; ++i) wanted(p.states[i], "all " + state_name(p, i), p.rows * D * p.H);
   if (p.training && p.facts().saved)
     p.reserve = result("reserve", D * p.rows * p.facts().saved * p.Hp());
   Array panels;
