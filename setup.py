@@ -600,14 +600,14 @@ class NinjaBuild(build_ext):
             device = [compile(path, flags, name) for path, name, flags in cuda_files() if cuda]
             shared = {path: compile(path, version) for path in (ROOT / "csrc" / n for n in SHARED)}
             introspected = [ROOT / "csrc" / name for name in INTROSPECTED]
-            program = compile(ROOT / "csrc/cells/program.cpp", [])
+            cells = [compile(path, []) for path in sorted(ROOT.glob("csrc/cells/*.cpp"))]
             objects = {
                 OPS: [
                     compile(ROOT / "csrc/ops/layer_ops.cpp", stable),
                     compile(ROOT / "csrc/ops/mask_ops.cpp", [*stable, *kernel_flags()]),
                     compile(ROOT / "csrc/ops/row_ops.cpp", stable),
                     compile(ROOT / "csrc/ops/quantized_ops.cpp", stable),
-                    program,
+                    *cells,
                     *shared.values(),
                     *cpu.values(),
                     *(kernels[file] for file in files),
@@ -616,7 +616,7 @@ class NinjaBuild(build_ext):
                     compile(
                         ROOT / "csrc/introspection.cpp", python, str(sys.implementation.cache_tag)
                     ),
-                    program,
+                    *cells,
                     *((shared | cpu | gpu)[path] for path in introspected),
                 ],
             }
