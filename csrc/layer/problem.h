@@ -18,10 +18,9 @@
 
 #include "cells/list.h"
 #include "cells/program.h"
+#include "dtype.h"
 
 namespace fusedrnn {
-
-enum class Dtype : int { f64, f32, bf16, f16 };
 
 constexpr int64_t kHiddenPadding = 16;  // Hp is a multiple of this, whatever the vector width
 constexpr int kMaxDirections = 2;

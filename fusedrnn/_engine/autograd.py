@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fusedrnn import reference
-from fusedrnn._engine import ops
+from fusedrnn._engine import compiling, ops
 from fusedrnn._engine.checkpoint import checkpointed, checkpointed_forward
 from fusedrnn._engine.layer import (
     BackwardArguments,
@@ -73,7 +73,7 @@ def run_layer(
     With `layer.checkpoint` gradients are computed as checkpoint.py says, if the cell has a reserve.
     `lengths`, see sequences.py, are for calls that a compiler captures, or without values.
     """
-    if layer.cell.program is not None and not operands.input.is_cpu:
+    if layer.cell.program is not None and _is_elsewhere(layer.cell.spec, operands.input):
         output, *hn = _run_program_elsewhere(layer, operands, lengths)
         return output, hn
     differentiable = torch.is_grad_enabled() and _any_requires_grad(operands)
@@ -103,7 +103,7 @@ def run_modified(
         _any_requires_grad(operands) or any(state.requires_grad for state in given)
     )
     transformed = is_transformed_by_func() or is_forward_mode()
-    if layer.cell.program is not None and not operands.input.is_cpu:
+    if layer.cell.program is not None and _is_elsewhere(layer.cell.spec, operands.input):
         results: Sequence[Tensor] = _run_program_elsewhere(layer, operands, lengths)
     elif is_captured() or lengths is not None:
         results = _run_captured(layer, operands, lengths, differentiable, transformed)
@@ -116,6 +116,13 @@ def run_modified(
     output, *others = results
     count = len(layer.cell.states)
     return output, others[:count], others[count:]
+
+
+def _is_elsewhere(program: str, input: Tensor) -> bool:
+    """Whether this device has no kernels that run programs. Those that have get it compiled."""
+    if input.is_cpu and not is_captured():  # what is captured calls the fake kernels, which ask
+        compiling.wanted(program, input.dtype)
+    return not input.is_cpu
 
 
 def _run_program_elsewhere(layer: Layer, operands: Operands, lengths: Tensor | None) -> Tensors:
