@@ -84,12 +84,8 @@ if ON_X86:
 # Seconds that a core takes for a file of csrc/cpu/isa/ and for another one, roughly.
 KERNEL_SECONDS, OTHER_SECONDS = 8, 2
 
-# Headers that go with the package, for what fusedrnn/_engine/compiling.py compiles.
-CELL_HEADERS = [
-    *(f"cells/{name}.h" for name in ("cell", "space")),
-    *(f"cpu/{name}.h" for name in ("compiled_cell", "compiled_pass", "functions", "vec")),
-    "layer/dtype.h",
-]
+# Whose headers go with the package: fusedrnn/_engine/compiling.py compiles written cells with them.
+CELL_HEADERS = ("cells", "cpu", "layer")
 
 # Plain C++ of csrc/ that every library carries, and that the introspection module carries, too.
 SHARED = ("layer/plan_override.cpp", "layer/version.cpp")
@@ -513,9 +509,9 @@ class NinjaBuild(build_ext):
         """What a written cell is compiled with: headers, and the flags for each capability."""
         shutil.rmtree(folder / "include", ignore_errors=True)
         for name in CELL_HEADERS:
-            target = folder / "include" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / "csrc" / name, target)
+            (folder / "include" / name).mkdir(parents=True)
+            for header in sorted((ROOT / "csrc" / name).glob("*.h")):
+                shutil.copyfile(header, folder / "include" / name / header.name)
         flags = {name: INSTRUCTION_SETS[isas[-1]] for name, isas in CAPABILITIES.items()}
         (folder / "include" / "flags.json").write_text(json.dumps(flags, indent=1) + "\n")
 

@@ -39,6 +39,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         compilation.done.wait()
 
 
+@fusedrnn.cell(gates="a")
+def tiny(x, u, h):  # type: ignore[no-untyped-def]
+    """Quickly compiled."""
+    return torch.tanh(x.a + u.a) - 0.5 * h
+
+
 def renamed(program: str, name: str) -> str:
     """The same program as one of another cell."""
     version, _, rest = program.partition("\n")
@@ -111,10 +117,11 @@ def test_equal_bits_of_many_random_cells(first: int) -> None:
 
 def run(*lines: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Python's, in a process of its own, that has imported what these lines need."""
-    imports = "import os, sys, time, torch, fusedrnn; from fusedrnn.cells import mgu"
+    imports = "import os, sys, time, torch, fusedrnn; from test_compiling import tiny"
     return subprocess.run(
         [sys.executable, "-c", "\n".join((imports, *lines))],
-        env=os.environ | environment, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
 
@@ -128,14 +135,14 @@ def compiler(tmp_path: Path, *lines: str) -> str:
 
 @needs_compiler
 def test_the_first_call_compiles_and_the_next_process_loads(folder: Path) -> None:
-    rnn = fusedrnn.Recurrent(written_cells.mgu, 3, 4)
+    rnn = fusedrnn.Recurrent(tiny, 3, 4)
     x = torch.randn(5, 2, 3)
     before = rnn(x)[0]
-    assert "interpreted, while the compiler runs" in written_cells.mgu.explain()
-    written_cells.mgu.compile()
+    assert "interpreted, while the compiler runs" in tiny.explain()
+    tiny.compile()
     assert torch.equal(rnn(x)[0], before)
     (file,) = folder.glob("*")  # and neither locks nor temporary files
-    assert f"float32, bfloat16, float16: compiled, {file}" in written_cells.mgu.explain()
+    assert f"float32, bfloat16, float16: compiled, {file}" in tiny.explain()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     compiling._compilations.clear()
@@ -147,7 +154,7 @@ def test_the_first_call_compiles_and_the_next_process_loads(folder: Path) -> Non
 
 @needs_compiler
 def test_streams_and_graphs_ask_for_it_too() -> None:
-    rnn = fusedrnn.Recurrent(written_cells.mgu, 3, 4)
+    rnn = fusedrnn.Recurrent(tiny, 3, 4)
     fusedrnn.Streaming(rnn)
     assert compiling.told(rnn.cell.spec)
     compiling.compiled(rnn.cell.spec, torch.float32)
@@ -161,7 +168,7 @@ def test_two_processes_compile_once(folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = compiler(tmp_path, f"echo x >> {log}", "sleep 1")
     twice = "children = [os.fork() for _ in range(2)]"  # four processes, which begin together
-    done = run(twice, "mgu.compile()", "[os.waitpid(c, 0) for c in children if c]", CXX=command)
+    done = run(twice, "tiny.compile()", "[os.waitpid(c, 0) for c in children if c]", CXX=command)
     assert done.returncode == 0, done.stderr
     assert log.read_text() == "x\n"
     assert len([*folder.glob("*")]) == 1
@@ -170,7 +177,7 @@ def test_two_processes_compile_once(folder: Path, tmp_path: Path) -> None:
 @needs_compiler
 def test_the_end_of_a_process_ends_its_compiler(folder: Path, tmp_path: Path) -> None:
     command = compiler(tmp_path, "exec sleep 100")
-    call = "fusedrnn.Recurrent(mgu, 3, 4)(torch.randn(5, 2, 3))"
+    call = "fusedrnn.Recurrent(tiny, 3, 4)(torch.randn(5, 2, 3))"
     wait = f"while not list(os.scandir({str(folder)!r})): time.sleep(0.01)"
     done = run(call, f"os.makedirs({str(folder)!r}, exist_ok=True)", wait, CXX=command)
     assert done.returncode == 0, done.stderr
@@ -180,11 +187,11 @@ def test_the_end_of_a_process_ends_its_compiler(folder: Path, tmp_path: Path) ->
 @needs_compiler
 def test_a_fork_while_the_compiler_runs(tmp_path: Path) -> None:
     command = compiler(tmp_path, "sleep 1")
-    call = "fusedrnn.Recurrent(mgu, 3, 4)(torch.randn(5, 2, 3))"
+    call = "fusedrnn.Recurrent(tiny, 3, 4)(torch.randn(5, 2, 3))"
     child = "child = os.fork()"
-    check = "assert 'float32, bfloat16, float16: compiled, ' in mgu.explain()"
+    check = "assert 'float32, bfloat16, float16: compiled, ' in tiny.explain()"
     end = "assert not child or os.waitpid(child, 0)[1] == 0"
-    done = run(call, child, "mgu.compile()", check, end, CXX=command)
+    done = run(call, child, "tiny.compile()", check, end, CXX=command)
     assert done.returncode == 0, done.stderr
 
 
@@ -195,7 +202,7 @@ def test_a_fork_while_the_compiler_runs(tmp_path: Path) -> None:
     ids=["cut off", "empty", "changed", "longer"],
 )
 def test_a_corrupt_file_is_made_again(folder: Path, change: Callable[[bytes], bytes]) -> None:
-    program = written_cells.mgu.program
+    program = tiny.program
     file = compiling.compiled(program, torch.float32).file
     assert file is not None
     whole = file.read_bytes()
@@ -209,7 +216,7 @@ def test_a_corrupt_file_is_made_again(folder: Path, change: Callable[[bytes], by
 
 @needs_compiler
 def test_a_file_of_another_program_is_not_run(folder: Path) -> None:
-    file = compiling.compiled(written_cells.mgu.program, torch.float32).file
+    file = compiling.compiled(tiny.program, torch.float32).file
     found = Compilation(written_cells.wide.program, "float")
     found.key = "0" * 64
     assert file is not None
@@ -221,7 +228,7 @@ def test_a_file_of_another_program_is_not_run(folder: Path) -> None:
 @needs_compiler
 @pytest.mark.parametrize("of", ["folder", "file"])
 def test_what_others_may_write_to_is_not_loaded(folder: Path, of: str) -> None:
-    program = written_cells.mgu.program
+    program = tiny.program
     file = compiling.compiled(program, torch.float32).file
     assert file is not None
     (folder if of == "folder" else file).chmod(0o772)
@@ -233,12 +240,12 @@ def test_what_others_may_write_to_is_not_loaded(folder: Path, of: str) -> None:
         assert found.file == file and stat.S_IMODE(file.stat().st_mode) == 0o600
     else:
         assert found.file is not None and found.file.parent != folder
-        assert "compiled, and not kept: other users may write to" in written_cells.mgu.explain()
+        assert "compiled, and not kept: other users may write to" in tiny.explain()
 
 
 @needs_compiler
 def test_a_folder_of_another_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = written_cells.mgu.program
+    program = tiny.program
     compiling.compiled(program, torch.float32)
     compiling._compilations.clear()
     user = os.geteuid()
@@ -250,8 +257,8 @@ def test_a_folder_of_another_user(folder: Path, monkeypatch: pytest.MonkeyPatch)
 @needs_compiler
 def test_a_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSEDRNN_CACHE", "/proc/no/such")
-    written_cells.mgu.compile()
-    assert "compiled, and not kept: " in written_cells.mgu.explain()
+    tiny.compile()
+    assert "compiled, and not kept: " in tiny.explain()
 
 
 @pytest.mark.parametrize(
@@ -267,15 +274,13 @@ def test_without_a_compiler(
     variable: str, value: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
-    rnn = fusedrnn.Recurrent(written_cells.mgu, 3, 4)
+    rnn = fusedrnn.Recurrent(tiny, 3, 4)
     output, _ = rnn(torch.randn(5, 2, 3))
     assert output.isfinite().all()
     with pytest.raises(RuntimeError) as error:
-        written_cells.mgu.compile()
+        tiny.compile()
     assert why in str(error.value)
-    assert f"interpreted, since {str(error.value).removeprefix('compile: ')}" in (
-        written_cells.mgu.explain()
-    )
+    assert f"interpreted, since {str(error.value).removeprefix('compile: ')}" in (tiny.explain())
 
 
 @needs_compiler
@@ -283,19 +288,19 @@ def test_a_failing_compilers_own_words(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(compiling, "HEADERS", tmp_path)
     shutil.copy(HEADERS / "flags.json", tmp_path)
     with pytest.raises(RuntimeError, match="failed: .*compiled_cell.h") as error:
-        written_cells.mgu.compile()
+        tiny.compile()
     assert "\n" not in str(error.value)
 
 
 def test_a_build_without_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "HEADERS", tmp_path / "none")
     with pytest.raises(RuntimeError, match="no headers to compile it with"):
-        written_cells.mgu.compile()
+        tiny.compile()
 
 
 def test_the_code_is_told() -> None:
-    assert "void forward_saving_0(At& at)" in written_cells.mgu.explain(code=True)
-    assert "void" not in written_cells.mgu.explain()
+    assert "void forward_saving_0(At& at)" in tiny.explain(code=True)
+    assert "void" not in tiny.explain()
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:

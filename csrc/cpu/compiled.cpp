@@ -6,20 +6,49 @@
 
 namespace fusedrnn::cpu {
 
+namespace {
+
+// Whether a stage's products and inputs are one block, whose tile has one vector of units. (Tiles
+// of one product have up to four, and compilers would be long at work.)
+bool has_tile(const StageFacts& stage) {
+  return stage.products > 1 && stage.products + stage.late <= 4 && stage.apart == stage.late &&
+         stage.apart <= 1 && stage.first_apart == 0;
+}
+
+// "{a, b}" of words.
+std::string listed(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return "{" + text + "}";
+}
+
+}  // namespace
+
 std::string compiled_source(const Program& program, const std::string& type) {
-  std::string passes;
-  for (int i = 0; i < program.facts.stages; ++i) {
-    const char* const restoring =
-        program.facts.stage[i].restores ? "backward_restoring" : "backward";
-    passes += i ? ", {" : "{";
-    for (const char* const name : {"forward", "forward_saving", "backward", restoring}) {
-      const char* const comma = passes.back() == '{' ? "" : ", ";
-      passes += comma + ("FUSEDRNN_PASS(" + std::string(name) + "_" + std::to_string(i) + ")");
+  const Facts& facts = program.facts;
+  std::string stages;
+  std::vector<std::string> tiles, passes;
+  for (int i = 0; i < facts.stages; ++i) {
+    const StageFacts& stage = facts.stage[i];
+    const std::string index = std::to_string(i);
+    tiles.push_back(has_tile(stage) ? "FUSEDRNN_TILE(" + index + ")" : "nullptr");
+    if (has_tile(stage)) {
+      stages += "FUSEDRNN_STAGE(" + index;
+      for (const int number :
+           {stage.inputs, stage.products, stage.apart, int{stage.has_carry}, stage.saved,
+            stage.takes, stage.gives, facts.states, facts.unit_weights, facts.stages})
+        stages += ", " + std::to_string(number);
+      stages += ")\n";
     }
-    passes += "}";
+    std::vector<std::string> of_stage;
+    const char* const restoring = stage.restores ? "backward_restoring" : "backward";
+    for (const std::string name : {"forward", "forward_saving", "backward", restoring})
+      of_stage.push_back("FUSEDRNN_PASS(" + name + "_" + index + ")");
+    passes.push_back(listed(of_stage));
   }
-  return "#include \"cpu/compiled_cell.h\"\n\n" + generated(program) + "\nFUSEDRNN_COMPILED_CELL(" +
-         type + ", " + passes + ")\n";
+  return "#include \"cpu/compiled_cell.h\"\n\nusing Value = " + type + ";\n\n" +
+         generated(program) + "\n" + stages + "FUSEDRNN_COMPILED_CELL(" + listed(tiles) + ", " +
+         listed(passes) + ")\n";
 }
 
 std::string use_compiled(const Program& program, const std::string& key, const std::string& file) {

@@ -11,13 +11,21 @@
 
 namespace fusedrnn::cpu {
 
-// The pass as it was compiled; null if it wasn't yet.
+// What was compiled for values of so many bytes; null if nothing was yet.
+inline const CompiledCell* compiled_cell(const Program& program, std::size_t bytes) {
+  const void* const cell = program.compiled[bytes == 4].load(std::memory_order_acquire);
+  return static_cast<const CompiledCell*>(cell);
+}
+
 template <class F>
 CompiledPass<F> compiled_pass(const Program& program, int stage, PassKind kind) {
-  const void* const cell = program.compiled[sizeof(F) == 4].load(std::memory_order_acquire);
-  if (!cell) return nullptr;
-  const auto& passes = static_cast<const CompiledCell*>(cell)->passes;
-  return reinterpret_cast<CompiledPass<F>>(passes[stage][static_cast<int>(kind)]);
+  const CompiledCell* const cell = compiled_cell(program, sizeof(F));
+  return cell ? reinterpret_cast<CompiledPass<F>>(cell->passes[stage][static_cast<int>(kind)])
+              : nullptr;
+}
+inline auto compiled_tile(const Program& program, std::size_t bytes, int stage) -> void (*)() {
+  const CompiledCell* const cell = compiled_cell(program, bytes);
+  return cell ? cell->tiles[stage] : nullptr;
 }
 
 // The file to compile, for a value type: "float" or "double".

@@ -2,18 +2,19 @@
 // instruction set of this machine:
 //
 //   #include "cpu/compiled_cell.h"
+//   using Value = float;
 //   <the text>
-//   FUSEDRNN_COMPILED_CELL(float, {FUSEDRNN_PASS(forward_0), ...})
+//   FUSEDRNN_STAGE(0, 3, 3, 1, ...)       of a stage that has a tile, see there
+//   FUSEDRNN_COMPILED_CELL({FUSEDRNN_TILE(0)}, {{FUSEDRNN_PASS(forward_0), ...}})
 //
-// FUSEDRNN_KEY is given on the command line.
+// FUSEDRNN_KEY is given on the command line. The compiler contracts nothing by itself.
 #pragma once
 
 #define FUSEDRNN_ISA compiled
+#define FUSEDRNN_CONTRACTS_NOTHING 1
 
-#include "cells/cell.h"
-#include "cells/space.h"
-#include "compiled_pass.h"
 #include "functions.h"
+#include "gate_tile.h"
 
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
@@ -113,7 +114,7 @@ class Operands {
 };
 
 // Functions are long chains of instructions: two vectors hide each other's latency.
-constexpr int kTogether = 2;
+constexpr int kPassVectors = 2;
 
 template <class F, class Pass>
 FUSEDRNN_INLINE void each_vector(F* const* base, const Strides* strides, int64_t rows,
@@ -127,9 +128,49 @@ FUSEDRNN_INLINE void each_vector(F* const* base, const Strides* strides, int64_t
       pass(at, Arithmetic<F, n>());
     }
   };
-  run(std::integral_constant<int, kTogether>());
+  run(std::integral_constant<int, kPassVectors>());
   run(std::integral_constant<int, 1>());
 }
+
+// A stage whose products and inputs are one block (gate_tile.h) is like a compiled cell's. Its
+// forward tile takes the sums from the registers that they were summed in.
+template <int kInputs, int kProducts, bool kApart, bool kCarry, int kSaved, int kTakes, int kGives,
+          int kStates, int kUnitWeights, int kStages>
+struct BlockStage : Stage {
+  struct Whole {
+    static constexpr int states = kStates, unit_weights = kUnitWeights;
+    struct Stages {
+      static constexpr int count = kStages;
+    };
+  };
+  static constexpr int inputs = kInputs, products = kProducts, saved = kSaved;
+  static constexpr int takes = kTakes, gives = kGives;
+  static constexpr bool has_late_input = kApart, has_carry = kCarry;
+  FUSEDRNN_CELL constexpr int input_of_product(int slot) { return slot - kApart; }
+};
+
+// The operands of a unit, for a pass.
+template <class S, class V>
+struct UnitOperands {
+  Forward<S, V>& unit;
+  FUSEDRNN_INLINE const V& product(int i) const { return unit.product[i]; }
+  FUSEDRNN_INLINE const V& late(int) const { return unit.late; }
+  FUSEDRNN_INLINE const V& h() const { return unit.h_prev; }
+  FUSEDRNN_INLINE V state(int i) const { return unit.state[i]; }
+  FUSEDRNN_INLINE const V& handed(int i) const { return unit.handed[i]; }
+  FUSEDRNN_INLINE const V& weight(int i) const { return unit.unit_weight[i]; }
+  FUSEDRNN_INLINE void set_state(int i, const V& x) { unit.state[i] = x; }
+  FUSEDRNN_INLINE void set_handed(int i, const V& x) { unit.handed[i] = x; }
+  FUSEDRNN_INLINE void set_saved(int i, const V& x) { unit.save[i] = x; }
+  FUSEDRNN_INLINE void set_result(const V& x) { unit.result = x; }
+};
+
+template <class V>
+struct ArithmeticFor;
+template <class F, int n>
+struct ArithmeticFor<Rows<F, n>> {
+  using type = Arithmetic<F, n>;
+};
 
 }  // namespace FUSEDRNN_ISA
 }  // namespace fusedrnn::cpu
@@ -144,9 +185,23 @@ FUSEDRNN_INLINE void each_vector(F* const* base, const Strides* strides, int64_t
                                __attribute__((always_inline)) { name<decltype(m)>(at); }); \
       }))
 
-#define FUSEDRNN_COMPILED_CELL(F, ...)                         \
-  using Value = F;                                             \
+// Whose forward is forward_saving_<index> of the text.
+#define FUSEDRNN_STAGE(index, ...)                                             \
+  struct Stage##index : fusedrnn::cpu::FUSEDRNN_ISA::BlockStage<__VA_ARGS__> { \
+    template <class M, class V>                                                \
+    FUSEDRNN_CELL void forward(fusedrnn::Forward<Stage##index, V>& unit) {     \
+      using namespace fusedrnn::cpu::FUSEDRNN_ISA;                             \
+      UnitOperands<Stage##index, V> at{unit};                                  \
+      forward_saving_##index<typename ArithmeticFor<V>::type>(at);             \
+    }                                                                          \
+  };
+
+#define FUSEDRNN_TILE(index)    \
+  reinterpret_cast<void (*)()>( \
+      fusedrnn::cpu::FUSEDRNN_ISA::run_any_gate_tile<Stage##index, Value, Value>)
+
+#define FUSEDRNN_COMPILED_CELL(...)                            \
   extern "C" __attribute__((visibility("default")))            \
   const fusedrnn::cpu::CompiledCell fusedrnn_compiled_cell;    \
   const fusedrnn::cpu::CompiledCell fusedrnn_compiled_cell = { \
-      fusedrnn::cpu::kCompiledVersion, sizeof(F), FUSEDRNN_KEY, {__VA_ARGS__}};
+      fusedrnn::cpu::kCompiledVersion, sizeof(Value), FUSEDRNN_KEY, __VA_ARGS__};

@@ -1,5 +1,5 @@
 // What a compiled program (compiled.h) looks like. The library and the file that was compiled both
-// include this, and know nothing else of one another: a change in here changes kCompiledVersion.
+// include this. A change in here changes kCompiledVersion.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,7 @@ using CompiledPass = void (*)(F* const* base, const Strides* strides, int64_t ro
 struct CompiledCell {
   int version, value_bytes;
   const char* key;         // what it was made of
+  void (*tiles[2])();      // by stage: its forward tiles (RunGateTile, gate_tile.h), or null
   void (*passes[2][4])();  // by stage and PassKind; null where there is none
 };
 

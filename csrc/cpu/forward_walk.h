@@ -133,6 +133,7 @@ class ForwardWalk {
 
   // What the tiles of a program's stage need, but for what is another's at each tile.
   void bind(int stage, Arena& arena) {
+    if (tiles_.stage[stage] != run_program_tile<E, F>) return;  // it was compiled
     const StageFacts& facts = cell_.stage[stage];
     const StageProgram& program = p_.program->stage[stage];
     const PassKind kind = p_.reserve ? PassKind::forward_saving : PassKind::forward;

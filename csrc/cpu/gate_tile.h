@@ -251,6 +251,12 @@ void run_gate_tile(int64_t rows, int64_t vectors, const GateTile<E, F>& tile) {
   });
 }
 
+template <class S, class E, class F>
+void run_any_gate_tile(bool project, int64_t rows, int64_t vectors, const GateTile<E, F>& tile) {
+  project ? run_gate_tile<S, true>(rows, vectors, tile)
+          : run_gate_tile<S, false>(rows, vectors, tile);
+}
+
 // The tiles of a program's stages: program_tile.h.
 template <class E, class F>
 void run_program_tile(bool project, int64_t rows, int64_t vectors, const GateTile<E, F>& tile);
@@ -271,18 +277,19 @@ template <class E, class F>
 GateTiles<E, F> GateTiles<E, F>::of(const Shape& shape) {
   if (shape.program) {
     GateTiles tiles{};
-    for (RunGateTile<E, F>& stage : tiles.stage) stage = run_program_tile<E, F>;
+    for (int i = 0; i < shape.facts().stages; ++i) {
+      RunGateTile<E, F> compiled = nullptr;
+      if constexpr (std::is_same_v<E, F>)
+        compiled = reinterpret_cast<RunGateTile<E, F>>(compiled_tile(*shape.program, sizeof(F), i));
+      tiles.stage[i] = compiled ? compiled : run_program_tile<E, F>;
+    }
     return tiles;
   }
   return with_cell(shape.cell, [](auto c) {
     GateTiles tiles{};
     for_each_stage<decltype(c)>([&](auto s) {
       using S = decltype(s);
-      tiles.stage[S::index] = [](bool project, int64_t rows, int64_t vectors,
-                                 const GateTile<E, F>& tile) {
-        project ? run_gate_tile<S, true>(rows, vectors, tile)
-                : run_gate_tile<S, false>(rows, vectors, tile);
-      };
+      tiles.stage[S::index] = run_any_gate_tile<S, E, F>;
     });
     return tiles;
   });

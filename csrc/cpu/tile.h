@@ -39,7 +39,13 @@ struct Operand {  // of compute type
   FUSEDRNN_INLINE static Vec<F> broadcast(const F* a) { return splat(*a); }
   FUSEDRNN_INLINE static Vec<F> broadcast_last(const F* a) { return splat(*a); }
   FUSEDRNN_INLINE static Vec<F> load_panel(const F* w) { return load(w); }
-  FUSEDRNN_INLINE static Vec<F> multiply_add(Vec<F> a, Vec<F> w, Vec<F> acc) { return acc + a * w; }
+  FUSEDRNN_INLINE static Vec<F> multiply_add(Vec<F> a, Vec<F> w, Vec<F> acc) {
+#if defined(FUSEDRNN_CONTRACTS_NOTHING)  // compiled_cell.h
+    return FUSEDRNN_ISA::multiply_add<F>(a, w, acc);
+#else
+    return acc + a * w;
+#endif
+  }
 };
 
 #if defined(__AVX512BF16__)
