@@ -96,6 +96,17 @@ def test_equal_bits(name: str) -> None:
     assert_equal_bits(getattr(written_cells, name).program)
 
 
+@fusedrnn.cell(gates="a b")
+def with_sign_of_h(x, u, h):  # type: ignore[no-untyped-def]
+    """It reads h, but no gradient passes by the products."""
+    return torch.tanh(x.a + u.a) * torch.sigmoid(x.b + u.b) + 0.1 * torch.sign(h)
+
+
+@needs_compiler
+def test_equal_bits_where_h_has_no_gradient_of_its_own() -> None:
+    assert_equal_bits(with_sign_of_h.program, (torch.float32,))
+
+
 def assert_random_cells_equal(first: int, count: int) -> None:
     for seed in range(first, first + count):
         written = random_cells.random_cell(seed)

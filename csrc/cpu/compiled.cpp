@@ -15,6 +15,13 @@ bool has_tile(const StageFacts& stage) {
          stage.apart <= 1 && stage.first_apart == 0;
 }
 
+bool reads(const Pass& pass, Space space) {
+  for (const Op& op : pass.ops)
+    for (const Place& from : {op.a, op.b, op.c})
+      if (from.space == space) return true;
+  return false;
+}
+
 // "{a, b}" of words.
 std::string listed(const std::vector<std::string>& words) {
   std::string text;
@@ -33,10 +40,12 @@ std::string compiled_source(const Program& program, const std::string& type) {
     const std::string index = std::to_string(i);
     tiles.push_back(has_tile(stage) ? "FUSEDRNN_TILE(" + index + ")" : "nullptr");
     if (has_tile(stage)) {
+      // It may read h where no gradient passes by the products.
+      const bool reads_h = reads(program.stage[i].pass(PassKind::forward_saving), Space::h);
       stages += "FUSEDRNN_STAGE(" + index;
       for (const int number :
-           {stage.inputs, stage.products, stage.apart, int{stage.has_carry}, stage.saved,
-            stage.takes, stage.gives, facts.states, facts.unit_weights, facts.stages})
+           {stage.inputs, stage.products, stage.apart, int{reads_h}, stage.saved, stage.takes,
+            stage.gives, facts.states, facts.unit_weights, facts.stages})
         stages += ", " + std::to_string(number);
       stages += ")\n";
     }

@@ -134,7 +134,7 @@ FUSEDRNN_INLINE void each_vector(F* const* base, const Strides* strides, int64_t
 
 // A stage whose products and inputs are one block (gate_tile.h) is like a compiled cell's. Its
 // forward tile takes the sums from the registers that they were summed in.
-template <int kInputs, int kProducts, bool kApart, bool kCarry, int kSaved, int kTakes, int kGives,
+template <int kInputs, int kProducts, bool kApart, bool kReadsH, int kSaved, int kTakes, int kGives,
           int kStates, int kUnitWeights, int kStages>
 struct BlockStage : Stage {
   struct Whole {
@@ -145,7 +145,7 @@ struct BlockStage : Stage {
   };
   static constexpr int inputs = kInputs, products = kProducts, saved = kSaved;
   static constexpr int takes = kTakes, gives = kGives;
-  static constexpr bool has_late_input = kApart, has_carry = kCarry;
+  static constexpr bool has_late_input = kApart, has_carry = kReadsH;
   FUSEDRNN_CELL constexpr int input_of_product(int slot) { return slot - kApart; }
 };
 
