@@ -33,6 +33,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -284,12 +285,18 @@ def _alone(lock: Path) -> Iterator[None]:
     with open(
         lock, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
     ) as file:
+        _locks.add(file)
         with contextlib.suppress(OSError):  # a file system without locks: both compile it
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        # Whoever waits for this lock finds the library when it gets it, as does whoever makes
-        # another file of this name.
-        lock.unlink(missing_ok=True)
+        try:
+            yield
+            # Whoever waits for this lock finds the library when it gets it, as does whoever makes
+            # another file of this name.
+            lock.unlink(missing_ok=True)
+        finally:
+            with contextlib.suppress(OSError):  # closing it does not, if a fork has it, too
+                fcntl.flock(file, fcntl.LOCK_UN)
+            _locks.discard(file)
 
 
 def _run(command: list[str], text: str) -> subprocess.CompletedProcess[str]:
@@ -328,11 +335,15 @@ def _after_fork() -> None:
     global _lock
     _lock = threading.Lock()
     _running.clear()
+    for file in _locks:  # else it would wait for the lock that it holds itself
+        file.close()
+    _locks.clear()
     for key in [key for key, found in _compilations.items() if not found.done.is_set()]:
         del _compilations[key]
 
 
 _lock = threading.Lock()
 _running: set[subprocess.Popen[str]] = set()
+_locks: set[IO[str]] = set()
 _compilations: dict[tuple[str, str], Compilation] = {}
 os.register_at_fork(after_in_child=_after_fork)
