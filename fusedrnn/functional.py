@@ -17,7 +17,7 @@ The equations and their sources are in reference.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +42,7 @@ from fusedrnn._engine.checks import (
     check_reset_states,
     check_reset_values,
     check_states,
+    check_step_inputs,
     check_weights,
     reject_nested,
     reject_no_steps,
@@ -312,9 +313,11 @@ def run_network(
             input = input.transpose(0, 1)
         if input.shape[0] == 0:
             reject_no_steps()
-    boundaries = UNMODIFIED
+    boundaries, steps = UNMODIFIED, _NO_STEP_INPUTS
     if extras is not None:
         hx, boundaries = _states_and_boundaries(network, extras, input, batch_sizes, hx, weights)
+        if layer.cell.step_inputs or extras.step_inputs is not None:
+            steps = _step_inputs(network, extras, input, batch_sizes, hx, weights)
     elif hx:
         batch = None if one else _batch(input, batch_sizes, hx)
         shapes = shapes_of_states(layer.cell, num_layers, layer.directions, weights)
@@ -328,11 +331,13 @@ def run_network(
         elif not (is_captured() or has_no_values(input)):
             layout, lengths = layout_of_padded(input, lengths), None
             boundaries = layout.sort_modifiers(boundaries)
+            steps = [layout.sort_steps(e) for e in steps]
     elif cu_seqlens is not None:
         layout = layout_of_joined(input, cu_seqlens)
         if boundaries.reset is not None:
             by = layout.sort_modifiers(Modifiers(reset_states=boundaries.reset_states)).reset_states
             boundaries = Modifiers(layout.sort_rows(boundaries.reset), by)
+        steps = [layout.sort_rows(e.squeeze(2)).transpose(1, 2) for e in steps]
     if layout is not None:
         ops.check_storages(**ops.named("hx", hx))
         input, batch_sizes = layout.pack(input), layout.batch_sizes
@@ -344,6 +349,7 @@ def run_network(
     empty = batch_sizes is not None and input.size(0) == 0 and int(batch_sizes.sum()) == 0
     if empty:  # a packed batch of no sequences: to the ops, one step of a batch of none
         input, batch_sizes, boundaries = input.unsqueeze(0), None, UNMODIFIED
+        steps = [e[:1] for e in steps]
 
     autocast = is_any_autocast_on() and torch.is_autocast_enabled(input.device.type)
     if autocast:
@@ -352,6 +358,7 @@ def run_network(
         input, hx, weights = _cast(layer.cell, input, hx, weights, one_op)
         by = [state.to(input.dtype) for state in boundaries.reset_states]
         boundaries = boundaries._replace(reset_states=by)
+        steps = [e.to(input.dtype) for e in steps]
     if input.is_cuda and ops.allow_tf32(input):
         layer = layer._replace(allow_tf32=True)
     operands = Operands(input, batch_sizes, hx, weights, boundaries)
@@ -359,7 +366,9 @@ def run_network(
     if num_layers == 1 and extras is None:
         output, hn = run_layer(layer, operands, lengths)
     else:
-        output, hn, states = _run_stack(layer, num_layers, dropout, operands, lengths, extras)
+        output, hn, states = _run_stack(
+            layer, num_layers, dropout, operands, lengths, extras, steps
+        )
     if autocast and layer.projected and output.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(input.device.type)
         many = len(hn) // len(layer.cell.states)  # all of h
@@ -397,6 +406,7 @@ class Extras(NamedTuple):
         by_layer: whether each layer has states of its own, since their sizes differ: first those
             of h, one for each layer, then those of the next state.
         states_batch_first: whether states of a batch are given and wanted as [B, parts, W].
+        step_inputs: as the user gives them, or None.
     """
 
     reset: Tensor | None = None
@@ -410,6 +420,7 @@ class Extras(NamedTuple):
     residual: bool = False
     by_layer: bool = False
     states_batch_first: bool = False
+    step_inputs: Any = None
 
     @property
     def zones_out(self) -> bool:
@@ -556,10 +567,12 @@ def _run_jagged(
         reject_nested(input, network.batch_first)
     offsets = nested.offsets()
     extras = (extras or Extras())._replace(cu_seqlens=offsets)
+    if isinstance(extras.step_inputs, Mapping):
+        extras = extras._replace(step_inputs=_values_of_jagged(extras.step_inputs, offsets))
     reset = extras.reset
     if isinstance(reset, Tensor) and reset.is_nested:
         same: Any = reset
-        check_offsets(same, offsets)
+        check_offsets("reset", same, offsets)
         extras = extras._replace(reset=same.values())
     output, hn, states = run_network(network, dropout, nested.values(), hx, weights, extras=extras)
 
@@ -567,6 +580,17 @@ def _run_jagged(
         return torch.nested.nested_tensor_from_jagged(values, offsets)
 
     return as_nested(output), hn, [as_nested(each.transpose(0, 1)) for each in states]
+
+
+def _values_of_jagged(step_inputs: Mapping[str, Any], offsets: Tensor) -> dict[str, Any]:
+    """Step inputs, of which some are nested as the input is, with all rows one after the other."""
+    found = {}
+    for name, given in step_inputs.items():
+        found[name] = given
+        if isinstance(given, Tensor) and given.is_nested:
+            check_offsets(f"step_inputs[{name!r}]", given, offsets)
+            found[name] = given.values()
+    return found
 
 
 def _boundaries(
@@ -622,6 +646,113 @@ def _boundaries(
     return boundaries.each(lambda tensor, sequences: tensor.index_select(sequences, order))
 
 
+_NO_STEP_INPUTS: Sequence[Tensor] = ()
+
+
+def _step_inputs(
+    network: Network,
+    extras: Extras,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    hx: Sequence[Tensor],
+    weights: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """What the cell reads at each step, [T, parts, B, K, H], checked: for each layer or for all.
+
+    One part, or one unit, is for all. Of sequences one after the other they are [N, parts, 1, K,
+    H]. An `input` that is not packed has time first, the step inputs as the user has it.
+    """
+    layer, _, _, batch_first = network
+    directions = layer.directions
+    joined, packed = extras.cu_seqlens is not None, batch_sizes is not None
+    one = not (joined or packed) and input.dim() == 2
+    steps = input.size(0) if batch_sizes is None else len(batch_sizes)
+    shape: tuple[int, ...] = (steps,)  # of the input, without features
+    if not (one or joined):
+        if packed and torch.compiler.is_compiling():  # it has no value
+            batch = _sequences_of(extras.step_inputs, batch_first)
+        else:
+            batch = _batch(input, batch_sizes, hx)
+        shape = (batch, steps) if batch_first else (steps, batch)
+    axes = "t" if len(shape) == 1 else "bt" if batch_first else "tb"
+    found = placed_step_inputs(
+        layer.cell, extras.step_inputs, shape, axes, sizes_of(network, weights), directions, input
+    )
+    if extras.order is not None:
+        order = extras.order
+        found = [tensor.index_select(2, order) for tensor in found]
+    return found
+
+
+def sizes_of(network: Network, weights: Sequence[Tensor]) -> list[int]:
+    """The units of each layer."""
+    layer, count = network.layer, len(network.layer.cell.hidden)
+    of_layers = weights[W_HH :: len(layer.roles) * layer.directions]
+    return [w_hh.size(0) // count for w_hh in of_layers]
+
+
+def placed_step_inputs(
+    cell: Cell,
+    given: Any,
+    shape: tuple[int, ...],
+    axes: str,
+    sizes: Sequence[int],
+    directions: int,
+    input: Tensor,
+) -> list[Tensor]:
+    """What the user gives for each step, checked, as one [T, parts, B, K, W] for each layer or all.
+
+    `axes` says which dimensions of `shape` are steps, "t", and sequences, "b"; what is not among
+    them is 1. Parts and W of 1 are for all. The others are as in `check_step_inputs`.
+    """
+    by_layer = check_step_inputs(cell, given, shape, sizes, directions, input)
+    if not is_captured():
+        for tensors in by_layer:
+            named = zip(cell.step_inputs, tensors, strict=True)
+            ops.check_storages(**{f"step_inputs[{name!r}]": tensor for name, tensor in named})
+
+    def whole(tensor: Tensor) -> Tensor:
+        if tensor.dim() == len(axes) + 1:
+            tensor = tensor.unsqueeze(0)  # the parts
+        if axes == "bt":
+            tensor = tensor.transpose(1, 2)
+        if "t" not in axes:
+            tensor = tensor.unsqueeze(1)
+        if "b" not in axes:
+            tensor = tensor.unsqueeze(2)
+        return tensor.transpose(0, 1)
+
+    return [_stacked([whole(tensor) for tensor in tensors]) for tensors in by_layer]
+
+
+def step_inputs_as_given(cell: Cell, of_layers: Sequence[Tensor]) -> dict[str, list[Tensor]] | None:
+    """The step inputs [T, D, B, K, H] of each layer as a user may give them; None if none."""
+    if not cell.step_inputs:
+        return None
+    return {
+        name: [own[:, :, :, k].transpose(0, 1) for own in of_layers]
+        for k, name in enumerate(cell.step_inputs)
+    }
+
+
+def _sequences_of(step_inputs: Any, batch_first: bool) -> int:
+    """How many sequences the first of some step inputs claims to have; 0 if it is none."""
+    values = [*step_inputs.values()] if isinstance(step_inputs, Mapping) else []
+    first = values[0] if values else None
+    tensor = first[0] if isinstance(first, (list, tuple)) and first else first
+    if not isinstance(tensor, Tensor) or tensor.dim() < 3:
+        return 0
+    return tensor.size(-3 if batch_first else -2)
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """[T, parts, B, W] of each as one [T, parts, B, K, W]; parts and W of 1 are for all."""
+    if len(tensors) == 1:
+        return tensors[0].unsqueeze(3)
+    parts, width = (max(tensor.size(dim) for tensor in tensors) for dim in (1, 3))
+    return torch.stack([tensor.expand(-1, parts, -1, width) for tensor in tensors], dim=3)
+
+
 def run_cell(
     cell: Cell,
     name: str,
@@ -629,13 +760,20 @@ def run_cell(
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: bool,
+    step_inputs: Any = None,
 ) -> Sequence[Tensor]:
     """One step of a cell, to the states after it: a layer of one step.
 
     input [B, I] or [I]; states [B, H] or [H], or none for zeros. `name` is what messages call the
-    cell.
+    cell; `step_inputs` are what the user gives.
     """
     one = check_cell(name, input, hx, weights)
+    modifiers = UNMODIFIED
+    if cell.step_inputs or step_inputs is not None:
+        size, axes = weights[W_HH].size(1), "" if one else "b"
+        shape = tuple(input.shape[:-1])
+        (steps,) = placed_step_inputs(cell, step_inputs, shape, axes, [size], 0, input)
+        modifiers = Modifiers(step_inputs=steps.expand(-1, -1, -1, -1, size))
     if one:
         input = input.unsqueeze(0)
         hx = [state.unsqueeze(0) for state in hx]
@@ -644,11 +782,20 @@ def run_cell(
     layer = layer_of(cell.spec, biases, projected=False, bidirectional=False)
     if input.is_cuda and ops.allow_tf32(input):
         layer = layer._replace(allow_tf32=True)
+    first = [state.unsqueeze(0) for state in hx]
+    operands = Operands(input.unsqueeze(0), None, first, weights)
+    if modifiers.step_inputs is not None:
+        cast = modifiers.step_inputs.to(input.dtype)  # under autocast
+        operands = operands._replace(modifiers=Modifiers(step_inputs=cast))
+        layer = layer._replace(modified=True)
     # Sizes of nothing are allowed in a cell and unknown to the ops.
-    run = run_layer if weights[W_IH].numel() else reference.layer
-    _, hn = run(
-        layer, Operands(input.unsqueeze(0), None, [state.unsqueeze(0) for state in hx], weights)
-    )
+    hn: Sequence[Tensor]
+    if not weights[W_IH].numel():
+        _, hn = reference.layer(layer, operands)
+    elif layer.modified:
+        _, hn, _ = run_modified(layer, operands)
+    else:
+        _, hn = run_layer(layer, operands)
     states = [state.squeeze(0) for state in hn]
     return [state.squeeze(0) for state in states] if one else states
 
@@ -660,11 +807,12 @@ def _run_stack(
     operands: Operands,
     lengths: Tensor | None,
     extras: Extras | None,
+    step_inputs: Sequence[Tensor] = _NO_STEP_INPUTS,
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
     """The layers one after the other, with dropout between them.
 
     The states after every step, if they are wanted, are [T, B, L*D, R], or packed [N, L*D, R]; or
-    all states are by layer.
+    all states are by layer. `step_inputs` are as `_step_inputs` has them.
     """
     input, batch_sizes, hx, weights, boundaries = operands
     directions = layer.directions
@@ -686,7 +834,12 @@ def _run_stack(
             output, hn = run_layer(layer, own, lengths)
         else:
             by = _of_layer(i, boundaries.reset_states, 1, layer, num_layers)
-            own = own._replace(modifiers=Modifiers(boundaries.reset, by))
+            modifiers = Modifiers(boundaries.reset, by)
+            if step_inputs:
+                size = own.weights[W_HH].size(0) // len(layer.cell.hidden)
+                of_layer = step_inputs_of_layer(i, step_inputs, layer.directions, size)
+                modifiers = modifiers._replace(step_inputs=of_layer)
+            own = own._replace(modifiers=modifiers)
             output, hn, every = _run_with_extras(layer, own, lengths, extras, masks)
             steps.append([each.unflatten(-1, (directions, -1)) for each in every])
             if masks is not None:
@@ -716,6 +869,16 @@ def _of_layer(
     return [state.narrow(parts, i * layer.directions, layer.directions) for state in states]
 
 
+def step_inputs_of_layer(
+    i: int, step_inputs: Sequence[Tensor], directions: int, hidden_size: int
+) -> Tensor:
+    """Those of layer `i` as ops take them, [T, D, B, K, H]."""
+    own = step_inputs[i if len(step_inputs) > 1 else 0]
+    if own.size(1) > directions:
+        own = own.narrow(1, i * directions, directions)
+    return own.expand(-1, directions, -1, -1, hidden_size)
+
+
 def _by_state(of_layers: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """The states of each layer as the first of all layers, the second of all layers, ..."""
     return [state for states in zip(*of_layers, strict=True) for state in states]
@@ -734,9 +897,8 @@ def _run_with_extras(
     modifiers = operands.modifiers
     wanted = extras.return_states
     all_states = wanted and len(layer.cell.states) > 1
-    if all_states or modifiers.reset is not None or modifiers.recurrent_factor is not None or (
-        modifiers.keep
-    ):  # fmt: skip
+    acts = modifiers.reset is not None or modifiers.recurrent_factor is not None
+    if acts or all_states or modifiers.keep or modifiers.step_inputs is not None:
         layer = layer._replace(modified=True, all_states=all_states)
         output, hn, others = run_modified(layer, operands, lengths)
     else:

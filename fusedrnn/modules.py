@@ -245,6 +245,7 @@ class _Layers(RNNBase):
         self.checkpoint = checkpoint
         if sizes:
             self._sizes = self.hidden_size = tuple(sizes)  # type: ignore[assignment]
+        if sizes or (written is not None and written.step_inputs):
             self._extras = self._extras_of_calls()
         if not of_torch:
             weights = weights_of_layers(
@@ -297,7 +298,8 @@ class _Layers(RNNBase):
             by_layer=bool(self._sizes),
             states_batch_first=self.states_batch_first,
         )
-        return extras if self.learn_initial_state or extras != _NO_EXTRAS else None
+        has_more = self.learn_initial_state or extras != _NO_EXTRAS
+        return extras if has_more or cell_of(self).step_inputs else None
 
     def _keep_initial_states(self, learned: bool) -> None:
         """Makes the parameters that `learn_initial_state` wants, zeros, or drops them."""
@@ -386,11 +388,12 @@ class _Layers(RNNBase):
         cu_seqlens: Tensor | None = None,
         reset: Tensor | None = None,
         reset_states: Any = None,
+        step_inputs: Any = None,
         return_states: bool = False,
     ) -> Any:
         """Runs all layers over `input` from the states `hx`; see the class."""
         extras = self._extras
-        as_in_torch = extras is None and reset is reset_states is cu_seqlens is None
+        as_in_torch = extras is None and reset is reset_states is cu_seqlens is step_inputs is None
         if as_in_torch and return_states is False and isinstance(input, Tensor):
             cell = cell_of(self)  # a path of its own: small networks would feel the rest
             states = () if hx is None else states_of(cell, hx)
@@ -399,12 +402,13 @@ class _Layers(RNNBase):
         if not isinstance(input, (Tensor, PackedSequence)):
             return _record_call(
                 self, input, hx, lengths=lengths, cu_seqlens=cu_seqlens, reset=reset,
-                reset_states=reset_states, return_states=return_states,
+                reset_states=reset_states, step_inputs=step_inputs, return_states=return_states,
             )  # fmt: skip
         if return_states or not as_in_torch:
             extras = (extras or _NO_EXTRAS)._replace(
-                reset=reset, reset_states=reset_states, return_states=return_states,
-                training=self.training, cu_seqlens=cu_seqlens, initial=self._initial_states(),
+                reset=reset, reset_states=reset_states, step_inputs=step_inputs,
+                return_states=return_states, training=self.training, cu_seqlens=cu_seqlens,
+                initial=self._initial_states(),
             )  # fmt: skip
         cell = cell_of(self)
         states = states_of(cell, hx, layers=len(self._sizes))
@@ -978,9 +982,18 @@ class Recurrent(_Layers):
     `gates`; `weight_unit_l0` [K, H] are the weights per unit of a cell that has them. They begin as
     `init` says, and the weights per unit as the cell says.
 
+    **Step inputs.** A cell that has some is called with `step_inputs`, a dict of tensors by their
+    names, each laid out as the input with 1 or H features: [T, B, 1] or [T, B, H], with B first if
+    `batch_first`, without B for one sequence. They are for all layers and directions; for each of
+    these, there is a dimension of num_layers * D before the others. Where `hidden_size` is a list,
+    they have one feature, or are lists of tensors, one for each layer. For packed sequences and
+    `cu_seqlens` they are laid out as `reset` is. They get gradients.
+
     Raises:
-        TypeError: `cell` is no such cell.
-        ValueError: `proj_size` is not 0 and the cell's h reaches the next step otherwise.
+        TypeError: `cell` is no such cell. In a call: `step_inputs` are no dict of tensors.
+        ValueError: `proj_size` is not 0 and the cell's h reaches the next step otherwise. In a
+            call: `step_inputs` are not those of the cell.
+        RuntimeError: in a call: a step input has another shape, dtype or device.
     """
 
     def __init__(
@@ -1054,13 +1067,18 @@ class _Cell(RNNCellBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The next state, or the tuple of the next states."""
+        return self._next(input, hx)
+
+    def _next(self, input: Any, hx: Any, step_inputs: Any = None) -> Any:
         if not isinstance(input, Tensor):
-            return _record_call(self, input, hx)
+            return _record_call(self, input, hx, step_inputs=step_inputs)
         cell = self._cell()
         weights, biases = self._weights(_names_in_cell(cell, self.bias))
         states = states_of(cell, hx)
         name = type(self).__name__
-        return as_given(functional.run_cell(cell, name, input, states, weights, biases))
+        return as_given(
+            functional.run_cell(cell, name, input, states, weights, biases, step_inputs)
+        )
 
     def _weights(self, names: Sequence[str]) -> tuple[Sequence[Tensor], bool]:
         """The weights as they are now, see `weights_of`, and whether there are biases.
@@ -1208,8 +1226,12 @@ class RecurrentCell(_Cell):
     Args:
         cell: what `fusedrnn.cell` made of a function, or the text of its program.
 
+    **Step inputs.** A cell that has some is called with `step_inputs`, a dict of tensors by their
+    names, [B, H] or [B, 1], or [H] or [1] for one sequence.
+
     Raises:
-        TypeError: `cell` is no such cell.
+        TypeError: `cell` is no such cell. In a call: `step_inputs` are no dict of tensors.
+        ValueError: in a call: `step_inputs` are not those of the cell.
     """
 
     def __init__(
@@ -1241,6 +1263,10 @@ class RecurrentCell(_Cell):
 
     def _cell(self) -> Cell:
         return self._written
+
+    def forward(self, input: Any, hx: Any = None, *, step_inputs: Any = None) -> Any:
+        """The next state, or the tuple of the next states; see the class for `step_inputs`."""
+        return self._next(input, hx, step_inputs)
 
     def extra_repr(self) -> str:
         """The cell, and the arguments that are not at their default."""

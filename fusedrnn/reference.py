@@ -40,6 +40,7 @@ class Weights(NamedTuple):
     w_hr: Tensor | None = None
     w_unit: Tensor | None = None
     recurrent_factor: Tensor | None = None  # no weight: what the operands of W_hh are times
+    step_inputs: Tensor | None = None  # nor are these, [B, K, H]: what the cell reads at this step
 
     def masked(self, operand: Tensor) -> Tensor:
         """An operand of W_hh, [B, R], as it is multiplied."""
@@ -160,7 +161,9 @@ def _program_cell(cell: Facts, x: Tensor, states: Sequence[Tensor], weights: Wei
     inputs = dict(zip(cell.inputs, x.chunk(len(cell.inputs), dim=-1), strict=True))
     units = () if weights.w_unit is None else weights.w_unit
     unit = dict(zip(cell.unit_weights, units, strict=True))
-    return program.evaluate(states, inputs, products, unit)
+    steps = () if weights.step_inputs is None else weights.step_inputs.unbind(-2)
+    of_step = dict(zip(cell.step_inputs, steps, strict=True))
+    return program.evaluate(states, inputs, products, unit, of_step)
 
 
 def _product(weights: Weights, rows: Tensor, bias: Tensor | None, operand: Tensor) -> Tensor:
@@ -230,7 +233,7 @@ def _of_direction(modifiers: Modifiers, direction: int, sizes: list[int]) -> Mod
         if of_sequences == 1:  # boundaries
             return tensor
         own = tensor[:, direction if tensor.size(1) > 1 else 0]
-        return own.expand(len(sizes), sizes[0], own.size(2))
+        return own.expand(len(sizes), sizes[0], *own.shape[2:])
 
     return modifiers.each(whole)
 
@@ -263,6 +266,8 @@ def _walk(
             if modifiers.recurrent_factor is not None:
                 factor = modifiers.recurrent_factor[t, : sizes[t]]
                 weights = weights._replace(recurrent_factor=factor)
+            if modifiers.step_inputs is not None:
+                weights = weights._replace(step_inputs=modifiers.step_inputs[t, : sizes[t]])
         h, *others = step(xs[t], now, weights)
         if weights.w_hr is not None:
             h = F.linear(h, weights.w_hr)

@@ -15,7 +15,7 @@ the steps. They are made anew when a weight has changed, and know nothing of str
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any, NoReturn, Protocol
 
@@ -34,7 +34,7 @@ from fusedrnn._engine.checks import (
     reject_no_steps,
     states_of,
 )
-from fusedrnn._engine.layer import Layer, Network, Operands
+from fusedrnn._engine.layer import UNMODIFIED, Layer, Modifiers, Network, Operands
 from fusedrnn._engine.ops import DTYPES
 from fusedrnn._engine.torch_private import version_of
 from fusedrnn.cells import W_HH, W_IH
@@ -60,10 +60,12 @@ class Layers(Protocol):
 
     `input` is [T, B, I], or [B, I] or [I] for one step; the output is laid out so, R wide. `hx`,
     h [layers, B, R] and each other state [layers, B, H], are the states before, and after the call
-    those after it.
+    those after it. `step_inputs` are [T, 1, B, K, H] for each layer, if the cell has any.
     """
 
-    def __call__(self, input: Tensor, hx: list[Tensor]) -> Tensor: ...
+    def __call__(
+        self, input: Tensor, hx: list[Tensor], step_inputs: Sequence[Tensor] = ()
+    ) -> Tensor: ...
 
 
 class _PanelLayers:
@@ -75,11 +77,19 @@ class _PanelLayers:
         self._panels = torch.cat([ops.make_panels(w, *layer.schema) for w in weights])
         self._backwards = False
 
-    def __call__(self, input: Tensor, hx: list[Tensor]) -> Tensor:
+    def __call__(
+        self, input: Tensor, hx: list[Tensor], step_inputs: Sequence[Tensor] = ()
+    ) -> Tensor:
         # Each step reads the weights in the other direction than the one before.
         backwards = self._backwards
         self._backwards = backwards ^ (input.dim() < 3 or input.size(0) % 2 == 1)
-        output: Tensor = ops.panels_forward(input, self._panels, hx, backwards)
+        if not step_inputs:
+            output: Tensor = ops.panels_forward(input, self._panels, hx, backwards)
+            return output
+        of_layers = step_inputs[0] if len(step_inputs) == 1 else torch.cat([*step_inputs], 1)
+        output = ops.panels_forward(
+            input, self._panels, hx, backwards, of_layers.detach().transpose(0, 1)
+        )
         return output
 
 
@@ -92,7 +102,9 @@ class _QuantizedLayers:
             [ops.quantize_weights(w, cell, biases, projected) for w in weights]
         )
 
-    def __call__(self, input: Tensor, hx: list[Tensor]) -> Tensor:
+    def __call__(
+        self, input: Tensor, hx: list[Tensor], step_inputs: Sequence[Tensor] = ()
+    ) -> Tensor:
         output: Tensor = ops.quantized_forward(input, self._quantized, hx)
         return output
 
@@ -104,16 +116,18 @@ class _PlainLayers:
         self._layer, self._weights = layer, weights
 
     @torch.no_grad()
-    def __call__(self, input: Tensor, hx: list[Tensor]) -> Tensor:
+    def __call__(
+        self, input: Tensor, hx: list[Tensor], step_inputs: Sequence[Tensor] = ()
+    ) -> Tensor:
+        layer = self._layer._replace(allow_tf32=ops.allow_tf32(input), modified=bool(step_inputs))
         output = input
         while output.dim() < 3:
             output = output.unsqueeze(0)
         for i, weights in enumerate(self._weights):
             now = [state[i : i + 1] for state in hx]
-            operands = Operands(output, None, now, weights)
-            output, after, _ = ops.layer_forward(
-                *operands.tensors, *self._layer.schema, False, ops.allow_tf32(input)
-            )
+            modifiers = Modifiers(step_inputs=step_inputs[i]) if step_inputs else UNMODIFIED
+            operands = Operands(output, None, now, weights, modifiers)
+            output, after, _ = ops.forward(layer, operands, save=False)
             for state, new in zip(now, after, strict=True):
                 state.copy_(new)
         return output.view(*input.shape[:-1], output.size(-1))
@@ -127,13 +141,19 @@ class _ModuleLayers:
         self._extras = extras._replace(states_batch_first=False)
 
     @torch.no_grad()
-    def __call__(self, input: Tensor, hx: list[Tensor]) -> Tensor:
+    def __call__(
+        self, input: Tensor, hx: list[Tensor], step_inputs: Sequence[Tensor] = ()
+    ) -> Tensor:
+        cell = self._network.layer.cell
+        extras = self._extras._replace(
+            step_inputs=functional.step_inputs_as_given(cell, step_inputs)
+        )
         steps = input
         while steps.dim() < 3:
             steps = steps.unsqueeze(0)
         with torch.autocast(input.device.type, enabled=False):
             output, hn, _ = functional.run_network(
-                self._network, 0.0, steps, hx, self._weights, extras=self._extras
+                self._network, 0.0, steps, hx, self._weights, extras=extras
             )
         for state, new in zip(hx, hn, strict=True):
             state.copy_(new)
@@ -149,11 +169,13 @@ class _SeparateLayers:
     def __init__(self, extras: Extras, layers: list[Layers]) -> None:
         self._layers, self._extras = layers, extras
 
-    def __call__(self, input: Tensor, hx: list[Tensor]) -> Tensor:
+    def __call__(
+        self, input: Tensor, hx: list[Tensor], step_inputs: Sequence[Tensor] = ()
+    ) -> Tensor:
         count = len(self._layers)
         for i, layer in enumerate(self._layers):
             own = hx[i::count] if self._extras.by_layer else [state[i : i + 1] for state in hx]
-            output = layer(input, own)
+            output = layer(input, own, step_inputs[i : i + 1])
             residual = self._extras.residual and i > 0 and output.shape == input.shape
             input = output + input if residual else output
         return input
@@ -186,7 +208,8 @@ class Streaming:
     Call it with `input`, of the module's dtype and device. One step, [B, I], or [I] if B is 1,
     gives [B, R] or [R]; R is the projection's size if there is one, else H. A chunk of steps,
     [T, B, I] ([B, T, I] if the module has `batch_first`), gives [T, B, R] (or [B, T, R]). A 2-D
-    input is always one step: the chunk of one sequence is [T, 1, I].
+    input is always one step: the chunk of one sequence is [T, 1, I]. A cell that has step inputs is
+    given them as `step_inputs`, as the module takes them, laid out as this input.
 
     On the CPU the weights are made ready for the kernels when the stream is made (those of a module
     with zoneout are not, and its steps take longer), and again by the
@@ -286,6 +309,7 @@ class Streaming:
         else:
             self._layers = kind(network.layer, layers)
         self._cell = cell
+        self._sizes = functional.sizes_of(network, weights)
         self._shapes = functional.shapes_of_states(cell, module.num_layers, 1, weights, by_layer)
         # Kept, so that no other weight can take their place in memory unnoticed.
         self._watched, self._kept = watched, weights
@@ -294,7 +318,7 @@ class Streaming:
         self._versions = [*map(version_of, self._counted)]
         self._adopt_state()
 
-    def __call__(self, input: Tensor) -> Tensor:
+    def __call__(self, input: Tensor, *, step_inputs: Mapping[str, Any] | None = None) -> Tensor:
         """The output of the next step or steps; see the class."""
         if torch.compiler.is_compiling():
             raise NotImplementedError(
@@ -303,6 +327,8 @@ class Streaming:
                 "compile the module itself, with the state as its argument and result"
             )
         self._keep_up()
+        if self._cell.step_inputs or step_inputs is not None:
+            return self._call_with(input, step_inputs)
         try:
             if self.module.batch_first and input.dim() == 3:
                 output = self._layers(input.transpose(0, 1), self._hx)
@@ -311,6 +337,20 @@ class Streaming:
         except Exception:
             self._check(input)
             raise
+
+    def _call_with(self, input: Tensor, step_inputs: Any) -> Tensor:
+        """A call of a cell that has step inputs."""
+        self._check(input)
+        by_batch = self.module.batch_first and input.dim() == 3
+        axes = ("", "b", "bt" if by_batch else "tb")[input.dim() - 1]
+        sizes, shape = self._sizes, tuple(input.shape[:-1])
+        given = functional.placed_step_inputs(self._cell, step_inputs, shape, axes, sizes, 1, input)
+        of_layers = [
+            functional.step_inputs_of_layer(i, given, 1, size) for i, size in enumerate(sizes)
+        ]
+        if by_batch:
+            return self._layers(input.transpose(0, 1), self._hx, of_layers).transpose(0, 1)
+        return self._layers(input, self._hx, of_layers)
 
     @property
     def batch_size(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +53,7 @@ def truncated_bptt(
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     reset_states: Any = None,
+    step_inputs: Mapping[str, Any] | None = None,
 ) -> Iterator[Window]:
     """Runs a recurrent module over its input window by window, to learn after each.
 
@@ -79,6 +81,7 @@ def truncated_bptt(
             of a sequence stays what it was at its end.
         reset: where sequences begin anew, as fusedrnn's modules take it: [T, B], or as the input.
         reset_states: with what they begin, as fusedrnn's modules take it.
+        step_inputs: what a written cell reads at each step, as `fusedrnn.Recurrent` takes it.
 
     Yields:
         Each window, from the first step to the last.
@@ -115,7 +118,25 @@ def truncated_bptt(
     if reset is not None:
         check_reset(reset, tuple(input.shape[:-1]))
     _map(_check_steps(module, input, time), reset_states)
-    return _windows(module, input, window, time, hx, of_each, reset, reset_states)
+    for name, given in (step_inputs or {}).items():
+        _map(_check_step_inputs(name, input, time), given)
+    return _windows(module, input, window, time, hx, of_each, reset, reset_states, step_inputs)
+
+
+def _check_step_inputs(name: str, input: Tensor, time: int) -> Callable[[Tensor], Tensor]:
+    """A check that step inputs are for all steps."""
+    steps = input.size(time)
+
+    def check(given: Tensor) -> Tensor:
+        extra = given.dim() - input.dim()
+        if extra not in (0, 1) or given.size(time + extra) != steps:
+            raise RuntimeError(
+                f"step_inputs[{name!r}]: expected values for each of {steps} steps, laid out as "
+                f"the input of shape {tuple(input.shape)}, got shape {tuple(given.shape)}"
+            )
+        return given
+
+    return check
 
 
 def _check_steps(module: Any, input: Tensor, time: int) -> Callable[[Tensor], Tensor]:
@@ -147,6 +168,7 @@ def _windows(
     lengths: Tensor | None,
     reset: Tensor | None,
     reset_states: Any,
+    step_inputs: Mapping[str, Any] | None,
 ) -> Iterator[Window]:
     steps = input.size(time)
     of_steps = _time_of_states(module, input)
@@ -167,10 +189,17 @@ def _windows(
             options["reset"] = reset.narrow(time, begin, size)
         if reset_states is not None:
             options["reset_states"] = _map(of_window(begin, size), reset_states)
+        if step_inputs is not None:
+            own = partial(_narrowed, time - input.dim(), begin, size)
+            options["step_inputs"] = {name: _map(own, e) for name, e in step_inputs.items()}
         output, hn = module(input.narrow(time, begin, size), hx, **options)
         done = Window(output, hn, slice(begin, begin + size), options.get("lengths"))
         yield done
         hx = done.carried
+
+
+def _narrowed(dim: int, begin: int, size: int, tensor: Tensor) -> Tensor:
+    return tensor.narrow(dim, begin, size)
 
 
 def _map(function: Callable[[Tensor], Tensor], states: Any) -> Any:

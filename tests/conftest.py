@@ -52,7 +52,7 @@ def kinds() -> list[str]:
 
 
 KINDS = kinds()
-UNMODIFIED = (None,) * 4  # of the ops that take modifiers
+UNMODIFIED = (None,) * 5  # of the ops that take modifiers
 GATED = [name for name in KINDS if len(cell_named(name).gates) > 1]
 WALKED = [cell.name for cell in cells.CELLS if cell.stages == 1]  # by the teams of CUDA
 

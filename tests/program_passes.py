@@ -292,21 +292,24 @@ class Layer:
         expected = {*ds}
         left: dict[str, Tensor] = {}  # by the later stage
         g: dict[str, Tensor] = {}
+        de: dict[str, Tensor] = {}
         done: dict[str, Tensor] = {}
         for index in reversed(range(len(self.program.stages))):
             given = {"dr": d_result} | ds | left
             left = self.stage_back(t, index, given)
-            assert not {*g} & {*left} and not {*done} & {*left}, "written by both stages"
+            assert not ({*g} | {*de} | {*done}) & {*left}, "written by both stages"
+            de |= taken("de", left)
             done |= taken("ds", left)
             ds = {name: d for name, d in ds.items() if name not in done}
             of_stage = taken("g", left)
             g |= of_stage
             d_result = self.through_products(t, index, g, grads)
-        assert {*done} == expected and len(g) == self.firsts[-1] + len(self.always(t))
+        assert {*done} == expected and len(g) == self.firsts[-1] + len(grads.w_unit)
+        assert len(de) == grads.e.size(1)
         for k in range(len(grads.w_unit)):
             grads.w_unit[k] += g[f"g{self.firsts[-1] + k}"].sum(0)
         for k in range(grads.e.size(1)):
-            grads.e[t, k] = g[f"g{self.firsts[-1] + len(grads.w_unit) + k}"]
+            grads.e[t, k] = de[f"de{k}"]
         d_h = d_result + left.pop("carry") if self.program.has_carry else d_result
         assert not left
         return [d_h, *(done[f"ds{i}"] for i in range(1, len(d_states)))]
@@ -317,13 +320,13 @@ class Layer:
         given = given | step.saves | self.always(t)
         if stage.needs != "nothing":
             given["h"] = (step.before if stage.needs == "h_prev" else step.after)[0]
-        written = "g ds"
+        written = "g ds de"
         written += " carry" if self.program.has_carry else ""
         written += " dk" if index == 1 else ""
         restores = index + 1 < len(self.program.stages)
         if restores or any(line.destination == "r" for line in stage.backward):
             written += " r"
-        found = Slots(given, "g ds", written).run(stage.backward, given["dr"])
+        found = Slots(given, "g ds de", written).run(stage.backward, given["dr"])
         if "r" in written.split():
             restored = found.pop("r")
             torch.testing.assert_close(restored, step.results[index], rtol=1e-14, atol=1e-14)

@@ -101,7 +101,7 @@ def random_cell(seed: int, *, second_product: bool | None = None) -> WrittenCell
         gates=" ".join(recipe.kinds),
         states=" ".join(recipe.states),
         weights=" ".join(recipe.weights),
-        inputs=" ".join(recipe.inputs),
+        step_inputs=" ".join(recipe.inputs),
     )(function)
 
 

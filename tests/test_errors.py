@@ -340,7 +340,7 @@ def test_storages_that_were_freed_or_cut_short() -> None:
         rows, sizes = x.flatten(0, 1), torch.tensor([3, 3, 3, 3])
         lstm = ("lstm", True, True, False)
         panels, int8 = ops.make_panels(w, *lstm), ops.quantize_weights(w, "lstm", True, True)
-        none = (None,) * 4  # of the modifiers
+        none = (None,) * 5  # of the modifiers
         for keep in (0, 16):
             y, hn, reserve = ops.layer_forward(x, None, [h, c], w, *lstm, True)
             refused(ops.layer_forward, [rows, sizes, [h, c], w, *lstm, True], keep)

@@ -59,7 +59,10 @@ def draw(
     padded: bool = False,
     large: bool = False,
 ) -> Drawn:
-    """A random layer with some of the `kinds` of modifiers; with a single kind, always with it."""
+    """A random layer with some of the `kinds` of modifiers; with a single kind, always with it.
+
+    If the cell has step inputs, they are of any strides, too.
+    """
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     cell = rng.choice(cells)
     T, B, I = rng.randint(1, 7), rng.randint(1, 9), rng.randint(1, 6)  # noqa: E741
@@ -110,6 +113,11 @@ def draw(
         (uniform(*sizes(), R) < 0.6).double() * 1.7 if has("recurrent_factor") else None,
         [share(width) for width in widths] if has("keep") else [],
     )
+    if cell.step_inputs:
+        K, wide = len(cell.step_inputs), rng.random() < 0.5
+        sizes_of_steps = *sizes(), K, H if wide else 1
+        steps = normal(*sizes_of_steps).expand(T, D, B, K, H)
+        modifiers = modifiers._replace(step_inputs=steps)
     layer = layer_of(cell.spec, biases, P > 0, D == 2)._replace(
         modified=True, all_states=has("all_states"), checkpoint=rng.randint(1, 8)
     )
@@ -299,7 +307,9 @@ def test_wrong_calls_of_the_ops() -> None:
         ((None, None, None, [many] * 3), "keep: expected"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            ops.modified_forward(x, batch_sizes, hx, weights, *wrong, *layer.schema, True, False)
+            ops.modified_forward(
+                x, batch_sizes, hx, weights, *wrong, None, *layer.schema, True, False
+            )
 
 
 # ---- resets --------------------------------------------------------------------------------------

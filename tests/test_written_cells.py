@@ -131,7 +131,7 @@ def ugrnn(x, u, h):
     return torch.lerp(tanh(x.c + u.c), h, sigmoid(x.g + u.g + 1.0))
 
 
-@cell(gates="a b t", states="h c", inputs="rate mask")
+@cell(gates="a b t", states="h c", step_inputs="rate mask")
 def with_inputs(x, u, e, h, c):
     c = torch.where(e.mask > 0, c * e.rate, c) + tanh(x.t)
     return tanh(x.a + u.a + c) * sigmoid(u.b), c
@@ -231,7 +231,7 @@ def eagerly(written: WrittenCell, program: Program, seed: int) -> tuple[Any, Any
         return operand.flip(-1) * 0.7
 
     x, u = values(written.gates), values(written.gates)
-    w, e = values(written.weights), values(written.inputs)
+    w, e = values(written.weights), values(written.step_inputs)
     products = {gate: Product.made_of(tensor, product) for gate, tensor in u.items()}
     spaces = [SimpleNamespace(**names) for names in (x, products, w, e) if names]
     by_function = written(*spaces, *operands.states)
@@ -331,7 +331,7 @@ def test_second_product_of_what_there_is() -> None:
     def of_weight(x, u, w, h):
         return tanh(x.a + u.a(w.w) + u.b * h)
 
-    @cell(gates="a b", inputs="s")
+    @cell(gates="a b", step_inputs="s")
     def of_input(x, u, e, h):
         return tanh(u.a(e.s * x.b)) * e.s + x.b
 
@@ -350,7 +350,7 @@ def test_the_object() -> None:
         ("h", "c"),
     )
     assert written.weights == ("p_i", "p_f", "p_o") and written.init == ("zeros", "ones", 0.5)
-    assert written.inputs == () and with_inputs.inputs == ("rate", "mask")
+    assert written.step_inputs == () and with_inputs.step_inputs == ("rate", "mask")
     assert lstm.__doc__ == "Long short-term memory." and lstm.__name__ == "lstm"
     assert repr(mgu) == "<cell mgu(gates='f n', states='h')>"
     by_name = cell(gates="a", weights="p q", init={"q": 0.25})(

@@ -24,7 +24,7 @@ from written_cells import WRITTEN, mgu, reset_before, wide
 import fusedrnn
 from fusedrnn import reference
 from fusedrnn._engine import ops
-from fusedrnn._engine.layer import Operands, layer_of
+from fusedrnn._engine.layer import Layer, Operands, layer_of
 from fusedrnn.cells import CellError, WrittenCell, cell_named, cell_of_written
 from fusedrnn.cells.zoo import ZOO
 
@@ -32,8 +32,10 @@ SEEDS_AT_ONCE = 20
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def problem_of(written: WrittenCell, seed: int) -> tuple[fusedrnn.Recurrent, Any, Any]:
-    """A network of some sizes in float64, its input, and its first states or None."""
+def problem_of(
+    written: WrittenCell, seed: int
+) -> tuple[fusedrnn.Recurrent, Any, Any, dict[str, Tensor] | None]:
+    """A network of some sizes in float64, its input, first states or None, and step inputs."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
     T, B, I, H = (draw.choice(sizes) for sizes in ((1, 2, 5), (1, 3, 9), (1, 4), (1, 16, 21)))  # noqa: E741
@@ -44,19 +46,23 @@ def problem_of(written: WrittenCell, seed: int) -> tuple[fusedrnn.Recurrent, Any
     input: Any = torch.randn(T, B, I, dtype=torch.float64)
     if draw.random() < 0.4:
         lengths = torch.randint(1, T + 1, (B,))
-        input = pack_padded_sequence(input, lengths, enforce_sorted=False)
+        input, T = pack_padded_sequence(input, lengths, enforce_sorted=False), int(lengths.max())
     parts = layers * (1 + both)
+    shapes = (T, B, 1), (T, B, H), (parts, T, B, 1), (parts, T, B, H)
+    steps = {name: torch.randn(draw.choice(shapes)).double() for name in written.step_inputs}
     states = [torch.rand(parts, B, H, dtype=torch.float64) - 0.5 for _ in written.states]
     hx = None if draw.random() < 0.4 else states[0] if len(states) == 1 else tuple(states)
-    return module, input, hx
+    return module, input, hx, steps or None
 
 
 def as_tuple(states: Any) -> tuple[Tensor, ...]:
     return states if isinstance(states, tuple) else (states,)
 
 
-def results_of(module: nn.Module, input: Any, hx: Any) -> list[Tensor]:
-    """Output, final states, and the gradients of input, first states and parameters."""
+def results_of(
+    module: nn.Module, input: Any, hx: Any, step_inputs: dict[str, Tensor] | None = None
+) -> list[Tensor]:
+    """Output, final states, and the gradients of all that is given and of parameters."""
     leaves: list[Tensor] = []
 
     def leaf(tensor: Tensor) -> Tensor:
@@ -69,7 +75,10 @@ def results_of(module: nn.Module, input: Any, hx: Any) -> list[Tensor]:
         input = leaf(input)
     if hx is not None:
         hx = tuple(map(leaf, hx)) if isinstance(hx, tuple) else leaf(hx)
-    output, final = module(input, hx)
+    options: dict[str, Any] = {}
+    if step_inputs is not None:
+        options["step_inputs"] = {name: leaf(values) for name, values in step_inputs.items()}
+    output, final = module(input, hx, **options)
     data = output.data if isinstance(output, PackedSequence) else output
     found = [data, *as_tuple(final)]
     generator = torch.Generator().manual_seed(0)
@@ -86,13 +95,18 @@ def results_of(module: nn.Module, input: Any, hx: Any) -> list[Tensor]:
     ]
 
 
+def plain(layer: Layer, operands: Operands, lengths: None = None) -> tuple[Tensor, Any]:
+    """A layer by the reference."""
+    return reference.layer(layer, operands)
+
+
 def check_against_reference(written: WrittenCell, seed: int) -> None:
-    module, input, hx = problem_of(written, seed)
-    found = results_of(module, input, hx)
+    problem = problem_of(written, seed)
+    found = results_of(*problem)
     with pytest.MonkeyPatch.context() as patch:
-        plain = lambda layer, operands, lengths=None: reference.layer(layer, operands)  # noqa: E731
         patch.setattr("fusedrnn.functional.run_layer", plain)
-        expected = results_of(module, input, hx)
+        patch.setattr("fusedrnn.functional.run_modified", lambda *given: (*plain(*given), ()))
+        expected = results_of(*problem)
     for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         floor = max(1.0, float(theirs.abs().max())) if theirs.numel() else 1.0
         torch.testing.assert_close(
@@ -118,9 +132,7 @@ def test_many_random_cells(first: int) -> None:
 
 
 def check_random(seed: int) -> None:
-    written = random_cell(seed)
-    if not written.inputs:  # no kernels take step inputs
-        check_against_reference(written, seed)
+    check_against_reference(random_cell(seed), seed)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -336,9 +348,6 @@ def test_bad_arguments() -> None:
         fusedrnn.Recurrent("lstm", 3, 4)
     with pytest.raises(CellError):
         fusedrnn.cell(gates="a")(lambda x, u, h: h.mean())
-    with_inputs = fusedrnn.cell(gates="a", inputs="d")(lambda x, u, e, h: e.d * (x.a + u.a))
-    with pytest.raises(NotImplementedError, match="^cell: expected one without inputs"):
-        fusedrnn.Recurrent(with_inputs, 3, 4)
     with pytest.raises(NotImplementedError, match="torch.jit.script cannot compile"):
         torch.jit.script(fusedrnn.Recurrent(mgu, 3, 4))
     module = fusedrnn.Recurrent(reset_before, 3, 4)

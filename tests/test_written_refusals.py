@@ -151,7 +151,7 @@ DECLARATIONS: dict[str, tuple[Callable[[], WrittenCell], str]] = {
         "depends on w.p",
     ),
     "unused input": (
-        lambda: cell(gates="f", inputs="s")(lambda x, u, e, h: u.f),
+        lambda: cell(gates="f", step_inputs="s")(lambda x, u, e, h: u.f),
         "depends on e.s",
     ),
     "arguments": (

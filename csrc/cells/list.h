@@ -47,6 +47,7 @@ struct Facts {
   Names names = {};
   int inputs = 0, products = 0;  // the gates of W_ih, and those of W_hh
   int saved = 0, grads = 0, states = 0, unit_weights = 0, stages = 0;
+  int step_inputs = 0;  // values that are given for each step beside the input; of programs only
   int first_input_grad = 0, first_unit_grad = 0;
   bool has_late_input = false;
   bool has_carry = false;  // h_prev reaches h other than through a product

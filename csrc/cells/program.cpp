@@ -39,13 +39,13 @@ struct SpaceName {
 };
 // By space; where backward has another name, it comes second.
 constexpr SpaceName kForward[kSpaces] = {
-    {"p", true},      {"x", true},    {"h", false}, {"s", true},      {"k", true},
-    {"w", true},      {"save", true}, {"r", false}, {nullptr, false}, {nullptr, false},
-    {nullptr, false}, {"#", false},   {"t", true}};
+    {"p", true},      {"x", true},      {"h", false},     {"s", true},  {"k", true},
+    {"w", true},      {"e", true},      {"save", true},   {"r", false}, {nullptr, false},
+    {nullptr, false}, {nullptr, false}, {nullptr, false}, {"#", false}, {"t", true}};
 constexpr SpaceName kBackward[kSpaces] = {
-    {nullptr, false}, {nullptr, false}, {"h", false}, {"ds", true}, {"dk", true},
-    {"w", true},      {"save", true},   {"r", false}, {"g", true},  {"dr", false},
-    {"carry", false}, {"#", false},     {"t", true}};
+    {nullptr, false}, {nullptr, false}, {"h", false},   {"ds", true}, {"dk", true},
+    {"w", true},      {"e", true},      {"save", true}, {"r", false}, {"g", true},
+    {"dr", false},    {"carry", false}, {"de", true},   {"#", false}, {"t", true}};
 
 Words split(const std::string& line) {
   Words words;
@@ -87,6 +87,10 @@ Pass pruned(const Pass& whole, Places live) {
     for_each_source(*op, [&](Place from) { live.put(from); });
     pass.ops.push_back(*op);
   }
+  pass.reads_step_inputs = false;
+  for (const Op& op : pass.ops)
+    for_each_source(op,
+                    [&](Place from) { pass.reads_step_inputs |= from.space == Space::step_input; });
   std::reverse(pass.ops.begin(), pass.ops.end());
   return pass;
 }
@@ -164,7 +168,7 @@ class ProgramReader {
     unit_weights_ = some("unit_weights", 0, kMostUnitWeights);
     some("unit_init", static_cast<int>(unit_weights_.size()),
          static_cast<int>(unit_weights_.size()));
-    if (!some("step_inputs", 0, 8).empty()) fail("inputs for each step, which kernels do not take");
+    program_->facts.step_inputs = static_cast<int>(some("step_inputs", 0, kMostStepInputs).size());
     expect("define");
     while (keyword() != "return") continue;  // Python's
   }
@@ -343,6 +347,7 @@ class ProgramReader {
     const StageFacts& s = facts.stage[i];
     Places places;
     places.put(Space::weight, 0, facts.unit_weights);
+    places.put(Space::step_input, 0, facts.step_inputs);
     places.put(Space::number, 0, 256);
     places.put(Space::state, 0, facts.states - 1);
     if (forward) {
@@ -375,6 +380,7 @@ class ProgramReader {
         return forward && to.index >= s.first_saved && to.index < s.first_saved + s.saved;
       case Space::gradient: return !forward && to.index < facts.grads;
       case Space::carry: return !forward;
+      case Space::of_step_input: return !forward && to.index < facts.step_inputs;
       default: return false;
     }
   }
@@ -397,12 +403,16 @@ class ProgramReader {
       if (!may_write(i, forward, op.to)) fail("a place that cannot be written to");
       const bool once = op.to.space != Space::temporary;
       if (once && written.has(op.to)) fail("a place that is written twice");
-      if (op.to.space == Space::gradient || (op.to.space == Space::state && !forward)) {
+      const bool is_gradient = op.to.space == Space::gradient ||
+                               op.to.space == Space::of_step_input ||
+                               (op.to.space == Space::state && !forward);
+      if (is_gradient) {
         if (written_.has(op.to)) fail("a gradient that is written twice");
         written_.put(op.to);
       }
       written.put(op.to), there.put(op.to);
       if (op.to.space == Space::gradient) whole.gradients |= uint64_t{1} << op.to.index;
+      if (op.to.space == Space::of_step_input) whole.of_step_inputs |= uint32_t{1} << op.to.index;
       if (op.to.space == Space::temporary)
         whole.temporaries = std::max(whole.temporaries, op.to.index + 1);
       if (op.to.space == Space::handed) {
@@ -447,6 +457,7 @@ class ProgramReader {
     wanted.put(Space::handed, 0, to.handed_back);
     wanted.put(Space::state, 0, facts.states - 1);
     wanted.put(Space::carry, 0, 1);
+    wanted.put(Space::of_step_input, 0, facts.step_inputs);
     to.pass(PassKind::backward) = pruned(whole, wanted);
     wanted.put(Space::result, 0, 1);
     to.pass(PassKind::backward_restoring) = pruned(whole, wanted);
@@ -458,6 +469,9 @@ class ProgramReader {
       if (!written_.has({Space::gradient, static_cast<uint8_t>(at)})) fail("too few gradients");
     for (int at = 0; at < facts.states - 1; ++at)
       if (!written_.has({Space::state, static_cast<uint8_t>(at)})) fail("too few gradients");
+    for (int at = 0; at < facts.step_inputs; ++at)
+      if (!written_.has({Space::of_step_input, static_cast<uint8_t>(at)}))
+        fail("too few gradients");
     facts.has_carry = facts.last().has_carry;
     for (int i = 0; i < facts.stages; ++i) {
       if (facts.stage[i].has_carry != facts.has_carry) fail("a carry in only one stage");

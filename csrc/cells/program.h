@@ -77,10 +77,12 @@ struct Pass {
   // The numbers, each as often as the vectors of a tile have lanes.
   std::vector<float> numbers32;
   std::vector<double> numbers64;
-  uint64_t gradients = 0;  // a bit for each slot that is written
+  uint64_t gradients = 0;       // a bit for each slot that is written
+  uint32_t of_step_inputs = 0;  // likewise
+  bool reads_step_inputs = false;
 };
 
-constexpr int kMostTemporaries = 64, kMostSaved = 24, kMostHanded = 8;
+constexpr int kMostTemporaries = 64, kMostSaved = 24, kMostHanded = 8, kMostStepInputs = 8;
 constexpr int64_t kNumberBytes = 256;  // of a number, in numbers32 or numbers64
 
 // Forward without what only fills saved slots, and with it; backward without what only gives the

@@ -16,7 +16,6 @@ using Kernel = int64_t (*)(const P&, const Plan&, ParallelFor, void* scratch);
 
 template <class P>
 const char* run(const Kernel<P> (&by_dtype)[kDtypes], const P& problem, const Context& context) {
-  if (problem.modifiers.step_inputs) return "step_inputs: the CPU's kernels take none yet";
   const Plan plan = plan_for_processors(context.threads,
                                         [&](int threads) { return plan_layer(problem, threads); });
   const Kernel<P> kernel = by_dtype[static_cast<int>(problem.dtype)];

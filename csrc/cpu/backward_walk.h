@@ -116,6 +116,8 @@ class BackwardWalk {
     to.pass = at.bind(pass, ops, compiled_pass<F>(*p_.program, stage, kind));
     to.saved = cell_.saved, to.grads = cell_.grads, to.gradients = pass.gradients;
     to.has_carry = facts.has_carry, to.reads_h = facts.backward_needs != Needs::nothing;
+    reads_step_inputs_[stage] = pass.reads_step_inputs;
+    of_step_inputs_[stage] = p_.grad_step_inputs ? pass.of_step_inputs : 0;
   }
 
   void prepare(int d, const Team& team) {
@@ -396,7 +398,14 @@ class BackwardWalk {
         tile.grad = chunk_.dgates(j, b) + unit;
         E* const restored = chunk_.restored(stage, j, b);
         tile.result = restored ? restored + unit : nullptr;
+        const Range columns{unit, unit + (nv - 1) * L + tile.units};
+        if (reads_step_inputs_[stage])
+          load_step_inputs<S>(m_.step_inputs, cell_.step_inputs, steps.t(s), d, b, R, columns,
+                              scratch);
         run_tile(p_.B == 1 ? 0 : R, nv, tile);
+        if (of_step_inputs_[stage])
+          store_step_inputs<S>(p_.grad_step_inputs, of_step_inputs_[stage], steps.t(s), d, b, R,
+                               columns, scratch);
       }
     }
   }
@@ -479,11 +488,13 @@ class BackwardWalk {
   F *carry_, *dstates_ = nullptr;  // [B][Rp]: dh past the products; [states after h][B][Hp]
   ProgramGrads<F> programs_[kMaxStages];
   ProgramMemory<F> memory_;
-  F *w_unit_ = nullptr, *handed_ = nullptr;  // handed_: [slots][B][Hp], of a program's stages
-  F *factor_ = nullptr, *keep_ = nullptr;    // [B][Hp], of a step
-  E* own_h_ = nullptr;                       // [B][Rp], what the cell gave in a step; see unmixes_
-  F* kept_[kMaxStates] = {};                 // [B][Hp], what of dstates passes the cell by
-  E* nothing_ = nullptr;                     // dgates that are zero
+  bool reads_step_inputs_[kMaxStages] = {};
+  uint32_t of_step_inputs_[kMaxStages] = {};  // a bit for each gradient that a stage has to store
+  F *w_unit_ = nullptr, *handed_ = nullptr;   // handed_: [slots][B][Hp], of a program's stages
+  F *factor_ = nullptr, *keep_ = nullptr;     // [B][Hp], of a step
+  E* own_h_ = nullptr;                        // [B][Rp], what the cell gave in a step; see unmixes_
+  F* kept_[kMaxStates] = {};                  // [B][Hp], what of dstates passes the cell by
+  E* nothing_ = nullptr;                      // dgates that are zero
 };
 
 template <Dtype dtype>

@@ -84,6 +84,7 @@ class Operands {
   FUSEDRNN_INLINE V state(int i) const { return read(Space::state, i); }
   FUSEDRNN_INLINE V handed(int i) const { return read(Space::handed, i); }
   FUSEDRNN_INLINE V weight(int i) const { return read(Space::weight, i); }
+  FUSEDRNN_INLINE V step_input(int i) const { return read(Space::step_input, i); }
   FUSEDRNN_INLINE V saved(int i) const { return read(Space::saved, i); }
   FUSEDRNN_INLINE V of_result() const { return read(Space::of_result, 0); }
   FUSEDRNN_INLINE V carry() const { return read(Space::carry, 0); }
@@ -94,6 +95,7 @@ class Operands {
   FUSEDRNN_INLINE void set_result(const V& x) { write(Space::result, 0, x); }
   FUSEDRNN_INLINE void set_gradient(int i, const V& x) { write(Space::gradient, i, x); }
   FUSEDRNN_INLINE void set_carry(const V& x) { write(Space::carry, 0, x); }
+  FUSEDRNN_INLINE void set_of_step_input(int i, const V& x) { write(Space::of_step_input, i, x); }
 
  private:
   FUSEDRNN_INLINE F* at(Space space, int i, int of) const {

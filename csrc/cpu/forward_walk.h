@@ -138,6 +138,7 @@ class ForwardWalk {
     const StageProgram& program = p_.program->stage[stage];
     const PassKind kind = p_.reserve ? PassKind::forward_saving : PassKind::forward;
     const Pass& pass = program.pass(kind);
+    reads_step_inputs_[stage] = pass.reads_step_inputs;
     BoundOp* const ops = arena.take<BoundOp>(static_cast<int64_t>(pass.ops.size()));
     if (!ops) return;  // it was only measured
     constexpr bool kSame = std::is_same_v<E, F>;
@@ -473,6 +474,9 @@ class ForwardWalk {
         } else {
           if (p_.reserve) tile.save = converted;
         }
+        if (reads_step_inputs_[stage])
+          load_step_inputs<S>(m_.step_inputs, cell_.step_inputs, steps.t(s), d, b, R,
+                              {unit, unit + (nv - 1) * L + tile.units}, scratch);
         run_tile(plan_.fuse_input, p_.B == 1 ? 0 : R, nv, tile);
         if (is_last && group + 1 == all.count) clear_padding(d, steps, s, b, R);
         if constexpr (kConvert) convert_tile(stage, d, steps, s, b, R, unit, nv, tile);
@@ -569,6 +573,7 @@ class ForwardWalk {
   const int64_t Hp_, Rp_;
   Groups groups_[kMaxStages];  // of units, by stage
   Blocks blocks_[kMaxStages];
+  bool reads_step_inputs_[kMaxStages] = {};
   ProgramGates<E, F>* programs_ = nullptr;  // by stage
   ProgramMemory<F> memory_;
   int widest_[kMaxStages];  // accumulators of a tile for each vector of units

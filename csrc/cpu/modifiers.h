@@ -3,7 +3,7 @@
 // walk keeps the row in.
 #pragma once
 
-#include "walk.h"
+#include "spaces.h"
 
 // Out of the way of what every call does.
 #define FUSEDRNN_RARE __attribute__((noinline, cold))
@@ -99,6 +99,37 @@ void add_row(const S* from, Range columns, T* to) {
   for_vectors<F>(columns, [&](int64_t u, int64_t n) {
     store_n(to + u, load_n(to + u, n) + load_n(from + u, n), n);
   });
+}
+
+// Copies what a program's cell reads at a step to where its tile finds it: of `rows` sequences from
+// b on, the columns of a group, zeros beyond the last unit.
+template <class S, class F>
+__attribute__((noinline)) void load_step_inputs(const StepInputs<const void>& from, int kinds,
+                                                int64_t t, int64_t d, int64_t b, int64_t rows,
+                                                Range columns, ProgramScratch<F>& scratch) {
+  for (int kind = 0; kind < kinds; ++kind)
+    for (int64_t r = 0; r < rows; ++r) {
+      const S* const row = values_of<S>(from, t, d, b + r) + kind * from.kind;
+      F* to = scratch[Space::step_input] + kind * scratch.slot + r * scratch.row;
+      for_vectors<F>(columns, [&](int64_t u, int64_t n) {
+        store(to, from.unit ? load_n(row + u, n) : splat<F>(to_compute(*row)));
+        to += kLanes<F>;
+      });
+    }
+}
+
+// Copies the gradients that a tile left, a bit of `kinds` for each, to where they are wanted.
+template <class S, class F>
+__attribute__((noinline)) void store_step_inputs(const StepInputs<void>& to, uint32_t kinds,
+                                                 int64_t t, int64_t d, int64_t b, int64_t rows,
+                                                 Range columns, ProgramScratch<F>& scratch) {
+  for (int kind = 0; kinds >> kind; ++kind)
+    for (int64_t r = 0; r < rows && kinds >> kind & 1; ++r) {
+      S* const row = static_cast<S*>(to.data) + to.at(t, d, b + r) + kind * to.kind;
+      convert(row + columns.begin,
+              scratch[Space::of_step_input] + kind * scratch.slot + r * scratch.row,
+              columns.size());
+    }
 }
 
 }  // namespace FUSEDRNN_ISA

@@ -53,6 +53,7 @@ class ProgramMemory {
       for (const Pass& pass : stage.passes) temporaries_ = most(temporaries_, pass.temporaries);
     }
     saved_ = program.facts.saved, gradients_ = program.facts.grads;
+    step_inputs_ = program.facts.step_inputs;
     memory_ = arena.take<F>(size() * threads);
   }
 
@@ -65,16 +66,18 @@ class ProgramMemory {
   F* row_of(int thread, int i) const {
     return at(thread, sums_ + temporaries_ + saved_ + gradients_ + i);
   }
+  F* step_inputs(int thread) const { return row_of(thread, kRows); }
+  F* of_step_inputs(int thread) const { return row_of(thread, kRows + step_inputs_); }
   static constexpr int kRows = 3;  // for single rows of slots
 
  private:
   int64_t size() const {
-    return (sums_ + temporaries_ + saved_ + gradients_ + kRows) * strides().slot;
+    return (sums_ + temporaries_ + saved_ + gradients_ + kRows + 2 * step_inputs_) * strides().slot;
   }
   F* at(int thread, int slot) const { return memory_ + thread * size() + slot * strides().slot; }
 
   int64_t row_ = 0;
-  int sums_ = 0, temporaries_ = 0, saved_ = 0, gradients_ = 0;
+  int sums_ = 0, temporaries_ = 0, saved_ = 0, gradients_ = 0, step_inputs_ = 0;
   F* memory_ = nullptr;
 };
 
@@ -99,6 +102,8 @@ struct ProgramScratch {
     (*this)[Space::temporary] = memory.temporaries(thread);
     (*this)[Space::result] = result, (*this)[Space::h] = h;
     (*this)[Space::gradient] = gradients;
+    (*this)[Space::step_input] = memory.step_inputs(thread);
+    (*this)[Space::of_step_input] = memory.of_step_inputs(thread);
   }
   F*& operator[](Space space) { return base[static_cast<int>(space)]; }
   // Where a program finds its constants, which it only reads.

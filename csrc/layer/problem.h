@@ -79,6 +79,13 @@ struct Spread {
   int64_t at(int64_t t, int64_t d, int64_t b) const { return t * step + d * direction + b * row; }
 };
 
+// Values that the cell reads at each step beside the input, a row of H for each of its step inputs.
+// `unit` is 1, or 0 where all units share a value; rows of gradients are contiguous.
+template <class T>
+struct StepInputs : Spread<T> {
+  int64_t kind = 0, unit = 1;
+};
+
 // What acts on a step from outside the cell. What is null is off and costs nothing.
 //
 //   reset              The sequence begins anew with step t: there is a boundary before it. A walk
@@ -92,15 +99,16 @@ struct Modifiers {
   Spread<const void> reset_states[kMaxStates];  // those of the step after the boundary
   Spread<const void> recurrent_factor;
   Spread<const void> keep[kMaxStates];
-  const void* step_inputs = nullptr;  // [rows][kinds][H]: pointwise inputs for the cell; no backend
-                                      // has them yet, and each refuses a pointer that is not null
+  // What a program's cell reads; the walks hand it to the tiles, and do nothing else with it.
+  StepInputs<const void> step_inputs;
 
   bool keeps_states() const {
     for (const Spread<const void>& share : keep)
       if (share) return true;
     return false;
   }
-  bool any() const { return reset || recurrent_factor || keeps_states() || step_inputs; }
+  // Whether something acts between two steps.
+  bool any() const { return reset || recurrent_factor || keeps_states(); }
 };
 
 struct Problem : Shape {
@@ -157,6 +165,8 @@ struct BackwardProblem : Problem {
   WeightGradients grad_weights[kMaxDirections];
   // Added to what is there, in the compute type (float64 for float64, else float32).
   Spread<void> grad_reset_states[kMaxStates];
+  StepInputs<void>
+      grad_step_inputs;  // in the storage type; rows that are not alive stay as they are
 
   bool wants_states() const { return any_of(grad_hx); }
   bool has_grad_states() const { return any_of(grad_states); }

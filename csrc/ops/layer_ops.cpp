@@ -336,7 +336,7 @@ bool read_sizes(const ReadyBytes& panels, int64_t at, const PanelsHeader& header
 }
 
 Tensor panels_forward(const Tensor& input, const Tensor& panels, const std::vector<Tensor>& hx,
-                      bool backwards) {
+                      bool backwards, const std::optional<Tensor>& step_inputs) {
   const ReadyBytes bytes = ready_bytes("panels", panels, input);
   const Backend& backend = backend_of(input);
   Problem p;
@@ -347,10 +347,19 @@ Tensor panels_forward(const Tensor& input, const Tensor& panels, const std::vect
                    describe(header), " at byte ", at, " of ", bytes.size);
     static_cast<Shape&>(p) = s;
     use_panels(bytes, at, header.biases != 0, backend, p);
+    check_step_inputs(step_inputs.has_value(), p);
     return header.bytes;
   };
   p.backwards = backwards;
+  std::optional<Tensor> of_steps;  // [layers, T, B, K, H]
   return forward_stack(input, "panels", bytes, hx, read, [&](const StackedLayer& layer) {
+    if (step_inputs) {
+      if (!of_steps) {
+        const Sizes sizes{hx[0].size(0), p.T, p.B};
+        of_steps = ready_step_inputs(*step_inputs, sizes, p, input);
+      }
+      place_step_inputs(*of_steps, layer.index, p);
+    }
     p.input = layer.input;
     p.input_step = layer.input_step, p.input_row = layer.input_row;
     p.output = layer.output;
@@ -399,6 +408,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> layer_forward(
     bool allow_tf32, const std::optional<Tensor>& panels) {
   Call call = check(input, batch_sizes, or_none(given_hx), weights,
                     {cell.text, biases, projected, bidirectional});
+  check_step_inputs(false, call.problem);
   if (panels) {
     const ReadyBytes bytes = ready_bytes("panels", *panels, input);
     use_panels(bytes, 0, biases, backend_of(input), call.problem);
@@ -414,11 +424,12 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> modified_forward(
     const std::optional<std::vector<Tensor>>& given_hx, const std::vector<Tensor>& weights,
     const std::optional<Tensor>& reset, const std::optional<std::vector<Tensor>>& reset_states,
     const std::optional<Tensor>& recurrent_factor, const std::optional<std::vector<Tensor>>& keep,
-    const CellName& cell, bool biases, bool projected, bool bidirectional, bool save, bool states,
-    bool allow_tf32) {
+    const std::optional<Tensor>& step_inputs, const CellName& cell, bool biases, bool projected,
+    bool bidirectional, bool save, bool states, bool allow_tf32) {
   Call call = check(input, batch_sizes, or_none(given_hx), weights,
                     {cell.text, biases, projected, bidirectional});
-  place_modifiers({reset, reset_states, recurrent_factor, keep}, input, call.problem, call.copies);
+  place_modifiers({reset, reset_states, recurrent_factor, keep, step_inputs}, input, call.problem,
+                  call.copies);
   ForwardResults results = forward(call, input, save, states, allow_tf32);
   for (Tensor& state : results.states) results.hn.push_back(std::move(state));
   return {std::move(results.output), std::move(results.hn), std::move(results.reserve)};
@@ -437,11 +448,14 @@ class Gradients {
     return new_pooled("grad_input", sizes_of(input_), input_);
   }
   // The next operand's, to be added to.
-  Tensor of_zeros(const Sizes& sizes, const Options& options) {
+  template <class Like>
+  Tensor of_zeros(const Sizes& sizes, const Like& options) {
     return next() ? zeros(sizes, options) : new_tensor({0}, options);
   }
   // The next operand's.
   Tensor of(const Sizes& sizes, bool there = true) { return make(next() && there, sizes); }
+  // For operands that were not given.
+  void skip(int64_t count) { bit_ += static_cast<int>(count); }
   // Where a gradient is to be written, null if it is not.
   void* place(const Tensor& gradient) const {
     return nothing_ || is_missing(gradient) ? nullptr : gradient.data_ptr();
@@ -521,6 +535,20 @@ BackwardResults place_gradients(Gradients& gradients, const std::vector<Tensor>&
   return results;
 }
 
+// The same of the step inputs. Packed sequences have none after their ends.
+Tensor place_grad_step_inputs(Gradients& gradients, Call& call, const Tensor& input) {
+  BackwardProblem& p = call.problem;
+  const int64_t kinds = p.facts().step_inputs;
+  if (!kinds) return new_tensor({0}, input);
+  const Sizes sizes{p.T, p.directions, p.B, kinds, p.H};
+  Tensor gradient = p.offsets ? gradients.of_zeros(sizes, input) : gradients.of(sizes);
+  StepInputs<void>& to = p.grad_step_inputs;
+  to.data = gradients.place(gradient);
+  to.kind = p.H, to.row = kinds * p.H;
+  to.direction = p.B * to.row, to.step = p.directions * to.direction;
+  return gradient;
+}
+
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> layer_backward(
     const std::optional<Tensor>& grad_output, const std::vector<Tensor>& grad_hn,
     const Tensor& input, const std::optional<Tensor>& batch_sizes,
@@ -529,6 +557,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> layer_backward(
     bool bidirectional, int64_t needs, bool allow_tf32) {
   const std::vector<Tensor>& hx = or_none(given_hx);
   Call call = check(input, batch_sizes, hx, weights, {cell.text, biases, projected, bidirectional});
+  check_step_inputs(false, call.problem);
   place_results({grad_output, grad_hn}, output, reserve, input, call);
   Gradients gradients(input, needs, call.problem.rows == 0);
   BackwardResults results = place_gradients(gradients, hx, weights, call);
@@ -536,19 +565,22 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> layer_backward(
   return {std::move(results.input), std::move(results.hx), std::move(results.weights)};
 }
 
-std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> modified_backward(
-    const std::optional<Tensor>& grad_output, const std::vector<Tensor>& grad_states,
-    const Tensor& input, const std::optional<Tensor>& batch_sizes,
-    const std::optional<std::vector<Tensor>>& given_hx, const std::vector<Tensor>& weights,
-    const std::optional<Tensor>& reset,
-    const std::optional<std::vector<Tensor>>& given_reset_states,
-    const std::optional<Tensor>& recurrent_factor, const std::optional<std::vector<Tensor>>& keep,
-    const Tensor& output, const Tensor& reserve, const CellName& cell, bool biases, bool projected,
-    bool bidirectional, int64_t needs, bool allow_tf32) {
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, Tensor>
+modified_backward(const std::optional<Tensor>& grad_output, const std::vector<Tensor>& grad_states,
+                  const Tensor& input, const std::optional<Tensor>& batch_sizes,
+                  const std::optional<std::vector<Tensor>>& given_hx,
+                  const std::vector<Tensor>& weights, const std::optional<Tensor>& reset,
+                  const std::optional<std::vector<Tensor>>& given_reset_states,
+                  const std::optional<Tensor>& recurrent_factor,
+                  const std::optional<std::vector<Tensor>>& keep,
+                  const std::optional<Tensor>& step_inputs, const Tensor& output,
+                  const Tensor& reserve, const CellName& cell, bool biases, bool projected,
+                  bool bidirectional, int64_t needs, bool allow_tf32) {
   const std::vector<Tensor>&hx = or_none(given_hx), &reset_states = or_none(given_reset_states);
   Call call = check(input, batch_sizes, hx, weights, {cell.text, biases, projected, bidirectional});
   BackwardProblem& p = call.problem;
-  place_modifiers({reset, given_reset_states, recurrent_factor, keep}, input, p, call.copies);
+  place_modifiers({reset, given_reset_states, recurrent_factor, keep, step_inputs}, input, p,
+                  call.copies);
   place_results({grad_output, grad_states}, output, reserve, input, call);
   Gradients gradients(input, needs, p.rows == 0);
   BackwardResults results = place_gradients(gradients, hx, weights, call);
@@ -563,6 +595,8 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>
     if (void* const data = gradients.place(sum))
       p.grad_reset_states[i] = {data, stride_of(sum, 0), stride_of(sum, 1), stride_of(sum, 2)};
   }
+  gradients.skip(p.facts().states - static_cast<int64_t>(reset_states.size()));
+  Tensor of_step_inputs = place_grad_step_inputs(gradients, call, input);
   if (p.rows > 0) run(&Backend::backward, p, input, allow_tf32);
   for (Tensor& sum : of_reset) {
     if (!half) continue;
@@ -570,7 +604,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>
     sum = torch::stable::copy_(rounded, sum);
   }
   return {std::move(results.input), std::move(results.hx), std::move(results.weights),
-          std::move(of_reset)};
+          std::move(of_reset), std::move(of_step_inputs)};
 }
 
 }  // namespace
@@ -589,22 +623,24 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
   // Beside the others, which do not pay for arguments that they do not have.
   m.def(
       "modified_forward(Tensor input, Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, "
-      "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, str cell, "
+      "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, "
+      "Tensor? step_inputs, str cell, "
       "bool biases, bool projected, bool bidirectional, bool save, bool states, "
       "bool allow_tf32=False) -> (Tensor output, Tensor[] states, Tensor reserve)");
   m.def(
       "modified_backward(Tensor? grad_output, Tensor[] grad_states, Tensor input, "
       "Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, Tensor? reset, "
-      "Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, Tensor output, "
-      "Tensor reserve, str cell, bool biases, bool projected, bool bidirectional, int needs, "
+      "Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, Tensor? step_inputs, "
+      "Tensor output, Tensor reserve, str cell, bool biases, bool projected, bool bidirectional, "
+      "int needs, "
       "bool allow_tf32=False) -> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights, "
-      "Tensor[] grad_reset_states)");
+      "Tensor[] grad_reset_states, Tensor grad_step_inputs)");
   m.def(
       "make_panels(Tensor[] weights, str cell, bool biases, bool projected, bool bidirectional) "
       "-> Tensor");
   m.def(
-      "panels_forward(Tensor input, Tensor panels, Tensor(a!)[] hx, bool backwards=False) "
-      "-> Tensor");
+      "panels_forward(Tensor input, Tensor panels, Tensor(a!)[] hx, bool backwards=False, "
+      "Tensor? step_inputs=None) -> Tensor");
 }
 
 extern "C" __attribute__((visibility("default"))) const fusedrnn::Backend* fusedrnn_use_backend(

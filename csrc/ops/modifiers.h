@@ -7,7 +7,11 @@
 //
 // The latter three have shape [T, D, B, width], in which T, D and B may be 1: that value is for
 // all. (D and B of reset_states may not, since each direction and sequence has a gradient of its
-// own.) T is the number of steps, also of packed sequences, which B counts in their order.
+// own.) Of K values that the cell reads at each step beside the input, all at once,
+//
+//   step_inputs        [T, D, B, K, H], any of whose strides may be 0
+//
+// T is the number of steps, also of packed sequences, which B counts in their order.
 //
 // Part of the op layer, like layer_ops.cpp.
 #pragma once
@@ -32,6 +36,7 @@ struct GivenModifiers {
   const std::optional<std::vector<Tensor>>& reset_states;
   const std::optional<Tensor>& recurrent_factor;
   const std::optional<std::vector<Tensor>>& keep;
+  const std::optional<Tensor>& step_inputs;
 };
 
 inline int64_t stride_of(const Tensor& t, int64_t dim) {
@@ -52,6 +57,41 @@ inline Spread<const void> spread_of(const char* name, const Tensor& t, int64_t w
   copies.push_back(t.stride(3) == 1 || width == 1 ? t : dense(name, t));
   const Tensor& there = copies.back();
   return {data_of(name, there), stride_of(there, 0), stride_of(there, 1), stride_of(there, 2)};
+}
+
+// A call has step inputs if its cell has, and not otherwise.
+inline void check_step_inputs(bool given, const Problem& p) {
+  const int count = p.facts().step_inputs;
+  FUSEDRNN_CHECK(given == (count > 0), "step_inputs: the cell ", p.facts().names.cell, " has ",
+                 count, ", got ", given ? "some" : "none; modified_forward takes them");
+}
+
+// Step inputs that are checked, in memory that kernels can read: the first three dimensions are
+// `sizes`, and the others those of the cell.
+inline Tensor ready_step_inputs(const Tensor& t, Sizes sizes, const Problem& p,
+                                const Tensor& input) {
+  const char* const name = "step_inputs";
+  check_like(name, t, input);
+  sizes.push_back(p.facts().step_inputs), sizes.push_back(p.H);
+  FUSEDRNN_CHECK(sizes_of(t) == sizes, name, ": expected shape ", to_string(sizes), ", got ",
+                 to_string(sizes_of(t)));
+  return t.stride(4) == 0 || t.stride(4) == 1 || p.H == 1 ? t : dense(name, t);
+}
+
+inline void place_step_inputs(const Tensor& ready, Problem& p) {
+  StepInputs<const void>& to = p.modifiers.step_inputs;
+  to.data = data_of("step_inputs", ready);
+  to.step = ready.stride(0), to.direction = ready.stride(1), to.row = ready.stride(2);
+  to.kind = ready.stride(3), to.unit = p.H == 1 ? 1 : ready.stride(4);
+}
+
+// Those of one of several layers, [layers, T, B, ...].
+inline void place_step_inputs(const Tensor& ready, int64_t layer, Problem& p) {
+  StepInputs<const void>& to = p.modifiers.step_inputs;
+  to.data = static_cast<const char*>(data_of("step_inputs", ready)) +
+            layer * ready.stride(0) * size_of(p.dtype);
+  to.step = ready.stride(1), to.row = ready.stride(2);
+  to.kind = ready.stride(3), to.unit = p.H == 1 ? 1 : ready.stride(4);
 }
 
 inline void place_modifiers(const GivenModifiers& given, const Tensor& input, Problem& p,
@@ -89,6 +129,12 @@ inline void place_modifiers(const GivenModifiers& given, const Tensor& input, Pr
     for (int i = 0; i < states; ++i)
       if (const Tensor& keep = (*given.keep)[static_cast<size_t>(i)]; !is_missing(keep))
         m.keep[i] = spread_of(kKeep[i], keep, p.width(i), p, input, copies);
+  }
+  check_step_inputs(given.step_inputs.has_value(), p);
+  if (given.step_inputs) {
+    const Sizes sizes{p.T, p.directions, p.B};
+    copies.push_back(ready_step_inputs(*given.step_inputs, sizes, p, input));
+    place_step_inputs(copies.back(), p);
   }
 }
 

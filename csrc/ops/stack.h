@@ -37,6 +37,7 @@ inline ReadyBytes ready_bytes(const char* name, const Tensor& ready, const Tenso
 // One layer's part of a call; rows are dense except in the first layer's input.
 struct StackedLayer {
   Shape shape;
+  int64_t index = 0;
   int64_t at = 0;  // where in the weights it begins
   const void* input = nullptr;
   int64_t input_step = 0, input_row = 0;
@@ -108,6 +109,7 @@ Tensor forward_stack(const Tensor& input, const char* name, const ReadyBytes& re
     const int64_t size = read(layer.at, s);
     layer.output = l + 1 == layers ? output.mutable_data_ptr()
                                    : static_cast<char*>(between.data()) + l % 2 * bytes;
+    layer.index = l;
     for (int i = 0; i < states; ++i) layer.states[i] = first[i] + l * s.B * s.width(i) * element;
     run(layer);
     layer.input = layer.output, layer.input_row = width, layer.input_step = s.B * width;

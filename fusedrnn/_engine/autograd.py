@@ -98,9 +98,11 @@ def run_modified(
     layer: Layer, operands: Operands, lengths: Tensor | None = None
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
     """As `run_layer`, of a modified layer; the third result is states after every step, if any."""
-    given = operands.modifiers.reset_states
+    given, steps = operands.modifiers.reset_states, operands.modifiers.step_inputs
     differentiable = torch.is_grad_enabled() and (
-        _any_requires_grad(operands) or any(state.requires_grad for state in given)
+        _any_requires_grad(operands)
+        or any(state.requires_grad for state in given)
+        or (steps is not None and steps.requires_grad)
     )
     transformed = is_transformed_by_func() or is_forward_mode()
     if layer.cell.program is not None and _is_elsewhere(layer.cell.spec, operands.input):
@@ -566,11 +568,12 @@ def _gradients_of_backward_op(
     of_hx: Sequence[Any],
     of_weights: Sequence[Any],
     of_reset_states: Sequence[Any] = (),
+    of_step_inputs: Any = None,
 ) -> tuple[Any, ...]:
     batch_sizes, *tensors = ctx.saved_tensors
     layer = ctx.layer
     _, operands = _grads_and_operands(layer, tensors)
-    modifiers = Modifiers(reset_states=of_reset_states)
+    modifiers = Modifiers(reset_states=of_reset_states, step_inputs=of_step_inputs)
     given = flat(layer, Operands(of_input, batch_sizes, of_hx, of_weights, modifiers))  # type: ignore[arg-type]
     asked = [given[i] for i in _wanted(ctx.needs, operands)]
     grad_output, grad_states, *rest = ctx.needs_input_grad

@@ -52,6 +52,7 @@ from fusedrnn._engine.layer import (
     modified_backward_arguments,
     modified_forward_arguments,
 )
+from fusedrnn._engine.ops import BackwardResults
 from fusedrnn.cells import W_HH
 
 
@@ -62,10 +63,10 @@ def checkpointed(
     output: Tensor,
     borders: Tensor,
     needs: int,
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+) -> BackwardResults:
     """As `ops.backward`, from borders."""
     grad_output, *grad_states = grads
-    found: tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]] = checkpointed_backward(
+    found: BackwardResults = checkpointed_backward(
         grad_output, ops.as_list(grad_states, operands.input), *operands.all_tensors, output,
         borders, *layer.schema, layer.checkpoint, needs, layer.allow_tf32,
     )  # fmt: skip
@@ -103,7 +104,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
     return output, [*hn, *every], borders
 
 
-def _backward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+def _backward(*arguments: Any) -> BackwardResults:
     given = modified_backward_arguments(*arguments)
     layer, operands, grad_output, grad_states, output, borders, rest = given
     checkpoint, needs, *allow_tf32 = rest
@@ -135,11 +136,17 @@ def _backward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list
         torch.zeros_like(state, dtype=_sum_dtype(state)) if wanted.reset_states >> i & 1 else None
         for i, state in enumerate(modifiers.reset_states)
     ]
+    steps = modifiers.step_inputs
+    grad_steps = None
+    if steps is not None and wanted.step_inputs:  # packed, some steps are of no chunk
+        grad_steps = steps.new_zeros(steps.shape)
     sums: list[Tensor | None] = [None] * len(weights)
 
     for d in range(layer.directions):
         one, columns, of_weights = slice(d, d + 1), call.columns(d), wanted.weights(d)
-        if not (wanted.input or of_weights or of_states or wanted.reset_states):
+        if not (
+            wanted.input or of_weights or of_states or wanted.reset_states or grad_steps is not None
+        ):
             continue
         for i in reversed(range(call.chunks)):
             chunk = call.chunk(d, i)
@@ -149,7 +156,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list
                 h = chunk.state_before(output[..., columns], first_h[one])
                 before = [h, *(c[one, call.border(i, chunk.alive)] for c in borders)]
             now = [grad[one, alive] for grad in grads_now]
-            dx, of_before, dw, of_reset = _chunk_backward(
+            dx, of_before, dw, of_reset, of_steps = _chunk_backward(
                 call.direction,
                 (
                     None if grad_output is None else chunk.of(grad_output[..., columns]),
@@ -168,6 +175,8 @@ def _backward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list
             for total, new in zip(grad_reset, of_reset, strict=True):
                 if total is not None:
                     chunk.add_of_reset(total[:, d, alive], new[:, 0])
+            if grad_steps is not None:
+                chunk.put_of_steps(grad_steps[:, d, alive], of_steps[:, 0])
             for j, part in enumerate(dw):
                 if of_weights >> j & 1:
                     at = d * len(dw) + j
@@ -180,6 +189,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list
         ],
         [input.new_empty(0) if total is None else total.to(input.dtype) for total in sums],
         [input.new_empty(0) if total is None else total.to(input.dtype) for total in grad_reset],
+        input.new_empty(0) if grad_steps is None else grad_steps,
     )
 
 
@@ -201,7 +211,7 @@ def _chunked(
 
 def _chunk_backward(
     layer: Layer, grads: Optionals, operands: Operands, needs: int
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+) -> BackwardResults:
     """A chunk's gradients. Its reserve ends with this call, so that there is never a second one."""
     output, _, reserve = ops.forward(layer._replace(all_states=False), operands, save=True)
     return ops.backward(layer, operands, grads, output, reserve, needs)
@@ -227,6 +237,7 @@ class _Needs:
         weights = self._roles * layer.directions
         self._weights = needs >> 1 + self._states & ((1 << weights) - 1)
         self.reset_states = needs >> 1 + self._states + weights & self.all_states
+        self.step_inputs = needs >> 1 + 2 * self._states + weights & 1
 
     def weights(self, direction: int) -> int:
         """Those of a direction."""
@@ -236,7 +247,8 @@ class _Needs:
         """What to ask for of one direction."""
         before = 1 + self._states
         of_reset = self.reset_states << before + self._roles
-        return self.input | states << 1 | weights << before | of_reset
+        of_steps = self.step_inputs << before + self._roles + self._states
+        return self.input | states << 1 | weights << before | of_reset | of_steps
 
 
 class _Call:
@@ -270,6 +282,7 @@ class _Call:
             **ops.named("reset_states", modifiers.reset_states),
             recurrent_factor=modifiers.recurrent_factor,
             **{f"keep[{i}]": share for i, share in enumerate(modifiers.keep)},
+            step_inputs=modifiers.step_inputs,
         )  # fmt: skip
         self._sizes = _sizes(input, batch_sizes)
         self._steps = input.size(0) if batch_sizes is None else len(self._sizes)
@@ -417,7 +430,7 @@ class _Chunk:
             tensor = tensor[:, direction if tensor.size(1) > 1 else slice(1)]
             return tensor[:, :, : self.alive] if tensor.size(2) > 1 else tensor
 
-        reset, by, factor, keep = whole
+        reset, by, factor, keep, steps = whole
         if reset is not None:
             reset = self._at_borders(reset[:, : self.alive])
         return Modifiers(
@@ -425,7 +438,14 @@ class _Chunk:
             [self._at_borders(own(state)) for state in by],
             None if factor is None else self._at_steps(own(factor)),
             [None if share is None else self._at_steps(own(share)) for share in keep],
+            None if steps is None else self._of_every_step(own(steps)),
         )
+
+    def _of_every_step(self, tensor: Tensor) -> Tensor:
+        """The chunk's steps, as they are walked, of a tensor that has all; T may be 1 then, too."""
+        if not self.is_reverse or self.batch_sizes is None:
+            return self.turned(tensor[self.steps])
+        return self._walked(tensor)
 
     def _at_steps(self, tensor: Tensor) -> Tensor:
         """The chunk's steps, as they are walked, of [T, ...]; T may be 1."""
@@ -433,9 +453,23 @@ class _Chunk:
             return tensor
         if not self.is_reverse or self.batch_sizes is None:
             return self.turned(tensor[self.steps])
+        return self._walked(tensor.expand(-1, -1, self.alive, -1))
+
+    def _walked(self, tensor: Tensor) -> Tensor:
+        """What each step of the reverse walk has, of [T, 1, alive, ...]; packed only."""
         steps = self._walked_steps.to(tensor.device)
-        whole = tensor.expand(-1, -1, self.alive, -1)
-        return whole[steps, :, torch.arange(self.alive, device=tensor.device)].transpose(1, 2)
+        return tensor[steps, :, torch.arange(self.alive, device=tensor.device)].transpose(1, 2)
+
+    def put_of_steps(self, whole: Tensor, part: Tensor) -> None:
+        """Writes to [T, alive, ...] what was found for [steps, alive, ...], as it was walked."""
+        if not self.is_reverse or self.batch_sizes is None:
+            whole[self.steps] = self.turned(part)
+            return
+        steps = self._walked_steps
+        inside = torch.arange(len(steps))[:, None] < self._lengths
+        sequences = torch.arange(self.alive).expand_as(steps)
+        at = steps[inside].to(whole.device), sequences[inside].to(whole.device)
+        whole[at] = part[inside.to(part.device)]
 
     def _at_borders(self, tensor: Tensor) -> Tensor:
         """The same, of the steps after the borders that are crossed; borders are [T, B]."""
@@ -541,17 +575,18 @@ _library = torch.library.Library("fusedrnn", "FRAGMENT")
 _library.define(
     "checkpointed_forward(Tensor input, Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, "
     "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, "
-    "str cell, bool biases, bool projected, bool bidirectional, int checkpoint, bool states=False, "
-    "bool allow_tf32=False) -> (Tensor output, Tensor[] states, Tensor borders)"
+    "Tensor? step_inputs, str cell, bool biases, bool projected, bool bidirectional, "
+    "int checkpoint, bool states=False, bool allow_tf32=False) "
+    "-> (Tensor output, Tensor[] states, Tensor borders)"
 )
 _library.define(
     "checkpointed_backward(Tensor? grad_output, Tensor[] grad_states, Tensor input, "
     " Tensor? batch_sizes, Tensor[]? hx, Tensor[] weights, "
     "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, "
-    "Tensor output, Tensor borders, str cell, "
+    "Tensor? step_inputs, Tensor output, Tensor borders, str cell, "
     "bool biases, bool projected, bool bidirectional, int checkpoint, int needs, "
     "bool allow_tf32=False) -> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights, "
-    "Tensor[] grad_reset_states)"
+    "Tensor[] grad_reset_states, Tensor grad_step_inputs)"
 )
 _library.impl("checkpointed_forward", _forward, "CompositeExplicitAutograd")
 _library.impl("checkpointed_backward", _backward, "CompositeExplicitAutograd")

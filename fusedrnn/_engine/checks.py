@@ -13,7 +13,7 @@ that end in an exception.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -218,6 +218,80 @@ def check_reset_states(
             _check_like_input(name, state, input)
 
 
+def check_step_inputs(
+    cell: Cell,
+    given: Any,
+    shape: tuple[int, ...],
+    sizes: Sequence[int],
+    directions: int,
+    input: Tensor,
+) -> list[list[Tensor]]:
+    """Checks what a cell reads at each step beside the input, and returns it by layer.
+
+    Args:
+        cell: the cell.
+        given: what the user gives.
+        shape: of the input, without its features.
+        sizes: the units of each layer.
+        directions: how many each layer has; 0 for one step of a cell, which is no layer.
+        input: the input.
+
+    Returns:
+        the tensors, in the cell's order, of each layer; or once, those that all have.
+    """
+    if not cell.step_inputs:
+        raise ValueError(f"step_inputs: expected None, since {cell} has none, got {kind_of(given)}")
+    names = ", ".join(cell.step_inputs)
+    if not isinstance(given, Mapping):
+        raise TypeError(f"step_inputs: expected a dict with {names}, got {kind_of(given)}")
+    for name in given:
+        if name not in cell.step_inputs:
+            raise ValueError(f"step_inputs: expected {names}, got {name!r}")
+    for name in cell.step_inputs:
+        if name not in given:
+            raise ValueError(f"step_inputs: expected {names}, got none called {name!r}")
+    lists = [name for name in cell.step_inputs if isinstance(given[name], (list, tuple))]
+    for name in lists:
+        if not directions or len(given[name]) != len(sizes):
+            expected = (
+                "a tensor"
+                if not directions
+                else f"a tensor, or one for each of {len(sizes)} layers"
+            )
+            raise ValueError(
+                f"step_inputs[{name!r}]: expected {expected}, got {len(given[name])} in a "
+                f"{kind_of(given[name])}"
+            )
+    by_layer: list[list[Tensor]] = [[] for _ in (sizes if lists else sizes[:1])]
+    for name in cell.step_inputs:
+        for i, own in enumerate(by_layer):
+            if name in lists:
+                tensor, size, parts = given[name][i], sizes[i], directions
+            else:
+                tensor, parts = given[name], directions * len(sizes)
+                size = sizes[0] if len({*sizes}) == 1 else 1
+            _check_step_input(f"step_inputs[{name!r}]", tensor, shape, size, parts, input)
+            is_split = name not in lists and lists and tensor.dim() > len(shape) + 1
+            own.append(tensor[i * directions : (i + 1) * directions] if is_split else tensor)
+    return by_layer
+
+
+def _check_step_input(
+    name: str, tensor: Any, shape: tuple[int, ...], size: int, parts: int, input: Tensor
+) -> None:
+    """Checks values for all of so many parts, or for each of them, and for each unit or for all."""
+    wholes = [(*shape, size), (*shape, 1)]
+    if parts:
+        wholes += [(parts, *whole) for whole in wholes]
+    if not isinstance(tensor, Tensor) or tensor.shape not in wholes:
+        expected = " or ".join(map(str, dict.fromkeys(wholes)))
+        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else kind_of(tensor)
+        error = RuntimeError if isinstance(tensor, Tensor) else TypeError
+        raise error(f"{name}: expected a tensor of shape {expected}, got {got}")
+    if tensor.dtype != input.dtype or tensor.device != input.device:
+        _check_like_input(name, tensor, input)
+
+
 def check_initial_states(
     cell: Cell, states: Sequence[Any], shapes: Sequence[tuple[int, int]]
 ) -> None:
@@ -230,11 +304,13 @@ def check_initial_states(
             )
 
 
-def check_offsets(reset: Any, offsets: Tensor) -> None:
-    """Checks that a jagged `reset` has the sequences of the input."""
-    jagged = reset.layout == torch.jagged and reset._lengths is None
-    if not jagged or not torch.equal(reset.offsets().to(offsets), offsets):
-        raise RuntimeError("reset: expected a jagged tensor with the offsets of input, got others")
+def check_offsets(name: str, jagged: Any, offsets: Tensor) -> None:
+    """Checks that a jagged argument has the sequences of the input."""
+    is_jagged = jagged.layout == torch.jagged and jagged._lengths is None
+    if not is_jagged or not torch.equal(jagged.offsets().to(offsets), offsets):
+        raise RuntimeError(
+            f"{name}: expected a jagged tensor with the offsets of input, got others"
+        )
 
 
 def check_probability(name: str, value: Any) -> None:

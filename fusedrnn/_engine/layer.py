@@ -117,17 +117,23 @@ class Modifiers(NamedTuple):
         recurrent_factor: [T, D, B, R], times what W_hh multiplies; None for 1.
         keep: for each state the share of the one before that stays in it, shaped as its
             `reset_states`, or None.
+        step_inputs: what the cell reads at each step beside the input, [T, D, B, K, H], for K of
+            them; none of these is 1 for others. Any stride may be 0.
     """
 
     reset: Tensor | None = None
     reset_states: Sequence[Tensor] = ()
     recurrent_factor: Tensor | None = None
     keep: Optionals = ()
+    step_inputs: Tensor | None = None
 
     def schema(self, input: Tensor) -> tuple[Any, ...]:
         """What the ops take of it, between the operands and the layer."""
         keep = [input.new_empty(0) if share is None else share for share in self.keep]
-        return self.reset, self.reset_states or None, self.recurrent_factor, keep or None
+        return (
+            self.reset, self.reset_states or None, self.recurrent_factor, keep or None,
+            self.step_inputs,
+        )  # fmt: skip
 
     def each(self, change: Callable[[Tensor, int], Tensor]) -> Modifiers:
         """Modifiers with change(tensor, the dimension of its sequences) for every tensor."""
@@ -136,6 +142,7 @@ class Modifiers(NamedTuple):
             [change(state, 2) for state in self.reset_states],
             None if self.recurrent_factor is None else change(self.recurrent_factor, 2),
             [None if share is None else change(share, 2) for share in self.keep],
+            None if self.step_inputs is None else change(self.step_inputs, 2),
         )
 
 
@@ -144,10 +151,11 @@ def modifiers_from(
     reset_states: Sequence[Tensor] | None,
     recurrent_factor: Tensor | None,
     keep: Sequence[Tensor] | None,
+    step_inputs: Tensor | None,
 ) -> Modifiers:
     """Undoes `Modifiers.schema`."""
     shares = [None if share.shape == (0,) else share for share in keep or ()]
-    return Modifiers(reset, reset_states or (), recurrent_factor, shares)
+    return Modifiers(reset, reset_states or (), recurrent_factor, shares, step_inputs)
 
 
 class Operands(NamedTuple):
@@ -186,8 +194,8 @@ def flat(layer: Layer, operands: Operands) -> Optionals:
     if not layer.modified:
         return input, *(hx or none), *weights
     return (
-        input, *(hx or none), *weights, *(modifiers.reset_states or none), modifiers.reset,
-        modifiers.recurrent_factor, *(modifiers.keep or none),
+        input, *(hx or none), *weights, *(modifiers.reset_states or none), modifiers.step_inputs,
+        modifiers.reset, modifiers.recurrent_factor, *(modifiers.keep or none),
     )  # fmt: skip
 
 
@@ -208,10 +216,11 @@ def parts_of_flat(
     weights, modifiers = tensors[first_weight:], UNMODIFIED
     if layer.modified:
         end = len(layer.roles) * layer.directions
-        weights, (*by, reset, factor), keep = (
-            weights[:end], weights[end : end + states + 2], weights[end + states + 2 :]
+        weights, (*by, step_inputs, reset, factor), keep = (
+            weights[:end], weights[end : end + states + 3], weights[end + states + 3 :]
         )  # fmt: skip
-        modifiers = Modifiers(reset, () if by[0] is None else by, factor, keep)  # type: ignore[arg-type]
+        given_by = () if by[0] is None else by
+        modifiers = Modifiers(reset, given_by, factor, keep, step_inputs)  # type: ignore[arg-type]
     return tensors[0], given, weights, modifiers  # type: ignore[return-value]
 
 
@@ -225,8 +234,8 @@ def names_of_flat(layer: Layer) -> tuple[str, ...]:
     if not layer.modified:
         return names
     return (
-        *names, *(f"reset_{state}" for state in states), "reset", "recurrent_factor",
-        *(f"keep_{state}" for state in states),
+        *names, *(f"reset_{state}" for state in states), "step_inputs", "reset",
+        "recurrent_factor", *(f"keep_{state}" for state in states),
     )  # fmt: skip
 
 
@@ -272,11 +281,12 @@ def modified_forward_arguments(
     reset_states: Sequence[Tensor] | None,
     recurrent_factor: Tensor | None,
     keep: Sequence[Tensor] | None,
+    step_inputs: Tensor | None,
     *others: Any,
 ) -> ForwardArguments:
     """As `forward_arguments`, with modifiers between operands and layer."""
     layer, operands, rest = forward_arguments(input, where, hx, weights, *others)
-    modifiers = modifiers_from(reset, reset_states, recurrent_factor, keep)
+    modifiers = modifiers_from(reset, reset_states, recurrent_factor, keep, step_inputs)
     operands = operands._replace(modifiers=modifiers)
     return ForwardArguments(layer._replace(modified=True), operands, rest)
 
@@ -306,7 +316,7 @@ def modified_backward_arguments(
     grad_output: Tensor | None, grad_states: Sequence[Tensor], *arguments: Any
 ) -> BackwardArguments:
     """As `backward_arguments`, with modifiers after the operands."""
-    operands, (output, reserve), others = arguments[:8], arguments[8:10], arguments[10:]
+    operands, (output, reserve), others = arguments[:9], arguments[9:11], arguments[11:]
     layer, given, rest = modified_forward_arguments(*operands, *others)
     layer = layer._replace(all_states=len(grad_states) > len(layer.cell.states))
     return BackwardArguments(layer, given, grad_output, grad_states, output, reserve, rest)
@@ -318,18 +328,21 @@ def flat_gradients(
     grad_hx: Sequence[Tensor],
     grad_weights: Sequence[Tensor],
     grad_reset_states: Sequence[Tensor],
+    grad_step_inputs: Tensor | None,
 ) -> Optionals:
     """What a backward op returns, in the places of the flat operands."""
     none = [None] * len(layer.cell.states)
     found = grad_input, *(grad_hx or none), *grad_weights
-    return (*found, *(grad_reset_states or none), None, None, *none) if layer.modified else found
+    if not layer.modified:
+        return found
+    return *found, *(grad_reset_states or none), grad_step_inputs, None, None, *none
 
 
 def needed_of_op(layer: Layer, asked: Sequence[Any]) -> list[bool]:
     """What torch.library says is needed of an op's arguments, operands first, for the flat ones."""
     input, _, hx, weights, *rest = asked
-    by = rest[1] if layer.modified else None
-    modifiers = Modifiers(reset_states=by or ())
+    _, by, _, _, of_steps = rest[:5] if layer.modified else [None] * 5
+    modifiers = Modifiers(reset_states=by or (), step_inputs=of_steps)
     return [bool(a) for a in flat(layer, Operands(input, None, hx or (), weights, modifiers))]
 
 
@@ -348,7 +361,8 @@ def nested(layer: Layer, gradients: Optionals, asked: Sequence[Any]) -> tuple[An
     nested = grad_input, None, as_asked(found, hx), as_asked(found[states:], weights)
     if not layer.modified:
         return *nested, *[None] * len(rest)
-    _, by, _, keep, *others = rest
+    _, by, _, keep, _, *others = rest
     of_reset = as_asked(found[states + len(weights) :], by)
+    of_steps = found[2 * states + len(weights)]
     nothing = as_asked([None] * states, keep)
-    return *nested, None, of_reset, None, nothing, *[None] * len(others)
+    return *nested, None, of_reset, None, nothing, of_steps, *[None] * len(others)

@@ -30,7 +30,9 @@ are of shape [0]; without `hx` there are no `grad_hx`.
 Modifiers (`layer.Modifiers`) come after the weights, in `keep` with shape [0] for a state that has
 none. With `states` there are, after hn in its list, the values of every state after h after each
 step, as the output is laid out, D*H features; so there are in the list of their gradients. In
-`needs` the `reset_states` come last.
+`needs` the `reset_states` come after the weights, and then the `step_inputs`: what a cell that has
+such inputs is given for each step, all of them as one tensor [T, D, B, K, H]. Its gradient is an
+output of its own, of shape [0] if it is not asked for.
 
 Panels serve `layer_forward`, beside the weights that they were made from (`panels`), or
 `panels_forward`, which takes nothing else: those of several layers one after the other, [bytes of
@@ -40,6 +42,7 @@ all]:
     hx      [layers, B, R] and, of the states after h, [layers, B, H]: the states before, and after
             the call those after it
     output  laid out as input, R features
+    step_inputs   [layers, T, B, K, H], of `panels_forward` with a cell that has them
 
 Both update the states' memory behind autograd's back: version counters stay as they are. `input`
 may not share memory with the states. `backwards` begins with the weights that were read last when
@@ -63,7 +66,7 @@ import ctypes
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -82,6 +85,9 @@ from fusedrnn._engine.layer import (
 )
 from fusedrnn._engine.torch_private import has_no_storage
 from fusedrnn.cells import RESERVE_UNITS, W_HH, W_IH
+
+BackwardResults: TypeAlias = tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]
+"""The gradients of input, first states, weights, `reset_states` and `step_inputs`."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that the kernels compute in."""
@@ -162,8 +168,8 @@ def backward(
     output: Tensor,
     reserve: Tensor,
     needs: int,
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """The gradients of input, first states, weights and `reset_states` from those of the results.
+) -> BackwardResults:
+    """The gradients of the operands that may have some from those of the results.
 
     `grads` has one for each of the layer's results, or None.
     """
@@ -171,11 +177,9 @@ def backward(
     given = grad_output, as_list(grad_states, operands.input)
     rest = output, reserve, *layer.schema, needs, layer.allow_tf32
     if layer.modified:
-        found: tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]] = modified_backward(
-            *given, *operands.all_tensors, *rest
-        )
+        found: BackwardResults = modified_backward(*given, *operands.all_tensors, *rest)
         return found
-    return *layer_backward(*given, *operands.tensors, *rest), []
+    return *layer_backward(*given, *operands.tensors, *rest), [], operands.input.new_empty(0)
 
 
 def allow_tf32(input: Tensor) -> bool:
@@ -283,29 +287,29 @@ def layer_backward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Ten
     return _gradients_fake(given, needs)
 
 
-def modified_backward_fake(
-    *arguments: Any,
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+def modified_backward_fake(*arguments: Any) -> BackwardResults:
     given = modified_backward_arguments(*arguments)
     needs, *_ = given.rest
-    return *_gradients_fake(given, needs), _reset_gradients_fake(given, needs)
+    return *_gradients_fake(given, needs), *_modifiers_gradients_fake(given, needs)
 
 
-def _reset_gradients_fake(given: BackwardArguments, needs: int) -> list[Tensor]:
-    """Those of `reset_states`, which come after the weights in the bits of `needs`."""
+def _modifiers_gradients_fake(given: BackwardArguments, needs: int) -> tuple[list[Tensor], Tensor]:
+    """Those of modifiers, which come after the weights in the bits of `needs`."""
     input, _, _, weights, modifiers = given.operands
-    first = 1 + len(given.layer.cell.states) + len(weights)
+    states, steps = len(given.layer.cell.states), modifiers.step_inputs
+    first = 1 + states + len(weights)
+    of_steps = steps is not None and needs >> first + states & 1
     return [
         input.new_empty(state.shape if needs >> bit & 1 else (0,))
         for bit, state in enumerate(modifiers.reset_states, first)
-    ]
+    ], input.new_empty(steps.shape if steps is not None and of_steps else (0,))
 
 
-def backward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+def backward_fake(*arguments: Any) -> BackwardResults:
     """The results of a backward op that takes modifiers, and `checkpoint` before `needs`."""
     given = modified_backward_arguments(*arguments)
     _, needs, *_ = given.rest
-    return *_gradients_fake(given, needs), _reset_gradients_fake(given, needs)
+    return *_gradients_fake(given, needs), *_modifiers_gradients_fake(given, needs)
 
 
 def _gradients_fake(
@@ -367,11 +371,15 @@ def _move_rows_fake(rows: Tensor, sources: Tensor) -> Tensor:
 
 
 def _stack_forward_fake(
-    input: Tensor, ready: Tensor, hx: Sequence[Tensor], backwards: bool = False
+    input: Tensor,
+    ready: Tensor,
+    hx: Sequence[Tensor],
+    backwards: bool = False,
+    step_inputs: Tensor | None = None,
 ) -> Tensor:
     if not hx:
         raise RuntimeError("hx: expected the states to be updated in place, got none")
-    _check_devices(input, weights=ready, **named("hx", hx))
+    _check_devices(input, weights=ready, **named("hx", hx), step_inputs=step_inputs)
     h, *_ = hx
     return input.new_empty(*input.shape[:-1], h.size(2))
 
@@ -411,6 +419,7 @@ def _lift_negation(
                 f"{name}: expected memory that holds the state, to be updated in place, got a view "
                 f"that negates it ({name}.is_neg()); pass {name}.resolve_neg()"
             )
+    rest = tuple(each.resolve_neg() if isinstance(each, Tensor) else each for each in rest)
     return op(input.resolve_neg(), ready.resolve_neg(), hx, *rest)
 
 

@@ -137,20 +137,24 @@ class Layout:
     def sort_modifiers(self, modifiers: Modifiers) -> Modifiers:
         """Modifiers for the steps of the longest sequence, in the order of the packed ones."""
 
-        def sort(tensor: Tensor, sequences: int) -> Tensor:
-            for_all = tensor.size(sequences) == 1 and self._batch > 1
-            tensor = tensor[: self._steps]
-            return tensor if for_all else tensor.index_select(sequences, self.order)
+        return modifiers.each(self.sort_steps)
 
-        return modifiers.each(sort)
+    def sort_steps(self, tensor: Tensor, sequences: int = 2) -> Tensor:
+        """Values [T, ...] for these steps, with the sequences in this order; one is for all."""
+        for_all = tensor.size(sequences) == 1 and self._batch > 1
+        tensor = tensor[: self._steps]
+        return tensor if for_all else tensor.index_select(sequences, self.order)
 
-    def sort_rows(self, reset: Tensor) -> Tensor:
-        """What a step of a sequence has, [all rows], as [steps, sequences]; zero where none is."""
-        steps = reset.new_zeros(self._steps, len(self.order))
-        if self.batch_sizes is not None:
-            alive = torch.arange(len(self.order), device="cpu") < self.batch_sizes[:, None]
-            steps[alive.to(reset.device)] = reset.index_select(0, self.rows)
-        return steps
+    def sort_rows(self, values: Tensor) -> Tensor:
+        """What steps of sequences have, [all rows, ...], as [steps, sequences, ...]; else zero."""
+        shape = self._steps, len(self.order)
+        if self.batch_sizes is None:
+            return values.new_zeros(*shape, *values.shape[1:])
+        alive = torch.arange(shape[1], device="cpu") < self.batch_sizes[:, None]
+        sources = torch.full(shape, len(values), dtype=torch.int64, device=values.device)
+        sources[alive.to(values.device)] = self.rows
+        values = torch.cat([values, values.new_zeros(1, *values.shape[1:])])
+        return values.index_select(0, sources.flatten()).unflatten(0, shape)
 
     def unsort_reset(self, grads: Sequence[Tensor], states: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of reset states back into the shapes and the order of these."""
@@ -163,6 +167,10 @@ class Layout:
             whole[: grad.size(0), :, self.order] = grad
             found.append(whole)
         return found
+
+    def unsort_steps(self, grad: Tensor, steps: Tensor | None) -> Tensor:
+        """The gradient of step inputs back into their shape and order."""
+        return grad if steps is None else self.unsort_reset([grad], [steps])[0]
 
 
 class _Moved(Function):
@@ -286,7 +294,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
     return layout.pad(output), [*hn, *every], reserve
 
 
-def _backward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+def _backward(*arguments: Any) -> ops.BackwardResults:
     given = modified_backward_arguments(*arguments)
     layer, operands, grad_output, grad_states, output, reserve, rest = given
     input, lengths, hx, weights, modifiers = operands
@@ -307,13 +315,14 @@ def _backward(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list
     grads = grad_output, *results[len(of_hn) :]
     of_output, *of_states = [None if grad is None else layout.pack(grad) for grad in grads]
     backward = checkpointed if checkpoint else ops.backward
-    grad_input, grad_hx, grad_weights, grad_reset = backward(
+    grad_input, grad_hx, grad_weights, grad_reset, grad_steps = backward(
         layer, packed, (of_output, *of_hn, *of_states), layout.pack(output), reserve, needs
     )
     if needs & 1:
         grad_input = layout.pad(grad_input)
     of_reset = layout.unsort_reset(grad_reset, modifiers.reset_states)
-    return grad_input, layout.unsort(grad_hx, of_empty), grad_weights, of_reset
+    of_steps = layout.unsort_steps(grad_steps, modifiers.step_inputs)
+    return grad_input, layout.unsort(grad_hx, of_empty), grad_weights, of_reset, of_steps
 
 
 # What compilers learn of the results.
@@ -395,19 +404,20 @@ _READS_LENGTHS = (torch.Tag.cudagraph_unsafe,)
 _library = torch.library.Library("fusedrnn", "FRAGMENT")
 _library.define(
     "padded_forward(Tensor input, Tensor lengths, Tensor[]? hx, Tensor[] weights, "
-    "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, str cell, "
-    "bool biases, bool projected, bool bidirectional, bool save, int checkpoint=0, "
-    "bool states=False, bool allow_tf32=False) "
+    "Tensor? reset, Tensor[]? reset_states, Tensor? recurrent_factor, Tensor[]? keep, "
+    "Tensor? step_inputs, str cell, bool biases, bool projected, bool bidirectional, bool save, "
+    "int checkpoint=0, bool states=False, bool allow_tf32=False) "
     "-> (Tensor output, Tensor[] states, Tensor reserve)",
     tags=_READS_LENGTHS,
 )
 _library.define(
     "padded_backward(Tensor? grad_output, Tensor[] grad_states, Tensor input, "
     "Tensor lengths, Tensor[]? hx, Tensor[] weights, Tensor? reset, Tensor[]? reset_states, "
-    "Tensor? recurrent_factor, Tensor[]? keep, Tensor output, Tensor reserve, str cell, "
-    "bool biases, bool projected, bool bidirectional, int checkpoint, int needs, "
-    "bool allow_tf32=False) -> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights, "
-    "Tensor[] grad_reset_states)",
+    "Tensor? recurrent_factor, Tensor[]? keep, Tensor? step_inputs, Tensor output, "
+    "Tensor reserve, str cell, bool biases, bool projected, bool bidirectional, int checkpoint, "
+    "int needs, bool allow_tf32=False) "
+    "-> (Tensor grad_input, Tensor[] grad_hx, Tensor[] grad_weights, "
+    "Tensor[] grad_reset_states, Tensor grad_step_inputs)",
     tags=_READS_LENGTHS,
 )
 _library.impl("padded_forward", _forward, "CompositeExplicitAutograd")

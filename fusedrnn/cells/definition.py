@@ -20,7 +20,7 @@ __all__ = ["CellError", "Definition", "Signature", "evaluate"]
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RULES = ("zeros", "ones", "uniform")
-LIMITS = {"gates": 12, "states": 4, "weights": 8, "inputs": 4}
+LIMITS = {"gates": 12, "states": 4, "weights": 8, "step_inputs": 4}
 
 
 class CellError(TypeError):
@@ -52,7 +52,7 @@ class Signature:
             "gates": self.gates,
             "states": self.states,
             "weights": self.unit_weights,
-            "inputs": self.step_inputs,
+            "step_inputs": self.step_inputs,
         }
         for option, names in declared.items():
             self._check(option, names)

@@ -60,7 +60,7 @@ def _summary(program: Program, again: Again, run_by: Sequence[str]) -> Iterator[
     yield from _rows("states", [" ".join(signature.states)])
     rules = zip(signature.unit_weights, signature.unit_init, strict=True)
     yield from _rows("weights", [f"{name}, at first {rule}" for name, rule in rules])
-    yield from _rows("inputs", signature.step_inputs)
+    yield from _rows("step inputs", [" ".join(signature.step_inputs)] * bool(signature.step_inputs))
     count, h = len(program.saved), signature.states[0]
     kept = [f"{count} for each unit and step: {' '.join(program.saved)}" if count else "nothing"]
     needs = {stage.needs for stage in stages}
@@ -161,7 +161,6 @@ def _names(program: Program, index: int) -> dict[str, str]:
     h, is_last = signature.states[0], index == len(program.stages) - 1
     inputs = [name for each in program.stages for name in each.gates.inputs]
     inputs += [f"w.{name}" for name in signature.unit_weights]
-    inputs += [f"e.{name}" for name in signature.step_inputs]
     inputs = [_of_layer(name, program) for name in inputs]
     products = [_of_layer(name, program) for name in stage.gates.products]
     names = {f"p{i}": name for i, name in enumerate(products)}
@@ -169,6 +168,7 @@ def _names(program: Program, index: int) -> dict[str, str]:
     names |= {f"g{i}": f"d({name})" for i, name in enumerate(inputs)}
     names |= {f"w{i}": f"w.{name}" for i, name in enumerate(signature.unit_weights)}
     names |= {f"e{i}": f"e.{name}" for i, name in enumerate(signature.step_inputs)}
+    names |= {f"de{i}": f"d(e.{name})" for i, name in enumerate(signature.step_inputs)}
     names |= {f"save{i}": name for i, name in enumerate(program.saved)}
     names |= {f"s{i}": state for i, state in enumerate(signature.states)}
     names |= {f"ds{i}": f"d{state}_next" for i, state in enumerate(signature.states)}

@@ -53,6 +53,7 @@ class Cell:
         grads: gradients of each unit and row.
         states: what goes from step to step, h first.
         unit_weights: parameters with one value per unit.
+        step_inputs: what is given for each step beside the input.
         stages: how many products with W_hh a step has, one after the other.
         has_carry: whether h reaches the next one other than through a product.
         projects: whether h may be projected.
@@ -75,6 +76,7 @@ class Cell:
     has_carry: bool
     projects: bool
     has_int8: bool
+    step_inputs: tuple[str, ...] = ()
     program: Program | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
@@ -190,7 +192,7 @@ def cell_of_program(program: Program) -> Cell:
         states=signature.states, unit_weights=signature.unit_weights, stages=len(stages),
         has_carry=program.has_carry,
         projects=len(stages) == 1 and any(line.destination == "r" for line in last.backward),
-        has_int8=False, program=program,
+        has_int8=False, step_inputs=signature.step_inputs, program=program,
     )  # fmt: skip
     return _BY_SPEC.setdefault(program.text, cell)
 
@@ -201,7 +203,6 @@ def cell_of_written(written: WrittenCell | str, projected: bool = False) -> Cell
     Raises:
         TypeError: it is neither.
         ValueError: its output is to be projected, and cannot be.
-        NotImplementedError: it has inputs for each step, which no layer takes yet.
     """
     if isinstance(written, str) and "\n" in written:
         try:
@@ -212,12 +213,6 @@ def cell_of_written(written: WrittenCell | str, projected: bool = False) -> Cell
         raise TypeError(
             "cell: expected a cell that fusedrnn.cell made of a function, got "
             f"{repr(written) if isinstance(written, str) else type(written).__name__}"
-        )
-    if written.inputs:
-        raise NotImplementedError(
-            f"cell: expected one without inputs for each step, which no layer takes yet, got "
-            f"{written.name} with {', '.join(written.inputs)}; give them as features of the input, "
-            "which gates then see through W_ih"
         )
     try:
         return cell_of_program(written.compiled(projected=projected))

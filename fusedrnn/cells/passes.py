@@ -154,7 +154,7 @@ def _steps(outputs: Sequence[tuple[str, Operand]], given: Mapping[Node, str]) ->
 
 def can_be_read(slot: str) -> bool:
     """Whether a slot can be read after it was written."""
-    return slot.startswith(("save", "g", "s", "ds"))
+    return slot.startswith(("save", "g", "s", "ds", "de"))
 
 
 def _overwrite_last(slot: str, steps: list[_Step]) -> None:

@@ -219,8 +219,8 @@ def _gradient_slots(cell: _Cell) -> dict[str, str]:
     """The slots of the gradients of all inputs but h, by the inputs' names."""
     names = [name for stage in cell.layout.stages for name in stage.inputs]
     names += [f"w.{name}" for name in cell.signature.unit_weights]
-    names += [f"e.{name}" for name in cell.signature.step_inputs]
     slots = {name: f"g{i}" for i, name in enumerate(names)}
+    slots |= {f"e.{name}": f"de{i}" for i, name in enumerate(cell.signature.step_inputs)}
     return slots | {state: f"ds{i}" for i, state in enumerate(cell.signature.states) if i}
 
 

@@ -26,7 +26,7 @@ def cell(
     gates: str,
     states: str = "h",
     weights: str = "",
-    inputs: str = "",
+    step_inputs: str = "",
     init: Init = "uniform",
 ) -> Callable[[Callable[..., Any]], WrittenCell]:
     """Makes a cell of the function that it decorates.
@@ -52,7 +52,8 @@ def cell(
         states: the names of what goes from step to step, in the order of the function's arguments.
             The first is what `u` multiplies, and the output. At most four.
         weights: the names of weights that have one value for each unit, such as peepholes.
-        inputs: the names of values that are given for each step, sequence and unit.
+        step_inputs: the names of values that are given for each step, sequence and unit, beside the
+            input: a time gap, a mask, a decay. At most four.
         init: how these weights begin: "zeros", "ones", "uniform" as the others, or a number; one
             rule for all, one for each in turn ("zeros ones 0.5"), or rules by name.
 
@@ -72,7 +73,7 @@ def cell(
             states=tuple(states.split()),
             unit_weights=unit_weights,
             unit_init=_rules(init, unit_weights),
-            step_inputs=tuple(inputs.split()),
+            step_inputs=tuple(step_inputs.split()),
         )
         return WrittenCell(trace(function, signature), function)
 
@@ -115,7 +116,7 @@ class WrittenCell:
         return self.definition.signature.unit_weights
 
     @property
-    def inputs(self) -> tuple[str, ...]:
+    def step_inputs(self) -> tuple[str, ...]:
         """What is given for each step besides the input."""
         return self.definition.signature.step_inputs
 
@@ -193,8 +194,6 @@ class WrittenCell:
 
     def _ways(self) -> list[str]:
         """What runs it, by device."""
-        if self.inputs:
-            return ["no layer yet: inputs for each step"]
         from fusedrnn._engine import compiling
 
         asked = compiling.told(self.program)
@@ -210,7 +209,7 @@ class WrittenCell:
             "gates": self.gates,
             "states": self.states,
             "weights": self.weights,
-            "inputs": self.inputs,
+            "step_inputs": self.step_inputs,
         }
         told = [f"{option}={' '.join(names)!r}" for option, names in options.items() if names]
         return f"<cell {self.name}({', '.join(told)})>"

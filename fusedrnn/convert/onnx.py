@@ -208,13 +208,19 @@ def _padded_forward(
 
 
 def _without_modifiers(
-    reset: Value, reset_states: Any, recurrent_factor: Value, keep: Any, *layer: Any
+    reset: Value,
+    reset_states: Any,
+    recurrent_factor: Value,
+    keep: Any,
+    step_inputs: Value,
+    *layer: Any,
 ) -> tuple[Any, ...]:
     """The layer's arguments, of an op that takes modifiers."""
     given = {
         "reset": reset is not None,
         "recurrent_dropout": recurrent_factor is not None,
         "zoneout": bool(keep),
+        "step_inputs": step_inputs is not None,
     }
     for name, is_given in given.items():
         if is_given:

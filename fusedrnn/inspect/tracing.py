@@ -24,7 +24,7 @@ from fusedrnn import functional, reference
 from fusedrnn._engine import ops
 from fusedrnn._engine.checks import as_lengths, kind_of, states_of
 from fusedrnn._engine.dropouts import Masks
-from fusedrnn._engine.layer import Layer, Operands
+from fusedrnn._engine.layer import UNMODIFIED, Layer, Modifiers, Operands
 from fusedrnn.cells import W_HH, Cell
 from fusedrnn.functional import Extras
 from fusedrnn.modules import (
@@ -106,6 +106,7 @@ def trace(
     hx: Any = None,
     *,
     lengths: Tensor | Sequence[int] | None = None,
+    step_inputs: Mapping[str, Any] | None = None,
 ) -> Trace:
     """Every gate and every state of a network, by layer, direction and step.
 
@@ -119,6 +120,7 @@ def trace(
             one sequence, or a `PackedSequence`, whose results are padded.
         hx: the first states, as the module takes them; None for what it begins with.
         lengths: the steps of each sequence of a padded input, [B].
+        step_inputs: what a written cell reads at each step, as `fusedrnn.Recurrent` takes it.
 
     Returns:
         A `Trace`; its tensors have the input's dtype and device.
@@ -143,13 +145,17 @@ def trace(
         input, lengths = pad_packed_sequence(input, batch_first=module.batch_first)
     _check_input(input)
     with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-        output, hn, layers = inspected.prepare(input, hx, lengths)
+        output, hn, layers = inspected.prepare(input, hx, lengths, step_inputs)
         steps = inspected.steps_first(input)
         ends = None if lengths is None else as_lengths(lengths).to(steps.device).long()
-        extras = Extras(return_states=True, dropouts=inspected.extras.dropouts)
+        dropouts = inspected.extras.dropouts
         parts = {}
         for i, (weights, first) in enumerate(layers):
             one_layer = inspected.network._replace(num_layers=1, batch_first=False)
+            given = functional.step_inputs_as_given(
+                inspected.cell, inspected.step_inputs[i : i + 1]
+            )
+            extras = Extras(return_states=True, dropouts=dropouts, step_inputs=given)
             after, _, states = functional.run_network(
                 one_layer, 0.0, steps, first, weights, lengths=ends, extras=extras
             )
@@ -160,7 +166,8 @@ def trace(
                     _before(state, start[direction], direction == 1, ends)
                     for state, start in zip(values, first, strict=True)
                 ]
-                gates = _gates(inspected.one_direction, steps, before, own, ends)
+                modifiers = inspected.modifiers(i, slice(direction, direction + 1))
+                gates = _gates(inspected.one_direction, steps, before, own, ends, modifiers)
                 named = gates | dict(zip(inspected.cell.states, values, strict=True))
                 parts[name] = {key: inspected.as_input(value) for key, value in named.items()}
             steps = inspected.after_layer(i, steps, after)
@@ -172,6 +179,8 @@ def gradient_flow(
     input: Tensor,
     loss: Callable[[Tensor, Any], Tensor],
     hx: Any = None,
+    *,
+    step_inputs: Mapping[str, Any] | None = None,
 ) -> GradientFlow:
     """How much of a loss reaches each state: the norms of dL/dh_t, and dL/dc_t, by layer and step.
 
@@ -190,6 +199,7 @@ def gradient_flow(
         input: [T, B, I], [B, T, I] if the module has `batch_first`, or [T, I] for one sequence.
         loss: is given `output` and `hn`, what the module returns, and gives a scalar.
         hx: the first states, as the module takes them; None for what it begins with.
+        step_inputs: as in `trace`.
 
     Returns:
         A `GradientFlow`; its norms are float64 [T].
@@ -214,12 +224,12 @@ def gradient_flow(
         inspected = _Inspected(module)
         input = _recordable(input)
         with torch.no_grad():
-            _, _, layers = inspected.prepare(input, hx, None)
+            _, _, layers = inspected.prepare(input, hx, None, step_inputs)
         steps = inspected.steps_first(input).detach().requires_grad_()
         every: dict[str, list[Sequence[Tensor]]] = {}
         finals = []
         for i, (weights, first) in enumerate(layers):
-            walks = inspected.walks(steps, first, weights)
+            walks = inspected.walks(i, steps, first, weights)
             every |= zip(inspected.names(i), (walked for walked, _ in walks), strict=True)
             after = [[h for h, *_ in walked] for walked, _ in walks]
             output = torch.stack([torch.cat(h, dim=-1) for h in zip(*after, strict=True)])
@@ -243,7 +253,8 @@ def gradient_flow(
 class _Inspected:
     """A module as its layers and directions, one by one.
 
-    `one` is whether the input is one sequence; known after `prepare`.
+    `one` is whether the input is one sequence, and `step_inputs` are those of each layer,
+    [T, D, B, K, H]; known after `prepare`.
     """
 
     def __init__(self, module: RNNBase) -> None:
@@ -258,25 +269,47 @@ class _Inspected:
         self.extras = extras_of(module) or Extras()
         self.one_direction = self.network.layer._replace(bidirectional=False)
         self.one = False
+        self.step_inputs: list[Tensor] = []
 
     def prepare(
-        self, input: Tensor, hx: Any, lengths: Any
+        self, input: Tensor, hx: Any, lengths: Any, step_inputs: Any
     ) -> tuple[Tensor, Any, list[tuple[Sequence[Tensor], Sequence[Tensor]]]]:
         """What the module gives, and each layer's weights and first states. Checks all of it."""
         module, extras, layers_of_hx = self.module, self.extras, 0
         if isinstance(module, _Layers):
             layers_of_hx = len(module._sizes)
             extras = extras._replace(initial=[s.detach() for s in module._initial_states()])
+        extras = extras._replace(step_inputs=step_inputs)
         states = states_of(self.cell, hx, layers=layers_of_hx)
         output, hn, _ = functional.run_network(
             self.network, 0.0, input, states, self.weights, lengths=lengths, extras=extras
         )
         states = tuple(_recordable(state) for state in states)
         self.one = input.dim() == 2
+        if self.cell.step_inputs:
+            self._keep_step_inputs(input, step_inputs)
         layers = functional.layers_of(
             self.network, extras, self._time_first(input), states, self.weights
         )
         return output, states_as_given(module, hn), layers
+
+    def _keep_step_inputs(self, input: Tensor, given: Any) -> None:
+        shape, directions = tuple(input.shape[:-1]), self.network.layer.directions
+        axes = "t" if self.one else "bt" if self.module.batch_first else "tb"
+        sizes = functional.sizes_of(self.network, self.weights)
+        found = functional.placed_step_inputs(
+            self.cell, given, shape, axes, sizes, directions, input
+        )
+        self.step_inputs = [
+            _recordable(functional.step_inputs_of_layer(i, found, directions, size).detach())
+            for i, size in enumerate(sizes)
+        ]
+
+    def modifiers(self, layer: int, directions: slice) -> Modifiers:
+        """What acts on a layer's steps, but for dropouts."""
+        if not self.step_inputs:
+            return UNMODIFIED
+        return Modifiers(step_inputs=self.step_inputs[layer][:, directions])
 
     def names(self, layer: int) -> list[str]:
         """The names of a layer's directions, as its weights have them."""
@@ -303,10 +336,12 @@ class _Inspected:
         return output + input if residual else output
 
     def walks(
-        self, steps: Tensor, first: Sequence[Tensor], weights: Sequence[Tensor]
+        self, i: int, steps: Tensor, first: Sequence[Tensor], weights: Sequence[Tensor]
     ) -> list[tuple[list[Sequence[Tensor]], Sequence[Tensor]]]:
-        """The states of a layer's directions after every step, and the final ones."""
-        layer, operands = self.network.layer, Operands(steps, None, first, weights)
+        """The states of the directions of layer `i` after every step, and the final ones."""
+        modifiers = self.modifiers(i, slice(None))
+        layer = self.network.layer._replace(modified=modifiers is not UNMODIFIED)
+        operands = Operands(steps, None, first, weights, modifiers)
         if self.extras.dropouts is not None:
             layer = layer._replace(modified=True)
             operands = functional.masked(
@@ -344,6 +379,7 @@ def _gates(
     before: Sequence[Tensor],
     weights: Sequence[Tensor],
     ends: Tensor | None,
+    modifiers: Modifiers,
 ) -> dict[str, Tensor]:
     """The gates [T, B, H] that the kernels keep for backward, all steps as one batch."""
     cell: Cell = layer.cell
@@ -355,6 +391,10 @@ def _gates(
         layer = layer._replace(allow_tf32=True)
     states = [state.flatten(0, 1).unsqueeze(0).contiguous() for state in before]
     operands = Operands(steps.flatten(0, 1).unsqueeze(0).contiguous(), None, states, weights)
+    if modifiers.step_inputs is not None:  # [T, 1, B, K, H]
+        own = modifiers.step_inputs.transpose(0, 1).flatten(1, 2)
+        operands = operands._replace(modifiers=Modifiers(step_inputs=own.unsqueeze(0)))
+        layer = layer._replace(modified=True)
     _, _, reserve = ops.forward(layer, operands, save=True)
     values = reserve[0, ..., :H].unflatten(0, steps.shape[:2])  # [T, B, saved, H]
     if ends is not None:
