@@ -46,18 +46,27 @@ class Product(Tensor):
 
 
 def run_eagerly(
-    cell: WrittenCell, weights: Weights, inputs: Tensor, states: Sequence[Tensor]
+    cell: WrittenCell,
+    weights: Weights,
+    inputs: Tensor,
+    states: Sequence[Tensor],
+    step_inputs: dict[str, Tensor] | None = None,
 ) -> list[tuple[Tensor, ...]]:
-    """The states after every step; inputs [T, B, I], states [B, H] each."""
+    """The states after every step; inputs [T, B, I], states [B, H] each, step inputs [T, B, H]."""
     found = []
-    for x_t in inputs:
-        found.append(step_eagerly(cell, weights, x_t, states))
+    for t, x_t in enumerate(inputs):
+        e = {name: values[t] for name, values in (step_inputs or {}).items()}
+        found.append(step_eagerly(cell, weights, x_t, states, e))
         states = found[-1]
     return found
 
 
 def step_eagerly(
-    cell: WrittenCell, weights: Weights, x_t: Tensor, states: Sequence[Tensor]
+    cell: WrittenCell,
+    weights: Weights,
+    x_t: Tensor,
+    states: Sequence[Tensor],
+    step_inputs: dict[str, Tensor],
 ) -> tuple[Tensor, ...]:
     """The states after one step."""
     h = states[0]
@@ -69,7 +78,8 @@ def step_eagerly(
         if gate.w_h is not None:
             setattr(u, name, product(gate, h))
     unit: tuple[Any, ...] = (SimpleNamespace(**weights.units),) if cell.weights else ()
-    after = cell(x, u, *unit, *states)
+    of_step: tuple[Any, ...] = (SimpleNamespace(**step_inputs),) if cell.step_inputs else ()
+    after = cell(x, u, *unit, *of_step, *states)
     return after if isinstance(after, tuple) else (after,)
 
 

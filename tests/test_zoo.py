@@ -38,10 +38,16 @@ def double() -> Any:
     torch.set_default_dtype(torch.float32)
 
 
-def check(cell: WrittenCell, weights: Weights, step: Step, length: int) -> None:
+def check(
+    cell: WrittenCell,
+    weights: Weights,
+    step: Step,
+    length: int,
+    step_inputs: dict[str, Tensor] | None = None,
+) -> None:
     """The function of the cell against a step of an oracle, from random states."""
     inputs, states = torch.randn(length, B, IN), tuple(torch.randn(B, H) for _ in cell.states)
-    steps, expected = run_eagerly(cell, weights, inputs, states), states
+    steps, expected = run_eagerly(cell, weights, inputs, states, step_inputs), states
     for t, (found, x_t) in enumerate(zip(steps, inputs, strict=True)):
         expected = step(x_t, expected)
         for name, ours, theirs in zip(cell.states, found, expected, strict=True):
@@ -504,13 +510,104 @@ def test_mi_gru(length: int) -> None:
     check(zoo.mi_gru, absorbed(gates), step, length)
 
 
+# --- step inputs -------------------------------------------------------------------------------
+
+TimedStep = Callable[[Weights, Tensor, States, dict[str, Tensor]], States]
+
+
+def gru_d(weights: Weights, x: Tensor, states: States, e: dict[str, Tensor]) -> States:
+    d = e["decay"] * states[0]
+    of, w_n = products(weights, x, d), weights.gates["n"]
+    r, z = torch.sigmoid(of("r")), torch.sigmoid(of("z"))
+    n = torch.tanh(F.linear(x, w_n.w_x) + w_n.b_x + r * recurrent(weights, "n", d))
+    return (d + z * (n - d),)
+
+
+def t_lstm(weights: Weights, x: Tensor, states: States, e: dict[str, Tensor]) -> States:
+    """In the paper's names: C^S, its discounted part, and C^T."""
+    h, c = states
+    short = torch.tanh(recurrent(weights, "d", c))
+    discounted = short * (1 / torch.log(torch.e + e["dt"]))
+    adjusted = (c - short) + discounted
+    of = products(weights, x, h)
+    i, f, o = torch.sigmoid(of("i")), torch.sigmoid(of("f")), torch.sigmoid(of("o"))
+    c = f * adjusted + i * torch.tanh(of("g"))
+    return o * torch.tanh(c), c
+
+
+def phased_lstm(weights: Weights, x: Tensor, states: States, e: dict[str, Tensor]) -> States:
+    (h, c), k = states, e["k"]
+    of, p = products(weights, x, h), weights.units
+    i, f = torch.sigmoid(of("i") + p["p_i"] * c), torch.sigmoid(of("f") + p["p_f"] * c)
+    proposed = f * c + i * torch.tanh(of("g"))
+    o = torch.sigmoid(of("o") + p["p_o"] * proposed)
+    return k * (o * torch.tanh(proposed)) + (1 - k) * h, k * proposed + (1 - k) * c
+
+
+def ct_rnn(weights: Weights, x: Tensor, states: States, e: dict[str, Tensor]) -> States:
+    (h,) = states
+    slope = (-h + torch.tanh(products(weights, x, h)("n"))) / weights.units["tau"]
+    return (h + e["dt"] * slope,)
+
+
+def ltc(weights: Weights, x: Tensor, states: States, e: dict[str, Tensor]) -> States:
+    """One implicit Euler step of h' = -(1 / tau + f) h + f a, f taken from before."""
+    (h,), dt = states, e["dt"]
+    f = torch.sigmoid(products(weights, x, h)("f"))
+    tau, a = weights.units["tau"], weights.units["a"]
+    return ((h + dt * f * a) / (1 + dt * (1 / tau + f)),)
+
+
+def cfc(weights: Weights, x: Tensor, states: States, e: dict[str, Tensor]) -> States:
+    of = products(weights, x, states[0])
+    one, other = torch.tanh(of("g")), torch.tanh(of("n"))
+    time = torch.sigmoid(of("a") * e["dt"] + of("b"))
+    return (one * (1 - time) + time * other,)
+
+
+TIMED: dict[str, TimedStep] = {
+    "gru_d": gru_d, "t_lstm": t_lstm, "phased_lstm": phased_lstm, "ct_rnn": ct_rnn, "ltc": ltc,
+    "cfc": cfc,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", TIMED)
+def test_paper_with_step_inputs(name: str, length: int) -> None:
+    cell = zoo.ZOO[name]
+    weights, steps = random_weights(cell), random_step_inputs(cell, length)
+    for value in weights.units.values():
+        value.abs_().add_(0.5)  # time constants
+    times = iter(range(length))
+
+    def step(x: Tensor, states: States) -> States:
+        t = next(times)
+        return TIMED[name](weights, x, states, {key: of[t] for key, of in steps.items()})
+
+    check(cell, weights, step, length, steps)
+
+
+def random_step_inputs(cell: WrittenCell, length: int) -> dict[str, Tensor]:
+    return {name: torch.rand(length, B, H) for name in cell.step_inputs}
+
+
+def test_phased_lstm_keeps_what_is_closed() -> None:
+    """Where k is 0 a unit keeps its states; where it is 1 it is an LSTM with peepholes."""
+    weights, x = random_weights(zoo.phased_lstm), torch.randn(1, B, IN)
+    states, k = tuple(torch.randn(2, B, H)), (torch.rand(1, B, H) < 0.5).double()
+    (after,) = run_eagerly(zoo.phased_lstm, weights, x, states, {"k": k})
+    (open_,) = run_eagerly(zoo.peephole_lstm, weights, x, states)
+    for found, old, new in zip(after, states, open_, strict=True):
+        torch.testing.assert_close(found, torch.where(k[0] > 0, new, old))
+
+
 # --- all of them -------------------------------------------------------------------------------
 
 
 def test_every_cell_was_checked() -> None:
     checked = {theirs.cell.name for theirs in TORCHRECURRENT + TORCH}
     checked |= {parameters.values[0].name for parameters in PAPERS}
-    assert set(zoo.ZOO) - checked == {"mi_rnn", "mi_lstm", "mi_gru"}
+    assert set(zoo.ZOO) - checked - {*TIMED} == {"mi_rnn", "mi_lstm", "mi_gru"}
 
 
 def test_names() -> None:
@@ -536,8 +633,10 @@ def test_program(name: str) -> None:
     cell = zoo.ZOO[name]
     weights, inputs = random_weights(cell), torch.randn(3, B, IN)
     states = [torch.randn(B, H) for _ in cell.states]
-    loaded = run_eagerly(pickle.loads(pickle.dumps(cell)), weights, inputs, states)
-    for ours, theirs in zip(run_eagerly(cell, weights, inputs, states), loaded, strict=True):
+    steps = random_step_inputs(cell, len(inputs))
+    loaded = run_eagerly(pickle.loads(pickle.dumps(cell)), weights, inputs, states, steps)
+    found = run_eagerly(cell, weights, inputs, states, steps)
+    for ours, theirs in zip(found, loaded, strict=True):
         assert all(map(torch.equal, ours, theirs))
 
 

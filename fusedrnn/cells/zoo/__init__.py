@@ -58,6 +58,7 @@ from fusedrnn.cells.zoo.simple import (
     rnn,
     scrn,
 )
+from fusedrnn.cells.zoo.timed import cfc, ct_rnn, gru_d, ltc, phased_lstm, t_lstm
 
 ZOO: dict[str, WrittenCell] = {
     made.name: made
@@ -105,6 +106,13 @@ ZOO: dict[str, WrittenCell] = {
         gated_antisymmetric_rnn(),
         cornn(),
         lem(),
+        # With step inputs.
+        gru_d,
+        t_lstm,
+        phased_lstm,
+        ct_rnn,
+        ltc,
+        cfc,
     )
 }
 """Every cell by its name, in the order of the documentation, with its default options."""
@@ -114,13 +122,16 @@ __all__ = [
     "ZOO",
     "antisymmetric_rnn",
     "atr",
+    "cfc",
     "cfn",
     "cifg",
     "cornn",
+    "ct_rnn",
     "fast_grnn",
     "fast_rnn",
     "gated_antisymmetric_rnn",
     "gru",
+    "gru_d",
     "gru_reset_before",
     "janet",
     "leaky_rnn",
@@ -129,6 +140,7 @@ __all__ = [
     "ligru",
     "lstm",
     "lstm_without_forget_gate",
+    "ltc",
     "mgu",
     "mgu1",
     "mgu3",
@@ -143,6 +155,7 @@ __all__ = [
     "nas",
     "nbrc",
     "peephole_lstm",
+    "phased_lstm",
     "ran",
     "rhn",
     "rnn",
@@ -150,5 +163,6 @@ __all__ = [
     "sgu",
     "slstm",
     "star",
+    "t_lstm",
     "ugrnn",
 ]
