@@ -262,6 +262,19 @@ inline void give_modifiers(Random& random, Given& given) {
     if (random.chance(40)) m.keep[i] = given.spread(random, p.width(i));
 }
 
+// A value for each unit, or one for all; the same for both directions, or not.
+inline void give_step_inputs(Random& random, Given& given) {
+  BackwardProblem& p = given.p;
+  const int64_t kinds = p.facts().step_inputs;
+  if (!kinds) return;
+  StepInputs<const void>& to = p.modifiers.step_inputs;
+  const int64_t directions = random.chance(50) ? p.directions : 1;
+  to.unit = random.chance(70);
+  to.kind = to.unit ? p.H : 1, to.row = kinds * to.kind;
+  to.direction = directions > 1 ? p.B * to.row : 0, to.step = directions * p.B * to.row;
+  to.data = given.random(random, p.T * to.step);
+}
+
 inline std::string text_of(const BackwardProblem& p) {
   std::string text = p.facts().names.cell;
   const auto add = [&](const char* name, int64_t value) {
@@ -275,7 +288,9 @@ inline std::string text_of(const BackwardProblem& p) {
   flag("training", p.training), flag("has_panels", p.has_panels), flag("backwards", p.backwards);
   flag("offsets", p.offsets), flag("biases", p.weights[0].b_ih);
   flag("reset", p.modifiers.reset.data), flag("factor", p.modifiers.recurrent_factor.data);
+  flag("step_inputs", p.modifiers.step_inputs.data);
   flag("grad_output", p.grad_output), flag("grad_input", p.grad_input);
+  flag("grad_step_inputs", p.grad_step_inputs.data);
   for (int i = 0; i < p.facts().states; ++i) {
     const std::string state = state_name(p, i);
     flag(state + "x", p.hx[i]);
@@ -334,6 +349,14 @@ inline Results run_layer(const FloatKernels& kernels, const BackwardProblem& giv
                        Array(p.T * D * p.B * width * size_of(p.dtype), 0)});  // is added to
     p.grad_reset_states[i].data = results.back().values.data();
   }
+  if (p.grad_step_inputs) {
+    const int64_t row = p.facts().step_inputs * p.H;
+    results.push_back({"grad_step_inputs",
+                       Array(p.T * D * p.B * row * size_of(p.dtype), 0)});  // has gaps if packed
+    StepInputs<void>& to = p.grad_step_inputs;
+    to.data = results.back().values.data();
+    to.step = D * p.B * row, to.direction = p.B * row, to.row = row, to.kind = p.H;
+  }
   const int64_t inputs = p.input_rows(), products = p.hidden_rows();
   for (int d = 0; d < p.directions; ++d) {
     WeightGradients& g = p.grad_weights[d];
@@ -361,6 +384,7 @@ inline Given random_layer(Random& random, const Dealt& dealt, const FloatKernels
     for (int i = 1; i < p.facts().states; ++i)
       if (random.chance(50)) p.states[i] = &asked;
   }
+  give_step_inputs(random, given);
   p.training = random.chance(75);
   p.has_panels = random.chance(25);
   p.backwards = random.chance(20);
@@ -380,6 +404,7 @@ inline Given random_layer(Random& random, const Dealt& dealt, const FloatKernels
         p.grad_reset_states[i].data = &asked;
     const auto ask_for = [&](void*& gradient) { gradient = random.chance(70) ? &asked : nullptr; };
     ask_for(p.grad_input);
+    if (p.modifiers.step_inputs) ask_for(p.grad_step_inputs.data);
     for (int i = 0; i < states; ++i)
       if (p.hx[i]) ask_for(p.grad_hx[i]);
     for (int d = 0; d < p.directions; ++d) {
