@@ -42,7 +42,6 @@ from fusedrnn._engine.checks import (
     check_reset_states,
     check_reset_values,
     check_states,
-    check_step_inputs,
     check_weights,
     reject_nested,
     reject_no_steps,
@@ -52,6 +51,13 @@ from fusedrnn._engine.docstrings import completed_from
 from fusedrnn._engine.dropouts import Dropouts, Masks
 from fusedrnn._engine.layer import UNMODIFIED, Layer, Modifiers, Network, Operands, layer_of
 from fusedrnn._engine.sequences import layout_of_joined, layout_of_padded
+from fusedrnn._engine.step_inputs import (
+    placed_step_inputs,
+    sequences_of,
+    sizes_of,
+    step_inputs_of_layer,
+    values_of_jagged,
+)
 from fusedrnn._engine.torch_private import (
     has_no_values,
     is_any_autocast_on,
@@ -568,7 +574,7 @@ def _run_jagged(
     offsets = nested.offsets()
     extras = (extras or Extras())._replace(cu_seqlens=offsets)
     if isinstance(extras.step_inputs, Mapping):
-        extras = extras._replace(step_inputs=_values_of_jagged(extras.step_inputs, offsets))
+        extras = extras._replace(step_inputs=values_of_jagged(extras.step_inputs, offsets))
     reset = extras.reset
     if isinstance(reset, Tensor) and reset.is_nested:
         same: Any = reset
@@ -580,17 +586,6 @@ def _run_jagged(
         return torch.nested.nested_tensor_from_jagged(values, offsets)
 
     return as_nested(output), hn, [as_nested(each.transpose(0, 1)) for each in states]
-
-
-def _values_of_jagged(step_inputs: Mapping[str, Any], offsets: Tensor) -> dict[str, Any]:
-    """Step inputs, of which some are nested as the input is, with all rows one after the other."""
-    found = {}
-    for name, given in step_inputs.items():
-        found[name] = given
-        if isinstance(given, Tensor) and given.is_nested:
-            check_offsets(f"step_inputs[{name!r}]", given, offsets)
-            found[name] = given.values()
-    return found
 
 
 def _boundaries(
@@ -670,7 +665,7 @@ def _step_inputs(
     shape: tuple[int, ...] = (steps,)  # of the input, without features
     if not (one or joined):
         if packed and torch.compiler.is_compiling():  # it has no value
-            batch = _sequences_of(extras.step_inputs, batch_first)
+            batch = sequences_of(extras.step_inputs, batch_first)
         else:
             batch = _batch(input, batch_sizes, hx)
         shape = (batch, steps) if batch_first else (steps, batch)
@@ -682,75 +677,6 @@ def _step_inputs(
         order = extras.order
         found = [tensor.index_select(2, order) for tensor in found]
     return found
-
-
-def sizes_of(network: Network, weights: Sequence[Tensor]) -> list[int]:
-    """The units of each layer."""
-    layer, count = network.layer, len(network.layer.cell.hidden)
-    of_layers = weights[W_HH :: len(layer.roles) * layer.directions]
-    return [w_hh.size(0) // count for w_hh in of_layers]
-
-
-def placed_step_inputs(
-    cell: Cell,
-    given: Any,
-    shape: tuple[int, ...],
-    axes: str,
-    sizes: Sequence[int],
-    directions: int,
-    input: Tensor,
-) -> list[Tensor]:
-    """What the user gives for each step, checked, as one [T, parts, B, K, W] for each layer or all.
-
-    `axes` says which dimensions of `shape` are steps, "t", and sequences, "b"; what is not among
-    them is 1. Parts and W of 1 are for all. The others are as in `check_step_inputs`.
-    """
-    by_layer = check_step_inputs(cell, given, shape, sizes, directions, input)
-    if not is_captured():
-        for tensors in by_layer:
-            named = zip(cell.step_inputs, tensors, strict=True)
-            ops.check_storages(**{f"step_inputs[{name!r}]": tensor for name, tensor in named})
-
-    def whole(tensor: Tensor) -> Tensor:
-        if tensor.dim() == len(axes) + 1:
-            tensor = tensor.unsqueeze(0)  # the parts
-        if axes == "bt":
-            tensor = tensor.transpose(1, 2)
-        if "t" not in axes:
-            tensor = tensor.unsqueeze(1)
-        if "b" not in axes:
-            tensor = tensor.unsqueeze(2)
-        return tensor.transpose(0, 1)
-
-    return [_stacked([whole(tensor) for tensor in tensors]) for tensors in by_layer]
-
-
-def step_inputs_as_given(cell: Cell, of_layers: Sequence[Tensor]) -> dict[str, list[Tensor]] | None:
-    """The step inputs [T, D, B, K, H] of each layer as a user may give them; None if none."""
-    if not cell.step_inputs:
-        return None
-    return {
-        name: [own[:, :, :, k].transpose(0, 1) for own in of_layers]
-        for k, name in enumerate(cell.step_inputs)
-    }
-
-
-def _sequences_of(step_inputs: Any, batch_first: bool) -> int:
-    """How many sequences the first of some step inputs claims to have; 0 if it is none."""
-    values = [*step_inputs.values()] if isinstance(step_inputs, Mapping) else []
-    first = values[0] if values else None
-    tensor = first[0] if isinstance(first, (list, tuple)) and first else first
-    if not isinstance(tensor, Tensor) or tensor.dim() < 3:
-        return 0
-    return tensor.size(-3 if batch_first else -2)
-
-
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """[T, parts, B, W] of each as one [T, parts, B, K, W]; parts and W of 1 are for all."""
-    if len(tensors) == 1:
-        return tensors[0].unsqueeze(3)
-    parts, width = (max(tensor.size(dim) for tensor in tensors) for dim in (1, 3))
-    return torch.stack([tensor.expand(-1, parts, -1, width) for tensor in tensors], dim=3)
 
 
 def run_cell(
@@ -867,16 +793,6 @@ def _of_layer(
     if len(states) > len(layer.cell.states):
         return states[i::num_layers]
     return [state.narrow(parts, i * layer.directions, layer.directions) for state in states]
-
-
-def step_inputs_of_layer(
-    i: int, step_inputs: Sequence[Tensor], directions: int, hidden_size: int
-) -> Tensor:
-    """Those of layer `i` as ops take them, [T, D, B, K, H]."""
-    own = step_inputs[i if len(step_inputs) > 1 else 0]
-    if own.size(1) > directions:
-        own = own.narrow(1, i * directions, directions)
-    return own.expand(-1, directions, -1, -1, hidden_size)
 
 
 def _by_state(of_layers: Sequence[Sequence[Tensor]]) -> list[Tensor]:

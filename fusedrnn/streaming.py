@@ -36,6 +36,12 @@ from fusedrnn._engine.checks import (
 )
 from fusedrnn._engine.layer import UNMODIFIED, Layer, Modifiers, Network, Operands
 from fusedrnn._engine.ops import DTYPES
+from fusedrnn._engine.step_inputs import (
+    placed_step_inputs,
+    sizes_of,
+    step_inputs_as_given,
+    step_inputs_of_layer,
+)
 from fusedrnn._engine.torch_private import version_of
 from fusedrnn.cells import W_HH, W_IH
 from fusedrnn.functional import Extras
@@ -145,9 +151,7 @@ class _ModuleLayers:
         self, input: Tensor, hx: list[Tensor], step_inputs: Sequence[Tensor] = ()
     ) -> Tensor:
         cell = self._network.layer.cell
-        extras = self._extras._replace(
-            step_inputs=functional.step_inputs_as_given(cell, step_inputs)
-        )
+        extras = self._extras._replace(step_inputs=step_inputs_as_given(cell, step_inputs))
         steps = input
         while steps.dim() < 3:
             steps = steps.unsqueeze(0)
@@ -309,7 +313,7 @@ class Streaming:
         else:
             self._layers = kind(network.layer, layers)
         self._cell = cell
-        self._sizes = functional.sizes_of(network, weights)
+        self._sizes = sizes_of(network, weights)
         self._shapes = functional.shapes_of_states(cell, module.num_layers, 1, weights, by_layer)
         # Kept, so that no other weight can take their place in memory unnoticed.
         self._watched, self._kept = watched, weights
@@ -344,10 +348,8 @@ class Streaming:
         by_batch = self.module.batch_first and input.dim() == 3
         axes = ("", "b", "bt" if by_batch else "tb")[input.dim() - 1]
         sizes, shape = self._sizes, tuple(input.shape[:-1])
-        given = functional.placed_step_inputs(self._cell, step_inputs, shape, axes, sizes, 1, input)
-        of_layers = [
-            functional.step_inputs_of_layer(i, given, 1, size) for i, size in enumerate(sizes)
-        ]
+        given = placed_step_inputs(self._cell, step_inputs, shape, axes, sizes, 1, input)
+        of_layers = [step_inputs_of_layer(i, given, 1, size) for i, size in enumerate(sizes)]
         if by_batch:
             return self._layers(input.transpose(0, 1), self._hx, of_layers).transpose(0, 1)
         return self._layers(input, self._hx, of_layers)

@@ -10,6 +10,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +22,9 @@ from torch.library import opcheck
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
-from fusedrnn import functional
 from fusedrnn._engine import ops
 from fusedrnn._engine.layer import Modifiers, flat, unflat
+from fusedrnn._engine.step_inputs import placed_step_inputs, step_inputs_of_layer
 from fusedrnn.cells import WrittenCell, cell_of_written
 
 sigmoid, tanh = torch.sigmoid, torch.tanh
@@ -545,6 +546,24 @@ def test_compile(checkpoint: int | None, lengths: list[int] | None) -> None:
     close(gradients(found, steps), gradients(expected, steps))
 
 
+def test_compiled_for_any_sizes() -> None:
+    """A cell whose first call is in a graph, which is traced anew when sizes turn out to differ."""
+    new = fusedrnn.cell(gates="a", step_inputs="d")(lambda x, u, e, h: tanh(x.a + u.a + e.d) - e.d)
+    module = network(new)
+    run = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
+    for steps, batch in ((T, B), (3, 5)):
+        x, dt = (torch.randn(steps, batch, n, dtype=torch.float64) for n in (I, 1))
+        close(run(x, step_inputs={"d": dt})[0], module(x, step_inputs={"d": dt})[0])
+
+
+def test_compiled_with_packed_input() -> None:
+    module, x = network(), torch.randn(T, B, I, dtype=torch.float64)
+    steps = steps_of(gated, T, B, 1)
+    packed = pack_padded_sequence(x, torch.tensor([6, 4, 3, 1]))
+    run = torch.compile(module, backend="aot_eager", fullgraph=True)
+    close(run(packed, step_inputs=steps)[0].data, module(packed, step_inputs=steps)[0].data)
+
+
 @pytest.mark.thorough
 def test_compiled_by_inductor() -> None:
     module, x = network(leaky, 1), torch.randn(T, B, I, dtype=torch.float64)
@@ -575,6 +594,18 @@ def test_export() -> None:
         torch.export.save(program, buffer)
         buffer.seek(0)
         loaded = torch.export.load(buffer).module()
+        close(loaded(x, step_inputs=steps)[0], module(x, step_inputs=steps)[0])
+
+
+@pytest.mark.thorough
+def test_compiled_ahead(tmp_path: Path) -> None:
+    module, x = network(layers=1), torch.randn(T, B, I, dtype=torch.float64)
+    steps = steps_of(gated, T, B, 1)
+    with torch.no_grad():
+        program = torch.export.export(module, (x,), {"step_inputs": steps})
+        path = str(tmp_path / "model.pt2")
+        torch._inductor.aoti_compile_and_package(program, package_path=path)
+        loaded = torch._inductor.aoti_load_package(path)
         close(loaded(x, step_inputs=steps)[0], module(x, step_inputs=steps)[0])
 
 
@@ -611,13 +642,13 @@ def test_what_is_not_copied() -> None:
     """One step input that is contiguous, or any that are for all units, become views."""
     layer = network(leaky).cell
     x, wide = torch.randn(T, B, I), torch.randn(T, B, H)
-    (found,) = functional.placed_step_inputs(layer, {"dt": wide}, (T, B), "tb", [H, H], 2, x)
-    as_given = functional.step_inputs_of_layer(1, [found], 2, H)
+    (found,) = placed_step_inputs(layer, {"dt": wide}, (T, B), "tb", [H, H], 2, x)
+    as_given = step_inputs_of_layer(1, [found], 2, H)
     assert as_given.shape == (T, 2, B, 1, H) and as_given.data_ptr() == wide.data_ptr()
     steps = {name: torch.randn(T, B, 1) for name in gated.step_inputs}
-    (found,) = functional.placed_step_inputs(network().cell, steps, (T, B), "tb", [H, H], 2, x)
+    (found,) = placed_step_inputs(network().cell, steps, (T, B), "tb", [H, H], 2, x)
     assert found.shape == (T, 1, B, 3, 1)
-    as_given = functional.step_inputs_of_layer(0, [found], 2, H)
+    as_given = step_inputs_of_layer(0, [found], 2, H)
     assert as_given.stride()[1] == as_given.stride()[4] == 0
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fusedrnn.cells import CELLS, Cell, cell_of_spec
@@ -242,6 +243,8 @@ def names_of_flat(layer: Layer) -> tuple[str, ...]:
 def layer_of(cell: str, biases: bool, projected: bool, bidirectional: bool) -> Layer:
     """The layer that a schema's arguments describe."""
     layers = _LAYERS.get(cell)
+    if layers is None and torch.compiler.is_compiling():  # a trace may be begun again
+        return Layer(cell_of_spec(cell), biases, projected, bidirectional)
     if layers is None:
         layers = _LAYERS.setdefault(cell, _layers_of(cell_of_spec(cell)))
     return layers[biases][projected][bidirectional]

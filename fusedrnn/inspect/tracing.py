@@ -25,6 +25,12 @@ from fusedrnn._engine import ops
 from fusedrnn._engine.checks import as_lengths, kind_of, states_of
 from fusedrnn._engine.dropouts import Masks
 from fusedrnn._engine.layer import UNMODIFIED, Layer, Modifiers, Operands
+from fusedrnn._engine.step_inputs import (
+    placed_step_inputs,
+    sizes_of,
+    step_inputs_as_given,
+    step_inputs_of_layer,
+)
 from fusedrnn.cells import W_HH, Cell
 from fusedrnn.functional import Extras
 from fusedrnn.modules import (
@@ -152,9 +158,7 @@ def trace(
         parts = {}
         for i, (weights, first) in enumerate(layers):
             one_layer = inspected.network._replace(num_layers=1, batch_first=False)
-            given = functional.step_inputs_as_given(
-                inspected.cell, inspected.step_inputs[i : i + 1]
-            )
+            given = step_inputs_as_given(inspected.cell, inspected.step_inputs[i : i + 1])
             extras = Extras(return_states=True, dropouts=dropouts, step_inputs=given)
             after, _, states = functional.run_network(
                 one_layer, 0.0, steps, first, weights, lengths=ends, extras=extras
@@ -296,12 +300,10 @@ class _Inspected:
     def _keep_step_inputs(self, input: Tensor, given: Any) -> None:
         shape, directions = tuple(input.shape[:-1]), self.network.layer.directions
         axes = "t" if self.one else "bt" if self.module.batch_first else "tb"
-        sizes = functional.sizes_of(self.network, self.weights)
-        found = functional.placed_step_inputs(
-            self.cell, given, shape, axes, sizes, directions, input
-        )
+        sizes = sizes_of(self.network, self.weights)
+        found = placed_step_inputs(self.cell, given, shape, axes, sizes, directions, input)
         self.step_inputs = [
-            _recordable(functional.step_inputs_of_layer(i, found, directions, size).detach())
+            _recordable(step_inputs_of_layer(i, found, directions, size).detach())
             for i, size in enumerate(sizes)
         ]
 
