@@ -14,10 +14,20 @@ struct SpaceName {
   bool numbered;
 };
 constexpr SpaceName kNames[kSpaces] = {
-    {"product", "p", true},     {"late", "x", true},       {"h", "h", false},
-    {"state", "s", true},       {"handed", "k", true},     {"weight", "w", true},
-    {"saved", "save", true},    {"result", "r", false},    {"gradient", "g", true},
-    {"of_result", "dr", false}, {"carry", "carry", false}, {nullptr, nullptr, false},
+    {"product", "p", true},
+    {"late", "x", true},
+    {"h", "h", false},
+    {"state", "s", true},
+    {"handed", "k", true},
+    {"weight", "w", true},
+    {"step_input", "e", true},
+    {"saved", "save", true},
+    {"result", "r", false},
+    {"gradient", "g", true},
+    {"of_result", "dr", false},
+    {"carry", "carry", false},
+    {"of_step_input", "de", true},
+    {nullptr, nullptr, false},
     {nullptr, nullptr, false}};  // numbers and temporaries are nowhere else
 
 std::string number(double value) {
