@@ -1065,11 +1065,8 @@ class _Cell(RNNCellBase):
         """The cell that the module's attributes, as they are now, describe."""
         raise NotImplementedError
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """The next state, or the tuple of the next states."""
-        return self._next(input, hx)
-
-    def _next(self, input: Any, hx: Any, step_inputs: Any = None) -> Any:
+    def forward(self, input: Any, hx: Any = None, *, step_inputs: Any = None) -> Any:
+        """The next state, or the tuple of the next states; `step_inputs` as in `RecurrentCell`."""
         if not isinstance(input, Tensor):
             return _record_call(self, input, hx, step_inputs=step_inputs)
         cell = self._cell()
@@ -1152,7 +1149,9 @@ class RNNCell(_Cell):
 
     if TYPE_CHECKING:
 
-        def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
+        def forward(  # type: ignore[override]
+            self, input: Tensor, hx: Tensor | None = None
+        ) -> Tensor: ...
 
 
 @completed_from(RNNCell)
@@ -1180,7 +1179,7 @@ class LSTMCell(_Cell):
 
     if TYPE_CHECKING:
 
-        def forward(
+        def forward(  # type: ignore[override]
             self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
         ) -> tuple[Tensor, Tensor]: ...
 
@@ -1214,7 +1213,9 @@ class GRUCell(_WithResetGate, _Cell):
 
     if TYPE_CHECKING:
 
-        def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
+        def forward(  # type: ignore[override]
+            self, input: Tensor, hx: Tensor | None = None
+        ) -> Tensor: ...
 
 
 @completed_from(RNNCell)
@@ -1263,10 +1264,6 @@ class RecurrentCell(_Cell):
 
     def _cell(self) -> Cell:
         return self._written
-
-    def forward(self, input: Any, hx: Any = None, *, step_inputs: Any = None) -> Any:
-        """The next state, or the tuple of the next states; see the class for `step_inputs`."""
-        return self._next(input, hx, step_inputs)
 
     def extra_repr(self) -> str:
         """The cell, and the arguments that are not at their default."""

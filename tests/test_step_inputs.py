@@ -496,6 +496,32 @@ def test_inspect(written: WrittenCell) -> None:
         close(gates["r"], torch.sigmoid(r).detach())
 
 
+@pytest.mark.parametrize("shape", [(T, 0), (T, B)], ids=["no sequences", "no steps"])
+def test_nothing(shape: tuple[int, int]) -> None:
+    """A batch of none, and sequences of no steps."""
+    module, lengths = network(), [0] * shape[1]
+    steps = steps_of(gated, *shape, 1, grad=True)
+    output, _ = module(torch.randn(*shape, I).double(), lengths=lengths, step_inputs=steps)
+    assert output.shape == (*shape, 2 * H) and not output.any()
+    assert all(not grad.any() for grad in gradients(output, steps))
+
+
+def test_in_inference_mode_and_by_torch_fx() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = network(leaky)
+
+        def forward(self, x: Tensor, dt: Tensor) -> Tensor:
+            found: Tensor = self.rnn(x, step_inputs={"dt": dt})[0]
+            return found
+
+    model, x, dt = Model(), torch.randn(T, B, I).double(), torch.randn(T, B, 1).double()
+    with torch.inference_mode():
+        output = model(x, dt)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x, dt), output)
+
+
 # ---- autograd, graphs, copies --------------------------------------------------------------------
 
 
