@@ -66,12 +66,18 @@ def results(program: str, dtype: torch.dtype) -> list[Tensor]:
     batch_sizes = torch.tensor([int((lengths > t).sum()) for t in range(9)])
     x = drawn(int(lengths.sum()), 5)
     hx = [drawn(2, len(lengths), 37) for _ in facts.states]
-    output, hn, _ = torch.ops.fusedrnn.layer_forward(
-        x, batch_sizes, hx, weights, program, True, False, True, True, False
-    )
+    given, layer = (x, batch_sizes, hx, weights), (program, True, False, True, True)
+    kinds = len(facts.step_inputs)
+    steps = [drawn(9, 2, len(lengths), kinds, 37)] * bool(kinds)
+    if steps:
+        output, hn, _ = torch.ops.fusedrnn.modified_forward(
+            *given, None, None, None, None, *steps, *layer, False, False
+        )
+    else:
+        output, hn, _ = torch.ops.fusedrnn.layer_forward(*given, *layer, False)
     found = [output, *hn]
     sum(value.double().square().sum() for value in found).backward()
-    return [*(value.detach() for value in found), *(v.grad for v in (x, *hx, *weights))]
+    return [*(value.detach() for value in found), *(v.grad for v in (x, *hx, *weights, *steps))]
 
 
 def assert_equal_bits(program: str, dtypes: tuple[torch.dtype, ...] = DTYPES) -> None:
@@ -107,11 +113,16 @@ def test_equal_bits_where_h_has_no_gradient_of_its_own() -> None:
     assert_equal_bits(with_sign_of_h.program, (torch.float32,))
 
 
+@needs_compiler
+@pytest.mark.parametrize("name", ["phased_lstm", "t_lstm"])
+def test_equal_bits_with_step_inputs(name: str) -> None:
+    assert_equal_bits(getattr(fusedrnn.cells, name).program)
+
+
 def assert_random_cells_equal(first: int, count: int) -> None:
     for seed in range(first, first + count):
         written = random_cells.random_cell(seed)
-        if not written.inputs:
-            assert_equal_bits(written.program, (torch.float64, torch.float32))
+        assert_equal_bits(written.program, (torch.float64, torch.float32))
 
 
 @needs_compiler
