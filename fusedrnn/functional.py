@@ -658,20 +658,16 @@ def _step_inputs(
     H]. An `input` that is not packed has time first, the step inputs as the user has it.
     """
     layer, _, _, batch_first = network
-    directions = layer.directions
     joined, packed = extras.cu_seqlens is not None, batch_sizes is not None
-    one = not (joined or packed) and input.dim() == 2
-    steps = input.size(0) if batch_sizes is None else len(batch_sizes)
-    shape: tuple[int, ...] = (steps,)  # of the input, without features
-    if not (one or joined):
-        if packed and torch.compiler.is_compiling():  # it has no value
-            batch = sequences_of(extras.step_inputs, batch_first)
-        else:
-            batch = _batch(input, batch_sizes, hx)
-        shape = (batch, steps) if batch_first else (steps, batch)
-    axes = "t" if len(shape) == 1 else "bt" if batch_first else "tb"
+    shape = {"t": input.size(0) if batch_sizes is None else len(batch_sizes)}
+    if packed and torch.compiler.is_compiling():  # it has no value
+        shape["b"] = sequences_of(extras.step_inputs, batch_first)
+    elif packed or (input.dim() == 3 and not joined):
+        shape["b"] = _batch(input, batch_sizes, hx)
+    if batch_first:
+        shape = {axis: shape[axis] for axis in "bt" if axis in shape}
     found = placed_step_inputs(
-        layer.cell, extras.step_inputs, shape, axes, sizes_of(network, weights), directions, input
+        layer.cell, extras.step_inputs, shape, sizes_of(network, weights), layer.directions, input
     )
     if extras.order is not None:
         order = extras.order
@@ -696,9 +692,8 @@ def run_cell(
     one = check_cell(name, input, hx, weights)
     modifiers = UNMODIFIED
     if cell.step_inputs or step_inputs is not None:
-        size, axes = weights[W_HH].size(1), "" if one else "b"
-        shape = tuple(input.shape[:-1])
-        (steps,) = placed_step_inputs(cell, step_inputs, shape, axes, [size], 0, input)
+        size, shape = weights[W_HH].size(1), {} if one else {"b": input.size(0)}
+        (steps,) = placed_step_inputs(cell, step_inputs, shape, [size], 0, input)
         modifiers = Modifiers(step_inputs=steps.expand(-1, -1, -1, -1, size))
     if one:
         input = input.unsqueeze(0)

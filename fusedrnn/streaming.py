@@ -347,8 +347,8 @@ class Streaming:
         self._check(input)
         by_batch = self.module.batch_first and input.dim() == 3
         axes = ("", "b", "bt" if by_batch else "tb")[input.dim() - 1]
-        sizes, shape = self._sizes, tuple(input.shape[:-1])
-        given = placed_step_inputs(self._cell, step_inputs, shape, axes, sizes, 1, input)
+        sizes, shape = self._sizes, dict(zip(axes, input.shape, strict=False))
+        given = placed_step_inputs(self._cell, step_inputs, shape, sizes, 1, input)
         of_layers = [step_inputs_of_layer(i, given, 1, size) for i, size in enumerate(sizes)]
         if by_batch:
             return self._layers(input.transpose(0, 1), self._hx, of_layers).transpose(0, 1)

@@ -668,11 +668,11 @@ def test_what_is_not_copied() -> None:
     """One step input that is contiguous, or any that are for all units, become views."""
     layer = network(leaky).cell
     x, wide = torch.randn(T, B, I), torch.randn(T, B, H)
-    (found,) = placed_step_inputs(layer, {"dt": wide}, (T, B), "tb", [H, H], 2, x)
+    (found,) = placed_step_inputs(layer, {"dt": wide}, {"t": T, "b": B}, [H, H], 2, x)
     as_given = step_inputs_of_layer(1, [found], 2, H)
     assert as_given.shape == (T, 2, B, 1, H) and as_given.data_ptr() == wide.data_ptr()
     steps = {name: torch.randn(T, B, 1) for name in gated.step_inputs}
-    (found,) = placed_step_inputs(network().cell, steps, (T, B), "tb", [H, H], 2, x)
+    (found,) = placed_step_inputs(network().cell, steps, {"t": T, "b": B}, [H, H], 2, x)
     assert found.shape == (T, 1, B, 3, 1)
     as_given = step_inputs_of_layer(0, [found], 2, H)
     assert as_given.stride()[1] == as_given.stride()[4] == 0

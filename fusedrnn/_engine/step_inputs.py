@@ -26,18 +26,18 @@ from fusedrnn.cells import W_HH, Cell
 def placed_step_inputs(
     cell: Cell,
     given: Any,
-    shape: tuple[int, ...],
-    axes: str,
+    shape: Mapping[str, int],
     sizes: Sequence[int],
     directions: int,
     input: Tensor,
 ) -> list[Tensor]:
     """What the user gives for each step, checked, as one [T, parts, B, K, W] for each layer or all.
 
-    `axes` says which dimensions of `shape` are steps, "t", and sequences, "b"; what is not among
-    them is 1. Parts and W of 1 are for all. The others are as in `check_step_inputs`.
+    `shape` has the input's steps, "t", and sequences, "b", in the order of its dimensions; what it
+    does not have is 1. The others are as in `check_step_inputs`.
     """
-    by_layer = check_step_inputs(cell, given, shape, sizes, directions, input)
+    axes = "".join(shape)
+    by_layer = check_step_inputs(cell, given, (*shape.values(),), sizes, directions, input)
     if not is_captured():
         for tensors in by_layer:
             named = zip(cell.step_inputs, tensors, strict=True)

@@ -298,10 +298,10 @@ class _Inspected:
         return output, states_as_given(module, hn), layers
 
     def _keep_step_inputs(self, input: Tensor, given: Any) -> None:
-        shape, directions = tuple(input.shape[:-1]), self.network.layer.directions
         axes = "t" if self.one else "bt" if self.module.batch_first else "tb"
-        sizes = sizes_of(self.network, self.weights)
-        found = placed_step_inputs(self.cell, given, shape, axes, sizes, directions, input)
+        shape = dict(zip(axes, input.shape, strict=False))
+        sizes, directions = sizes_of(self.network, self.weights), self.network.layer.directions
+        found = placed_step_inputs(self.cell, given, shape, sizes, directions, input)
         self.step_inputs = [
             _recordable(step_inputs_of_layer(i, found, directions, size).detach())
             for i, size in enumerate(sizes)
