@@ -9,10 +9,11 @@ namespace fusedrnn::cpu {
 namespace {
 
 // Whether a stage's products and inputs are one block, whose tile has one vector of units. (Tiles
-// of one product have up to four, and compilers would be long at work.)
-bool has_tile(const StageFacts& stage) {
-  return stage.products > 1 && stage.products + stage.late <= 4 && stage.apart == stage.late &&
-         stage.apart <= 1 && stage.first_apart == 0;
+// of one product have up to four, and compilers would be long at work.) Step inputs have no place
+// in a tile's registers.
+bool has_tile(const Facts& facts, const StageFacts& stage) {
+  return !facts.step_inputs && stage.products > 1 && stage.products + stage.late <= 4 &&
+         stage.apart == stage.late && stage.apart <= 1 && stage.first_apart == 0;
 }
 
 bool reads(const Pass& pass, Space space) {
@@ -38,8 +39,8 @@ std::string compiled_source(const Program& program, const std::string& type) {
   for (int i = 0; i < facts.stages; ++i) {
     const StageFacts& stage = facts.stage[i];
     const std::string index = std::to_string(i);
-    tiles.push_back(has_tile(stage) ? "FUSEDRNN_TILE(" + index + ")" : "nullptr");
-    if (has_tile(stage)) {
+    tiles.push_back(has_tile(facts, stage) ? "FUSEDRNN_TILE(" + index + ")" : "nullptr");
+    if (has_tile(facts, stage)) {
       // It may read h where no gradient passes by the products.
       const bool reads_h = reads(program.stage[i].pass(PassKind::forward_saving), Space::h);
       stages += "FUSEDRNN_STAGE(" + index;
