@@ -9,8 +9,8 @@
 
 namespace fusedrnn::cuda {
 
-// A stage of a step: which rows of W_hh it multiplies, and its two kernels. Each is there for one
-// unit per thread and for 16 bytes of them.
+// A stage of a step: which rows of W_hh it multiplies (in the order of stepwise/order.h), and its
+// two kernels. Each is there for one unit per thread and for 16 bytes of them.
 template <class E>
 struct StageKernels {
   int first_gate, products;
@@ -22,7 +22,7 @@ template <class E>
 struct Kernels {
   // Stepwise; a storage type's tables in other arithmetics have none.
   const StageKernels<E>* stages = nullptr;
-  int handed = 0;  // values per unit that stages hand on
+  int handed = 0, handed_back = 0;  // values per unit that stages hand on, and gradients
   // For teams of one block and for clusters; null if no team walks the cell.
   void (*walk_forward[2])(ForwardWalk<E>) = {};
   void (*walk_backward[2])(BackwardWalk<E>) = {};
