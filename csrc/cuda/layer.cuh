@@ -38,6 +38,7 @@
 #include "layer/backend.h"
 #include "offsets.h"
 #include "product.h"
+#include "program_kernels.h"
 #include "rows.cuh"
 #include "stepwise/boundaries.cuh"
 #include "stepwise/order.h"
@@ -79,7 +80,8 @@ class Layer {
       : p_(problem),
         facts_(problem.facts()),
         order_(facts_),
-        kernels_(kernels_of<E>(problem.cell)),
+        of_program_(table_of_program(problem, order_, context)),
+        kernels_(problem.program ? of_program_.table() : kernels_of<E>(problem.cell)),
         context_(context),
         plan_(plan_here(problem, pass, context.allow_tf32)),
         products_(context, Storage<E>::dtype),
@@ -91,6 +93,13 @@ class Layer {
         GH_(problem.input_rows()),
         hidden_rows_(problem.hidden_rows()),
         y_row_(problem.directions * problem.R()) {}
+
+  static ProgramTable<E> table_of_program(const Problem& problem, const GateOrder& order,
+                                          const Context& context) {
+    if (!problem.program) return {};
+    const auto& kernels = program_kernels(*problem.program, problem.dtype, context.stream);
+    return {*problem.program, order, kernels.data()};
+  }
 
   // Calls place(Arena&) to count, allocates, and calls it again to set the pointers.
   template <class F>
@@ -306,7 +315,8 @@ class Layer {
   const Problem& p_;
   const Facts& facts_;
   const GateOrder order_;
-  const Kernels<E>& kernels_;  // stepwise
+  const ProgramTable<E> of_program_;
+  const Kernels<E> kernels_;  // stepwise
   const Context& context_;
   const CudaPlan plan_;
   const Products products_;

@@ -173,6 +173,7 @@ class WrittenCell:
             return ["no layer yet: inputs for each step"]
         return [
             f"CPU: the kernels for {_C.cpu_capability()}, which interpret the program in each tile",
+            "CUDA: one kernel a step and product, which NVRTC compiles when it is first needed",
             "other devices: PyTorch's functions, step by step",
         ]
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
 import importlib.util
 import os
 import shlex
@@ -47,15 +48,21 @@ def load_setup() -> ModuleType:
     return module
 
 
-# Device and host side of the CUDA backend; cuBLAS is found by another file here (cublas.cpp).
+# Device and host side of the CUDA backend. cuBLAS is found, and kernels of programs are made, by
+# other files here (cublas.cpp, programs.cpp).
+EMBEDDED = BUILD / "embedded_headers.cpp"
 KERNELS: tuple[Path, ...] = (
     HERE / "kernels" / "poison.cpp",
+    HERE / "kernels" / "programs.cpp",
     ROOT / "csrc" / "layer" / "plan_override.cpp",
+    *sorted((ROOT / "csrc" / "cells").glob("*.cpp")),
     *(
         path
         for path in sorted((ROOT / "csrc" / "cuda").rglob("*.c*"))
-        if path.suffix in (".cu", ".cpp") and path.name != "cublas_library.cpp"
+        if path.suffix in (".cu", ".cpp")
+        and path.name not in ("cublas_library.cpp", "program_library.cpp")
     ),
+    EMBEDDED,
 )
 
 COMPILER = "g++"  # of GCC: the race build relies on how it instruments memory accesses
@@ -142,6 +149,15 @@ def compiled(
     return objects
 
 
+def command_of(variant: str) -> list[object]:
+    """The command that compiles a source for the emulated device."""
+    include = cuda_include()
+    return [
+        *[COMPILER, *COMMON, *FLAGS[variant], f"-I{HERE / 'shim'}", f"-I{ROOT / 'csrc'}"],
+        *["-isystem", include, "-isystem", include / "cccl"],
+    ]
+
+
 def library(
     variant: str = "plain",
     sources: Sequence[Path] = KERNELS,
@@ -155,11 +171,7 @@ def library(
     `flags` go to the compiler of the sources (further include folders and macros), `links` to the
     linker: what else the sources' symbols are to be found in.
     """
-    include = cuda_include()
-    command = [
-        *[COMPILER, *COMMON, *FLAGS[variant], f"-I{HERE / 'shim'}", f"-I{ROOT / 'csrc'}"],
-        *["-isystem", include, "-isystem", include / "cccl"],
-    ]
+    command = command_of(variant)
     device = {
         path.name: (path, ["-O3"] if path.stem == "cublas" else [])
         for path in sorted(HERE.glob("*.cpp"))
@@ -177,11 +189,39 @@ def library(
     if variant != "asan":  # there, symbols of the sanitizers' libraries are found when it is loaded
         link.append("-Wl,-z,defs")
     target = BUILD / variant / f"{name}.so"
+    if EMBEDDED in sources:
+        load_setup().write_embedded_headers(EMBEDDED)
     BUILD.mkdir(parents=True, exist_ok=True)
     with open(BUILD / "lock", "w") as lock:  # two processes may want the same library
         fcntl.flock(lock, fcntl.LOCK_EX)
         objects = compiled(BUILD / variant / "device", command, device)
         compiled(BUILD / variant / name, command, kernels, target, objects, link)
+    return target
+
+
+def program_kernels(variant: str, source: str, names: Sequence[str]) -> Path:
+    """Builds the kernels of a source that a library made; `kernels` has their addresses.
+
+    The library, `kernels.so` of the variant, has the emulated device, and is to be loaded by then.
+    """
+    table = ", ".join(f"reinterpret_cast<const void*>(&{name})" for name in names)
+    text = (
+        f"{source}\n"
+        'extern "C" __attribute__((visibility("default"))) const void* const kernels[];\n'
+        f"const void* const kernels[] = {{{table}}};\n"
+    )
+    folder = BUILD / variant / "programs" / hashlib.sha256(text.encode()).hexdigest()[:20]
+    folder.mkdir(parents=True, exist_ok=True)
+    file, target = folder / "program.cu", folder / "program.so"
+    link = ["-shared", *FLAGS[variant], "-Wl,-z,defs"]
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            file.write_text(text)
+        sources = {"program": (file, [*KERNEL_FLAGS[variant], "-x", "c++"])}
+        compiled(
+            folder, command_of(variant), sources, target, [BUILD / variant / "kernels.so"], link
+        )
     return target
 
 
