@@ -23,6 +23,7 @@ import test_modifiers
 import torch
 from conftest import cases_of
 from cuda_emulation import backend as emulated
+from processes import under_address_sanitizer
 from program_texts import program_of
 from random_cells import random_cell
 from test_written_layers import check_against_reference, tensors
@@ -135,6 +136,24 @@ def test_no_races_and_no_unwritten_memory(case: Case) -> None:
             check(case, torch.float32)
 
 
+@pytest.mark.thorough  # all kernels are compiled once more, for minutes
+def test_no_access_out_of_bounds() -> None:
+    """AddressSanitizer watches every access of every kernel, in a process of its own."""
+    code = """
+        import torch, test_written_cuda
+        from fusedrnn.testing.parity import check
+        from cuda_emulation import backend as emulated
+        plan = test_written_cuda.STEPWISE
+        for case in test_written_cuda.cases_of(test_written_cuda.NAMES, test_written_cuda.SHAPES):
+            with emulated.installed("asan", seed=1, plan=plan):
+                check(case, torch.float64)
+            with emulated.installed("asan", seed=1, plan=f"{plan},units_per_thread=8"):
+                check(case, torch.bfloat16)
+        print("checked")
+    """
+    assert under_address_sanitizer(code) == "checked\n"
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_relu"])
 def test_programs_of_compiled_cells(cell: str, dtype: torch.dtype) -> None:
@@ -229,6 +248,22 @@ def test_why_it_is_slow_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not _runs_elsewhere(layer, on_cuda)
 
 
+def test_explain(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "CUDA: one kernel a step and product" in mgu.explain()
+    monkeypatch.setattr(ops, "WITHOUT_CUDA", None)
+    monkeypatch.setattr(ops, "WITHOUT_PROGRAMS", "no NVRTC was found")
+    assert "CUDA: PyTorch's functions, step by step: no NVRTC was found" in mgu.explain()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_team_walks_a_program(name: str) -> None:
+    plan = fusedrnn.plan(
+        name, time=50, batch=8, input_size=64, hidden_size=128, dtype=torch.bfloat16, device="cuda"
+    )
+    assert isinstance(plan, fusedrnn.CudaPlan)
+    assert plan.forward.team == plan.backward.team == "stepwise"
+
+
 # ---- NVRTC ---------------------------------------------------------------------------------------
 
 ARCHITECTURES = (75, 80, 90, 100)
@@ -262,7 +297,7 @@ def compiled_by(nvrtc: ctypes.CDLL, text: str, dtype: torch.dtype, architecture:
 
 @pytest.mark.parametrize("written", WRITTEN, ids=str)
 def test_nvrtc_compiles_for_every_architecture(nvrtc: ctypes.CDLL, written: WrittenCell) -> None:
-    """Each dtype for one architecture; and all of them with --thorough, in the test below."""
+    """Each dtype for one of them."""
     for dtype, architecture in zip(DTYPES, ARCHITECTURES, strict=True):
         check_compiled(nvrtc, written, dtype, architecture)
 
@@ -271,8 +306,8 @@ def test_nvrtc_compiles_for_every_architecture(nvrtc: ctypes.CDLL, written: Writ
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ZOO)
 def test_nvrtc_compiles_the_zoo(nvrtc: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
-    for architecture in ARCHITECTURES:
-        check_compiled(nvrtc, ZOO[name], dtype, architecture)
+    turn = [*ZOO].index(name) + DTYPES.index(dtype)
+    check_compiled(nvrtc, ZOO[name], dtype, ARCHITECTURES[turn % len(ARCHITECTURES)])
 
 
 def check_compiled(

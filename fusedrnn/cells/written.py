@@ -171,9 +171,14 @@ class WrittenCell:
         """What runs it, by device."""
         if self.inputs:
             return ["no layer yet: inputs for each step"]
+        from fusedrnn._engine import ops  # which asks the facts of cells
+
+        on_cuda = "one kernel a step and product, which NVRTC compiles when it is first needed"
+        if ops.WITHOUT_CUDA is None and ops.WITHOUT_PROGRAMS is not None:
+            on_cuda = f"PyTorch's functions, step by step: {ops.WITHOUT_PROGRAMS}"
         return [
             f"CPU: the kernels for {_C.cpu_capability()}, which interpret the program in each tile",
-            "CUDA: one kernel a step and product, which NVRTC compiles when it is first needed",
+            f"CUDA: {on_cuda}",
             "other devices: PyTorch's functions, step by step",
         ]
 

@@ -56,6 +56,7 @@ from fusedrnn.plans import threads_of_a_call
 
 VARIABLES = {
     "FUSEDRNN_CPU_CAPABILITY": "a lower instruction set",
+    "FUSEDRNN_NVRTC": "the compiler of written cells on CUDA; torch's if not set",
     "FUSEDRNN_PLAN": "overrides plans, for measuring",
     "FUSEDRNN_POOL_MB": "memory that the CPU's pool holds when idle; 512 if not set",
     "FUSEDRNN_PROCESSORS": "processors for the threads of a team; by affinity and quota if not set",

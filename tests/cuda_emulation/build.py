@@ -78,6 +78,10 @@ KERNEL_FLAGS = {"plain": [], "race": ["-fsanitize=thread", *TSAN.split()], "asan
 FLAGS = {"plain": [], "race": ["-DFUSEDRNN_EMULATION_RACE"], "asan": SANITIZERS.split()}
 
 
+# Symbols of the sanitizers' libraries are found when a library is loaded.
+DEFINED = {"plain": ["-Wl,-z,defs"], "race": ["-Wl,-z,defs"], "asan": []}
+
+
 class MissingHeaders(Exception):
     """CUDA's headers, or g++, are nowhere to be found."""
 
@@ -185,9 +189,7 @@ def library(
             kernel = f"{path.name} {instance}".strip().replace(" ", "-")
             as_such = as_kernels if path.suffix == ".cu" else []
             kernels[kernel] = (path.resolve(), [*flags, *more, *as_such])
-    link = ["-shared", *FLAGS[variant], "-Wl,-Bsymbolic", *links, "-ldl"]
-    if variant != "asan":  # there, symbols of the sanitizers' libraries are found when it is loaded
-        link.append("-Wl,-z,defs")
+    link = ["-shared", *FLAGS[variant], "-Wl,-Bsymbolic", *links, "-ldl", *DEFINED[variant]]
     target = BUILD / variant / f"{name}.so"
     if EMBEDDED in sources:
         load_setup().write_embedded_headers(EMBEDDED)
@@ -213,7 +215,7 @@ def program_kernels(variant: str, source: str, names: Sequence[str]) -> Path:
     folder = BUILD / variant / "programs" / hashlib.sha256(text.encode()).hexdigest()[:20]
     folder.mkdir(parents=True, exist_ok=True)
     file, target = folder / "program.cu", folder / "program.so"
-    link = ["-shared", *FLAGS[variant], "-Wl,-z,defs"]
+    link = ["-shared", *FLAGS[variant], *DEFINED[variant]]
     with open(BUILD / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
