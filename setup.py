@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -83,11 +84,21 @@ if ON_X86:
 # Seconds that a core takes for a file of csrc/cpu/isa/ and for another one, roughly.
 KERNEL_SECONDS, OTHER_SECONDS = 8, 2
 
+# Headers that go with the package, for what fusedrnn/_engine/compiling.py compiles.
+CELL_HEADERS = [
+    *(f"cells/{name}.h" for name in ("cell", "space")),
+    *(f"cpu/{name}.h" for name in ("compiled_cell", "compiled_pass", "functions", "vec")),
+    "layer/dtype.h",
+]
+
 # Plain C++ of csrc/ that every library carries, and that the introspection module carries, too.
 SHARED = ("layer/plan_override.cpp", "layer/version.cpp")
 INTROSPECTED = (
     *SHARED,
-    *(f"cpu/{name}.cpp" for name in ("capability", "fork", "peak", "plan", "processors", "team")),
+    *(
+        f"cpu/{name}.cpp"
+        for name in ("capability", "compiled", "fork", "peak", "plan", "processors", "team")
+    ),
     "cuda/plan.cpp",
 )
 
@@ -536,6 +547,17 @@ class NinjaBuild(build_ext):
             self.copy_file(str(ROOT / library), str(target))
             print(f"fusedrnn: built {self.get_ext_filename(name)}", end="")
             print(f" (CPU kernels: {', '.join(self.capabilities)})" if name == OPS else "")
+        self.copy_cell_headers(Path(self.get_ext_fullpath(OPS)).parent)
+
+    def copy_cell_headers(self, folder: Path) -> None:
+        """What a written cell is compiled with: headers, and the flags for each capability."""
+        shutil.rmtree(folder / "include", ignore_errors=True)
+        for name in CELL_HEADERS:
+            target = folder / "include" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / "csrc" / name, target)
+        flags = {name: INSTRUCTION_SETS[isas[-1]] for name, isas in CAPABILITIES.items()}
+        (folder / "include" / "flags.json").write_text(json.dumps(flags, indent=1) + "\n")
 
     def announce_work(self, command: list[str]) -> None:
         """Says what is about to be compiled, and about how long that takes."""
@@ -558,6 +580,7 @@ class NinjaBuild(build_ext):
     def copy_extensions_to_source(self) -> None:  # after an --inplace or editable build
         (ROOT / "fusedrnn" / "lib").mkdir(exist_ok=True)
         super().copy_extensions_to_source()
+        self.copy_cell_headers(ROOT / "fusedrnn" / "lib")
         if CUDA not in (extension.name for extension in self.extensions):
             (ROOT / self.get_ext_filename(CUDA)).unlink(missing_ok=True)
 
@@ -668,8 +691,8 @@ class NinjaBuild(build_ext):
                 ]
             # torch's libraries are already loaded when ours is: no path to them is kept inside it.
             libs_of = {
-                OPS: [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,-z,defs"],
-                INTROSPECTION: [],
+                OPS: [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10", "-ldl", "-Wl,-z,defs"],
+                INTROSPECTION: ["-ldl"],
                 CUDA: [*(cuda.nvcc.libraries if cuda else []), *CUDART],
             }
             libraries = {name: folder / Path(self.get_ext_filename(name)).name for name in objects}

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/capability.h"
+#include "cpu/compiled.h"
 #include "cpu/peak.h"
 #include "cpu/plan.h"
 #include "cpu/processors.h"
@@ -205,6 +206,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("version", &fusedrnn_version);
   m.def("build_info", &build_info);
   m.def("cells", &cells, "The facts of every cell, by its number: csrc/cells/list.h as data.");
+  m.def(
+      "compiled_source",
+      [](const std::string& program, const std::string& type) {
+        return fusedrnn::cpu::compiled_source(fusedrnn::program_of(program), type);
+      },
+      py::arg("program"), py::arg("type"),
+      "The C++ file of a cell's program, for values of type float or double.");
   m.attr("RESERVE_UNITS") = fusedrnn::kHiddenPadding;
   m.def("cpu_capability", [] { return fusedrnn::cpu::name_of(fusedrnn::cpu::cpu_capability()); });
   m.def("cpu_capability_error", &fusedrnn::cpu::cpu_capability_error,

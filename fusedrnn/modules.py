@@ -1030,15 +1030,15 @@ class Recurrent(_Layers):
         return f"{self.cell}, {super().extra_repr()}"
 
 
-_NAMES_IN_CELL: dict[tuple[Cell, bool], list[str]] = {}
+_NAMES_IN_CELL: dict[tuple[str, bool], list[str]] = {}  # by `Cell.spec`
 
 
 def _names_in_cell(cell: Cell, biases: bool) -> list[str]:
     """The parameters of one step. (Compilers warn of a `functools.cache`.)"""
-    names = _NAMES_IN_CELL.get((cell, biases))
+    names = _NAMES_IN_CELL.get((cell.spec, biases))
     if names is None:
         names = [PARAMETER[role] for role in cell.roles(biases, False)]
-        _NAMES_IN_CELL[cell, biases] = names
+        _NAMES_IN_CELL[cell.spec, biases] = names
     return names
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.modules.rnn import RNNBase
 
 from fusedrnn import functional
-from fusedrnn._engine import ops
+from fusedrnn._engine import compiling, ops
 from fusedrnn._engine.checks import (
     check_dtype,
     check_features,
@@ -70,6 +70,8 @@ class _PanelLayers:
     """`Layers` on panels for the CPU's kernels, those of all layers one buffer."""
 
     def __init__(self, layer: Layer, weights: list[list[Tensor]]) -> None:
+        if layer.cell.program is not None:
+            compiling.wanted(layer.cell.spec, weights[0][W_IH].dtype)
         self._panels = torch.cat([ops.make_panels(w, *layer.schema) for w in weights])
         self._backwards = False
 

@@ -13,6 +13,8 @@ from typing import Any
 
 # Teams of more threads than this machine has processors are tested, too.
 os.environ.setdefault("FUSEDRNN_PROCESSORS", "8")
+# No compiler runs beside the tests: those of compiled cells (test_compiling.py) ask for it.
+os.environ.setdefault("FUSEDRNN_CELL_COMPILE", "0")
 # Two processes run tests, and each has two threads: one that waits for work gives its core away.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -353,7 +353,9 @@ def test_the_object() -> None:
     assert written.inputs == () and with_inputs.inputs == ("rate", "mask")
     assert lstm.__doc__ == "Long short-term memory." and lstm.__name__ == "lstm"
     assert repr(mgu) == "<cell mgu(gates='f n', states='h')>"
-    by_name = cell(gates="a", weights="p q", init={"q": 0.25})(lambda x, u, w, h: u.a * w.p + w.q)
+    by_name = cell(gates="a", weights="p q", init={"q": 0.25})(
+        lambda x, u, w, h: (x.a + u.a) * w.p + w.q
+    )
     assert by_name.init == ("uniform", 0.25) and by_name.name == "cell"
 
 

@@ -136,11 +136,11 @@ std::string generated(const Program& program) {
   std::string text;
   for (int i = 0; i < program.facts.stages; ++i) {
     const StageProgram& stage = program.stage[i];
-    text += function("forward", i, stage.forward, Space::saved);
-    text += function("forward_saving", i, stage.forward_saving);
-    text += function("backward", i, stage.backward, Space::result);
+    text += function("forward", i, stage.pass(PassKind::forward), Space::saved);
+    text += function("forward_saving", i, stage.pass(PassKind::forward_saving));
+    text += function("backward", i, stage.pass(PassKind::backward), Space::result);
     if (program.facts.stage[i].restores)
-      text += function("backward_restoring", i, stage.backward_restoring);
+      text += function("backward_restoring", i, stage.pass(PassKind::backward_restoring));
   }
   return text;
 }

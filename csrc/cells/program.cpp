@@ -453,9 +453,9 @@ class ProgramReader {
       wanted.put(Space::result, 0, 1);
       wanted.put(Space::handed, 0, s.gives);
       wanted.put(Space::state, 0, facts.states - 1);
-      to.forward = pruned(whole, wanted);
+      to.pass(PassKind::forward) = pruned(whole, wanted);
       wanted.put(Space::saved, 0, s.saved);
-      to.forward_saving = pruned(whole, wanted);
+      to.pass(PassKind::forward_saving) = pruned(whole, wanted);
       return;
     }
     if (i == 1) all(Space::gradient, s.first_product, s.first_product + s.products);
@@ -466,9 +466,9 @@ class ProgramReader {
     wanted.put(Space::handed, 0, to.handed_back);
     wanted.put(Space::state, 0, facts.states - 1);
     wanted.put(Space::carry, 0, 1);
-    to.backward = pruned(whole, wanted);
+    to.pass(PassKind::backward) = pruned(whole, wanted);
     wanted.put(Space::result, 0, 1);
-    to.backward_restoring = pruned(whole, wanted);
+    to.pass(PassKind::backward_restoring) = pruned(whole, wanted);
   }
 
   void check_stages() {

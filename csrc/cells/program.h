@@ -13,6 +13,7 @@
 // each space where its places are. So nothing is copied to where a program would want it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -20,26 +21,9 @@
 #include <vector>
 
 #include "list.h"
+#include "space.h"
 
 namespace fusedrnn {
-
-// What a program reads and writes; the name of each in the text comes first.
-enum class Space : uint8_t {
-  product,    // p     forward: the sums of the stage's products
-  late,       // x     forward: its late inputs
-  h,          // h     h before the step or, in backward, what `needs` says
-  state,      // s     forward: the states after h, from s1 on. Backward: ds, their gradients
-  handed,     // k     from the first stage to the second. Backward: dk, the other way
-  weight,     // w     unit weights
-  saved,      // save  from forward to backward
-  result,     // r     the stage's result; in backward restored
-  gradient,   // g     backward: the slots of the cell's gradients
-  of_result,  // dr    backward
-  carry,      // carry backward
-  number,     // #     constants
-  temporary,  // t
-};
-constexpr int kSpaces = 13;
 
 enum class OpCode : uint8_t {
   copy,
@@ -99,16 +83,25 @@ struct Pass {
 constexpr int kMostTemporaries = 64, kMostSaved = 24, kMostHanded = 8;
 constexpr int64_t kNumberBytes = 256;  // of a number, in numbers32 or numbers64
 
+// Forward without what only fills saved slots, and with it; backward without what only gives the
+// result again, and with it.
+enum class PassKind : int { forward, forward_saving, backward, backward_restoring };
+constexpr int kPassKinds = 4;
+
 struct StageProgram {
-  Pass forward, forward_saving;       // without what only fills saved slots, and with it
-  Pass backward, backward_restoring;  // without what only gives the result again, and with it
+  Pass passes[kPassKinds];
   int handed_back = 0;
+
+  Pass& pass(PassKind kind) { return passes[static_cast<int>(kind)]; }
+  const Pass& pass(PassKind kind) const { return passes[static_cast<int>(kind)]; }
 };
 
 struct Program {
   std::string text;
   Facts facts;
   StageProgram stage[kMaxStages];
+  // What the CPU's backend has compiled of it (cpu/compiled.h), for double and for float; or null.
+  mutable std::atomic<const void*> compiled[2] = {};
 
   // Reads a text. Throws std::invalid_argument, which says what is wrong, if it is no program or
   // one that reads what is not there.

@@ -96,10 +96,12 @@ class BackwardWalk {
   void bind(int stage, Arena& arena) {
     const StageFacts& facts = cell_.stage[stage];
     const StageProgram& program = p_.program->stage[stage];
-    const Pass& pass = chunk_.restored(stage, 0, 0) ? program.backward_restoring : program.backward;
+    const PassKind kind =
+        chunk_.restored(stage, 0, 0) ? PassKind::backward_restoring : PassKind::backward;
+    const Pass& pass = program.pass(kind);
     // As many as there may be: what is only measured has nothing restored.
-    BoundOp* const ops =
-        arena.take<BoundOp>(static_cast<int64_t>(program.backward_restoring.ops.size()));
+    BoundOp* const ops = arena.take<BoundOp>(
+        static_cast<int64_t>(program.pass(PassKind::backward_restoring).ops.size()));
     if (!ops) return;
     constexpr bool kSame = std::is_same_v<E, F>;
     const int64_t Hp = chunk_.Hp, Rp = chunk_.Rp;
@@ -111,7 +113,7 @@ class BackwardWalk {
     at[Space::carry].row = Rp;
     at[Space::weight] = {Hp, 0};
     ProgramGrads<F>& to = programs_[stage];
-    to.pass = at.bind(pass, ops);
+    to.pass = at.bind(pass, ops, compiled_pass<F>(*p_.program, stage, kind));
     to.saved = cell_.saved, to.grads = cell_.grads, to.gradients = pass.gradients;
     to.has_carry = facts.has_carry, to.reads_h = facts.backward_needs != Needs::nothing;
   }

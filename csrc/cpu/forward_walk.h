@@ -135,7 +135,8 @@ class ForwardWalk {
   void bind(int stage, Arena& arena) {
     const StageFacts& facts = cell_.stage[stage];
     const StageProgram& program = p_.program->stage[stage];
-    const Pass& pass = p_.reserve ? program.forward_saving : program.forward;
+    const PassKind kind = p_.reserve ? PassKind::forward_saving : PassKind::forward;
+    const Pass& pass = program.pass(kind);
     BoundOp* const ops = arena.take<BoundOp>(static_cast<int64_t>(pass.ops.size()));
     if (!ops) return;  // it was only measured
     constexpr bool kSame = std::is_same_v<E, F>;
@@ -151,7 +152,7 @@ class ForwardWalk {
       at[Space::saved] = kConvert ? Strides{kConvertedSlot, facts.saved * kConvertedSlot}
                                   : Strides{Hp_, cell_.saved * Hp_};
     ProgramGates<E, F>& to = programs_[stage] = {};
-    to.pass = at.bind(pass, ops);
+    to.pass = at.bind(pass, ops, compiled_pass<F>(*p_.program, stage, kind));
     to.late = facts.first_late * Hp_;
     to.late_sums = facts.products * memory_.strides().slot;
     ProgramBlock<E, F>* next = to.blocks;

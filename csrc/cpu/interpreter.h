@@ -1,7 +1,7 @@
 // Runs a pass of a program (cells/program.h) on a tile: operation by operation, each for all of the
 // tile's rows and units, which costs a switch an operation. No compiler is needed for that,
 // and it takes a few percent longer than compiled code, since a tile's product takes so much more.
-//
+// Where the program was compiled (compiled.h), that runs instead, and gives the same bits.
 #pragma once
 
 #include "functions.h"
@@ -108,6 +108,12 @@ __attribute__((noinline)) void interpret(const BoundPass<F>& pass, F* const (&ba
       case OpCode::where: each(o, n, [](V a, V b, V c) { return Fn::select(a, b, c); }); break;
     }
   }
+}
+
+template <class F>
+FUSEDRNN_INLINE void run_pass(const BoundPass<F>& pass, F* const (&base)[kSpaces], Vectors n) {
+  if (pass.compiled) return pass.compiled(base, pass.strides, n.rows, n.each);
+  interpret<F>(pass, base, n);
 }
 
 }  // namespace FUSEDRNN_ISA

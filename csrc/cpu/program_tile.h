@@ -101,7 +101,7 @@ void run_program_tile(bool project, int64_t rows, int64_t nv, const GateTile<E, 
     at[Space::h] = const_cast<F*>(t.h_prev);
     at[Space::result] = t.result;
   }
-  interpret<F>(program.pass, at.base, {R, nv});
+  run_pass<F>(program.pass, at.base, {R, nv});
   const F* const result = at[Space::result];
   const int64_t row = kConvert ? at.row : t.result_row;
   if constexpr (kConvert) copy_rows(R, nv * L, result, row, t.result, t.result_row);
@@ -148,7 +148,7 @@ void run_program_tile(int64_t rows, int64_t nv, const GradTile<E, F>& t) {
     at[Space::h] = const_cast<F*>(t.h);
     at[Space::gradient] = t.grad;
   }
-  interpret<F>(program.pass, at.base, {R, nv});
+  run_pass<F>(program.pass, at.base, {R, nv});
   for (int64_t r = 0; t.keep && r < R; ++r)
     for (int64_t v = 0; v < nv; ++v) {
       F* const carry = t.carry + r * t.carry_row + v * L;

@@ -9,18 +9,13 @@
 // walk binds the operations to its strides, once; and a tile only says where the spaces begin.
 #pragma once
 
-#include "cells/program.h"
+#include "compiled.h"
 #include "walk.h"
 
 namespace fusedrnn::cpu {
 namespace FUSEDRNN_ISA {
 
 constexpr int kTileRows = 8;  // the most that a tile has
-
-// In elements.
-struct Strides {
-  int64_t slot = 0, row = 0;
-};
 
 struct BoundPlace {
   int64_t offset = 0;
@@ -33,9 +28,11 @@ struct BoundOp {
   BoundPlace to, a, b, c;
 };
 
-// A pass with its operations bound.
+// A pass with its operations bound or, where it was compiled, the strides.
 template <class F>
 struct BoundPass {
+  CompiledPass<F> compiled = nullptr;
+  Strides strides[kSpaces];
   BoundOp* ops = nullptr;
   int64_t count = 0;
   const F* numbers = nullptr;
@@ -53,8 +50,7 @@ class ProgramMemory {
       const StageFacts& facts = program.facts.stage[i];
       const StageProgram& stage = program.stage[i];
       sums_ = most(sums_, facts.products + facts.late);
-      for (const Pass* pass : {&stage.forward_saving, &stage.backward_restoring})
-        temporaries_ = most(temporaries_, pass->temporaries);
+      for (const Pass& pass : stage.passes) temporaries_ = most(temporaries_, pass.temporaries);
     }
     saved_ = program.facts.saved, gradients_ = program.facts.grads;
     memory_ = arena.take<F>(size() * threads);
@@ -118,18 +114,23 @@ class BoundSpaces {
   }
   Strides& operator[](Space space) { return of_[static_cast<int>(space)]; }
 
-  BoundPass<F> bind(const Pass& pass, BoundOp* ops) const {
+  BoundPass<F> bind(const Pass& pass, BoundOp* ops, CompiledPass<F> compiled) const {
+    BoundPass<F> bound_pass;
+    bound_pass.compiled = compiled;
+    for (int i = 0; i < kSpaces; ++i) bound_pass.strides[i] = of_[i];
+    if (compiled) return bound_pass;
     const auto bound = [&](Place place) {
       const Strides& s = of_[static_cast<int>(place.space)];
       return BoundPlace{place.index * s.slot, static_cast<int32_t>(s.row), place.space};
     };
-    int64_t count = 0;
+    bound_pass.ops = ops;
     for (const Op& op : pass.ops)
-      ops[count++] = {op.code, bound(op.to), bound(op.a), bound(op.b), bound(op.c)};
+      ops[bound_pass.count++] = {op.code, bound(op.to), bound(op.a), bound(op.b), bound(op.c)};
     if constexpr (sizeof(F) == 4)
-      return {ops, count, pass.numbers32.data()};
+      bound_pass.numbers = pass.numbers32.data();
     else
-      return {ops, count, pass.numbers64.data()};
+      bound_pass.numbers = pass.numbers64.data();
+    return bound_pass;
   }
 
  private:

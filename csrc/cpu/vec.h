@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "layer/problem.h"
+#include "layer/dtype.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -456,6 +456,12 @@ struct Rows {
   }
   FUSEDRNN_INLINE friend Rows operator*(const Rows& a, const Rows& b) {
     return of([&](int i) { return a.at[i] * b.at[i]; });
+  }
+  FUSEDRNN_INLINE friend Rows operator/(const Rows& a, const Rows& b) {
+    return of([&](int i) { return a.at[i] / b.at[i]; });
+  }
+  FUSEDRNN_INLINE friend Rows operator-(const Rows& a) {
+    return of([&](int i) { return -a.at[i]; });
   }
 };
 

@@ -1,11 +1,12 @@
-// Numbers that everything agrees on: dtypes, padding, directions. Device code includes this, too.
+// Numbers that everything agrees on: padding, directions, sizes of dtypes. Device code includes
+// this, too.
 #pragma once
 
 #include <cstdint>
 
-namespace fusedrnn {
+#include "dtype.h"
 
-enum class Dtype : int { f64, f32, bf16, f16 };
+namespace fusedrnn {
 
 constexpr int64_t kHiddenPadding = 16;  // Hp is a multiple of this, whatever the vector width
 constexpr int kMaxDirections = 2;

@@ -21,6 +21,7 @@
 #include "cell_name.h"
 #include "cells.h"
 #include "cpu/backend.h"
+#include "cpu/compiled.h"
 #include "environment.h"
 #include "layer/backend.h"
 #include "layer/prepared.h"
@@ -610,6 +611,19 @@ extern "C" __attribute__((visibility("default"))) const fusedrnn::Backend* fused
     int device_type, const fusedrnn::Backend* backend) {
   if (device_type < 0 || device_type >= fusedrnn::kDeviceTypes) return nullptr;
   return std::exchange(fusedrnn::g_backends[device_type], backend);
+}
+
+// Runs the program of a text by a file that was compiled of it (cpu/compiled.h). Returns what is
+// wrong, a text that stays until the calling thread's next call, or null.
+extern "C" __attribute__((visibility("default"))) const char* fusedrnn_use_compiled(
+    const char* program, const char* key, const char* file) {
+  thread_local std::string error;
+  try {
+    error = fusedrnn::cpu::use_compiled(fusedrnn::program_of(program), key, file);
+  } catch (const std::exception& exception) {
+    error = exception.what();
+  }
+  return error.empty() ? nullptr : error.c_str();
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {

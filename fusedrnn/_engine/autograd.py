@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fusedrnn import reference
-from fusedrnn._engine import ops
+from fusedrnn._engine import compiling, ops
 from fusedrnn._engine.checkpoint import checkpointed, checkpointed_forward
 from fusedrnn._engine.layer import (
     BackwardArguments,
@@ -121,8 +121,13 @@ def run_modified(
 
 
 def _runs_elsewhere(layer: Layer, input: Tensor) -> bool:
-    """Whether a device has no kernels for a cell that a user wrote; of CUDA, it is said why."""
+    """Whether a device has no kernels for a cell that a user wrote; of CUDA, it is said why.
+
+    Kernels that there are get it compiled.
+    """
     if input.is_cpu:
+        if not is_captured():  # what is captured calls the fake kernels, which ask
+            compiling.wanted(layer.cell.spec, input.dtype)
         return False
     if not input.is_cuda:
         return True

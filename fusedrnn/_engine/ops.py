@@ -69,6 +69,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn import _C
+from fusedrnn._engine import compiling
 from fusedrnn._engine import native as _native
 from fusedrnn._engine.layer import (
     BackwardArguments,
@@ -278,6 +279,8 @@ def _forward_fake(
     input, batch_sizes, hx, weights, _ = operands
     batch: int | torch.SymInt
     directions, facts = layer.directions, layer.cell
+    if facts.program is not None and input.device.type == "cpu":
+        compiling.wanted(facts.spec, input.dtype)
     hidden_size = weights[W_IH].size(0) // len(facts.inputs)
     width = weights[W_HH].size(1)
     if batch_sizes is None:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fusedrnn import _C
@@ -163,21 +164,47 @@ class WrittenCell:
         inputs = [node.name for node in nodes if node.op == "input"]
         return called + [name[2:] for name in inputs if name.startswith(f"{space}.")]
 
-    def explain(self) -> str:
-        """How this cell is run: its gates, what is kept for backward, and both passes."""
-        return explained(self.compiled(), run_by=self._ways())
+    def compile(self, dtype: torch.dtype = torch.float32) -> None:
+        """Waits until the CPU's kernels run compiled code for this cell.
+
+        They compile it in the background at its first call, and interpret it until that is done. To
+        wait for it is worth it before timings, say. Compiled code gives the same bits as the
+        interpreter. It is kept on disk: `FUSEDRNN_CACHE`, or fusedrnn in the user's cache folder.
+
+        Args:
+            dtype: of the layer. float32, bfloat16 and float16 share what is compiled.
+
+        Raises:
+            RuntimeError: it cannot be compiled: no compiler was found (CXX, g++, c++, clang++), it
+                failed, or `FUSEDRNN_CELL_COMPILE=0` forbids it.
+        """
+        from fusedrnn._engine import compiling
+
+        compiling.compiled(self.program, dtype)
+
+    def explain(self, *, code: bool = False) -> str:
+        """How this cell is run: its gates, what is kept for backward, and both passes.
+
+        Args:
+            code: with the C++ that is compiled of it.
+        """
+        told = explained(self.compiled(), run_by=self._ways())
+        return f"{told}\n\ncode\n{_C.compiled_source(self.program, 'float')}" if code else told
 
     def _ways(self) -> list[str]:
         """What runs it, by device."""
         if self.inputs:
             return ["no layer yet: inputs for each step"]
-        from fusedrnn._engine import ops  # which asks the facts of cells
+        from fusedrnn._engine import compiling, ops
 
+        asked = compiling.told(self.program)
+        asked = asked or ["interpreted in each tile, and compiled when it is first called"]
         on_cuda = "one kernel a step and product, which NVRTC compiles when it is first needed"
         if ops.WITHOUT_CUDA is None and ops.WITHOUT_PROGRAMS is not None:
             on_cuda = f"PyTorch's functions, step by step: {ops.WITHOUT_PROGRAMS}"
         return [
-            f"CPU: the kernels for {_C.cpu_capability()}, which interpret the program in each tile",
+            f"CPU: the kernels for {_C.cpu_capability()}",
+            *(f"     {line}" for line in asked),
             f"CUDA: {on_cuda}",
             "other devices: PyTorch's functions, step by step",
         ]

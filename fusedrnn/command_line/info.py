@@ -55,6 +55,8 @@ from fusedrnn.command_line.tables import Table
 from fusedrnn.plans import threads_of_a_call
 
 VARIABLES = {
+    "FUSEDRNN_CACHE": "compiled cells; fusedrnn in the user's cache folder if not set",
+    "FUSEDRNN_CELL_COMPILE": "0: written cells are interpreted, never compiled",
     "FUSEDRNN_CPU_CAPABILITY": "a lower instruction set",
     "FUSEDRNN_NVRTC": "the compiler of written cells on CUDA; torch's if not set",
     "FUSEDRNN_PLAN": "overrides plans, for measuring",

@@ -71,65 +71,82 @@ const char* needs(Needs needs) {
   return needs == Needs::h ? "h" : needs == Needs::h_prev ? "h_prev" : "nothing";
 }
 
+// What a stage's struct says of its slots, by slot.
+struct Slots {
+  std::vector<int> gate_of_input, gate_of_product, input_of_product;
+  std::vector<int> column_of_grad;  // of the gradients that the stage computes
+  std::vector<int> own_grad;        // which of those a slot of the cell is, or -1
+
+  Slots(const Program& program, const GateOrder& order, int i) {
+    const StageFacts& stage = program.facts.stage[i];
+    place_gates(stage, order, i);
+    for (int slot = 0; slot < program.facts.grads; ++slot) {
+      const bool own = program.stage[i].pass(PassKind::backward).gradients >> slot & 1;
+      own_grad.push_back(own ? static_cast<int>(column_of_grad.size()) : -1);
+      if (own) column_of_grad.push_back(order.column_of_gradient[slot]);
+    }
+  }
+
+ private:
+  // A kernel has late inputs last, wherever the facts have them. Gates are counted from the first
+  // product's place.
+  void place_gates(const StageFacts& stage, const GateOrder& order, int i) {
+    int place[kMostGates] = {};
+    const auto add_inputs = [&](bool late) {
+      for (int slot = 0; slot < stage.inputs; ++slot) {
+        const int at = slot - stage.first_late;
+        if ((at >= 0 && at < stage.late) != late) continue;
+        place[slot] = static_cast<int>(gate_of_input.size());
+        gate_of_input.push_back(stage.gate_of_input[slot] - order.first_product[i]);
+      }
+    };
+    add_inputs(false), add_inputs(true);
+    for (int slot = 0; slot < stage.products; ++slot) {
+      const int input = stage.input_of_product[slot];
+      gate_of_product.push_back(order.place_of_product[i][slot]);
+      input_of_product.push_back(input < 0 ? -1 : place[input]);
+    }
+  }
+};
+
+// A function of a stage's struct that runs a pass.
+void add_pass(Struct& to, int i, const std::string& name, const std::string& unit,
+              const std::string& pass) {
+  to.line("template <class M, class V>");
+  to.line("FUSEDRNN_CELL void " + name + "(" + unit + "<" + stage_name(i) + ", V>& unit) {");
+  to.line("  " + unit + "Pass<" + stage_name(i) + ", V> at{unit};");
+  to.line("  " + pass + "_" + std::to_string(i) + "<M>(at);");
+  to.line("}");
+}
+
 std::string stage(const Program& program, const GateOrder& order, int i) {
   const Facts& facts = program.facts;
   const StageFacts& s = facts.stage[i];
   const StageProgram& passes = program.stage[i];
+  const Slots slots(program, order, i);
   const bool last = i + 1 == facts.stages;
-  const int first_gate = order.first_product[i];
-
-  // A kernel has late inputs last, wherever the facts have them.
-  std::vector<int> slots, place(kMostGates);
-  for (int slot = 0; slot < s.inputs; ++slot)
-    if (slot < s.first_late || slot >= s.first_late + s.late) slots.push_back(slot);
-  for (int slot = s.first_late; slot < s.first_late + s.late; ++slot) slots.push_back(slot);
-  std::vector<int> gate_of_input, gate_of_product, input_of_product;
-  for (const int slot : slots) {
-    place[static_cast<std::size_t>(slot)] = static_cast<int>(gate_of_input.size());
-    gate_of_input.push_back(s.gate_of_input[slot] - first_gate);
-  }
-  for (int slot = 0; slot < s.products; ++slot) {
-    const int input = s.input_of_product[slot];
-    gate_of_product.push_back(order.place_of_product[i][slot]);
-    input_of_product.push_back(input < 0 ? -1 : place[static_cast<std::size_t>(input)]);
-  }
-  // Of the gradients, a stage has those that it computes.
-  std::vector<int> own_grad(static_cast<std::size_t>(facts.grads), -1), column_of_grad;
-  for (int slot = 0; slot < facts.grads; ++slot)
-    if (passes.backward.gradients >> slot & 1) {
-      own_grad[static_cast<std::size_t>(slot)] = static_cast<int>(column_of_grad.size());
-      column_of_grad.push_back(order.column_of_gradient[slot]);
-    }
-
   Struct to(stage_name(i), "Stage");
   to.line("using Whole = Cell;");
-  to.number("index", i), to.number("first_gate", first_gate);
-  to.number("first_slot", s.first_saved);
+  to.number("index", i), to.number("first_gate", order.first_product[i]);
+  to.number("first_slot", s.first_saved), to.number("saved", s.saved);
   to.number("inputs", s.inputs), to.number("late", s.late), to.number("products", s.products);
-  to.number("saved", s.saved), to.number("grads", static_cast<int>(column_of_grad.size()));
+  to.number("grads", static_cast<int>(slots.column_of_grad.size()));
   to.number("unit_weights", facts.unit_weights);
   to.number("takes", s.takes), to.number("gives", s.gives);
   to.number("takes_back", last ? 0 : program.stage[i + 1].handed_back);
   to.number("gives_back", last ? passes.handed_back : 0);
   to.flag("has_carry", s.has_carry), to.flag("restores", s.restores);
-  to.flag("reads_h", reads(passes.forward_saving, Space::h)), to.flag("reads_all_saved", true);
+  to.flag("reads_h", reads(passes.pass(PassKind::forward_saving), Space::h));
+  to.flag("reads_all_saved", true);
   to.line(std::string("static constexpr Needs backward_needs = Needs::") + needs(s.backward_needs) +
           ";");
-  to.function("gate_of_input", gate_of_input);
-  to.function("gate_of_product", gate_of_product);
-  to.function("input_of_product", input_of_product);
-  to.function("column_of_grad", column_of_grad, "template <class> ");
-  to.function("own_grad", own_grad);
-  const std::string own = stage_name(i), number = std::to_string(i);
-  const auto pass = [&](const std::string& name, const std::string& unit, const std::string& of) {
-    to.line("template <class M, class V>");
-    to.line("FUSEDRNN_CELL void " + name + "(" + unit + "<" + own + ", V>& unit) {");
-    to.line("  " + unit + "Pass<" + own + ", V> at{unit};");
-    to.line("  " + of + "_" + number + "<M>(at);");
-    to.line("}");
-  };
-  pass("forward", "Forward", "forward_saving");
-  pass("backward", "Backward", s.restores ? "backward_restoring" : "backward");
+  to.function("gate_of_input", slots.gate_of_input);
+  to.function("gate_of_product", slots.gate_of_product);
+  to.function("input_of_product", slots.input_of_product);
+  to.function("column_of_grad", slots.column_of_grad, "template <class> ");
+  to.function("own_grad", slots.own_grad);
+  add_pass(to, i, "forward", "Forward", "forward_saving");
+  add_pass(to, i, "backward", "Backward", s.restores ? "backward_restoring" : "backward");
   return to.text();
 }
 

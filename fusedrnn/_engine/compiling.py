@@ -1,0 +1,338 @@
+"""Compiles the programs of written cells, where there is a compiler.
+
+The kernels of the CPU interpret a program tile by tile. What they do to the values of a tile can
+also be compiled: that is one C++ file of some kilobytes (`_C.compiled_source`), half a second to a
+few seconds of a compiler in the background. When it is done, the kernels call it, in the middle of
+whatever runs; it computes the same bits.
+
+    wanted(program, dtype)     before each call of a layer; the first time it looks into the cache,
+                               or starts a compiler
+    compiled(program, dtype)   the same, and waits
+
+The cache holds a library for each program, value type, version and instruction set. A library is
+code that this process will run, so the folder and each file must belong to this user, and nobody
+else may write to them. Each ends in a digest of itself, and gets its name when it is complete.
+
+FUSEDRNN_CELL_COMPILE=0 forbids to compile and to load what was compiled. FUSEDRNN_CACHE names the
+folder; without it, it is fusedrnn in XDG_CACHE_HOME, or in ~/.cache. CXX names the compiler.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import fusedrnn
+from fusedrnn import _C
+from fusedrnn._engine import native
+
+__all__ = ["Compilation", "cache_folder", "compiled", "told", "wanted"]
+
+HEADERS = native.LIBRARY.with_name("include")
+FLAGS = "-std=c++17 -O2 -DNDEBUG -shared -fPIC -fvisibility=hidden -fno-math-errno -Wno-psabi"
+# The interpreter rounds each product; what it adds in one rounding is spelled out.
+FLAGS += " -ffp-contract=off"
+SECONDS = 120  # that a compiler may take
+DIGEST = 32  # bytes at the end of a file
+
+
+class Unusable(Exception):
+    """Why a program cannot be compiled, or a file of the cache not be used."""
+
+
+class Failed(Unusable):
+    """The compiler's fault."""
+
+
+class Compilation:
+    """A program on its way to compiled code, or there."""
+
+    def __init__(self, program: str, type: str) -> None:
+        self.program, self.type = program, type
+        self.file: Path | None = None  # that was loaded
+        self.reason = ""  # why none will be
+        self.kept = ""  # why the cache has none, though it was loaded
+        self.done = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Loads what the cache has, or starts a thread that compiles it."""
+        try:
+            if not _is_allowed():
+                raise Unusable("FUSEDRNN_CELL_COMPILE=0 forbids to compile it")
+            self.source, self.flags = _C.compiled_source(self.program, self.type), _flags()
+            self.key = _key(self.source, self.flags)
+            if self._load_cached():
+                return
+            self.compiler = _compiler()
+        except Unusable as unusable:
+            self._end(str(unusable))
+            return
+        self.thread = threading.Thread(
+            target=self._compile, name=f"fusedrnn compiles {self.key[:8]}", daemon=True
+        )
+        self.thread.start()
+
+    def _end(self, reason: str = "") -> None:
+        self.reason = reason
+        self.done.set()
+
+    def _load_cached(self) -> bool:
+        """Loads the file of the cache; if there is none that can be used, says why in `kept`."""
+        try:
+            folder = cache_folder()
+            file = folder / f"{self.key}.so"
+            _check_private(folder)
+            if not file.exists():
+                return False
+            _check_private(file)
+            self._load(file)
+        except (Unusable, OSError) as error:
+            self.kept = str(error)
+            return False
+        return True
+
+    def _load(self, file: Path) -> None:
+        content = file.read_bytes()
+        if (
+            len(content) <= DIGEST
+            or hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]
+        ):
+            raise Unusable(f"{file} is not complete, or was changed")
+        use = ctypes.CDLL(str(native.LIBRARY)).fusedrnn_use_compiled
+        use.argtypes, use.restype = [ctypes.c_char_p] * 3, ctypes.c_char_p
+        error = use(self.program.encode(), self.key.encode(), os.fsencode(file))
+        if error is not None:
+            raise Unusable(error.decode(errors="replace"))
+        self.file = file
+        self._end()
+
+    def _compile(self) -> None:
+        try:
+            try:
+                self._compile_into_cache()
+            except Failed:
+                raise
+            except (Unusable, OSError) as error:
+                self.kept = str(error)
+                with tempfile.TemporaryDirectory(prefix="fusedrnn-") as folder:
+                    self._load(self._run_compiler(Path(folder)))
+        except (Unusable, OSError) as error:
+            self._end(str(error))
+        except BaseException:
+            self._end("the compiler's thread ended")
+            raise
+
+    def _compile_into_cache(self) -> None:
+        folder = cache_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_private(folder)
+        with _alone(folder / f"{self.key}.lock"):
+            if self._load_cached():  # another process was first
+                return
+            file = folder / f"{self.key}.so"
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                os.replace(self._run_compiler(Path(temporary)), file)
+        self.kept = ""
+        self._load(file)
+
+    def _run_compiler(self, folder: Path) -> Path:
+        """The file that the compiler makes, with its digest."""
+        file = folder / "cell.so"
+        command = [*self.compiler, *self.flags, f"-I{HEADERS}", f'-DFUSEDRNN_KEY="{self.key}"']
+        done = _run([*command, "-x", "c++", "-", "-o", str(file)], self.source)
+        if done.returncode or not file.exists():
+            lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+            lines = lines or done.stderr.splitlines() or [f"it ended with {done.returncode}"]
+            raise Failed(f"{shlex.join(self.compiler)} failed: {lines[0].strip()}")
+        content = file.read_bytes()
+        with open(file, "ab") as end:
+            end.write(hashlib.sha256(content).digest())
+        file.chmod(0o600)
+        return file
+
+
+def wanted(program: str, dtype: torch.dtype) -> Compilation:
+    """The compilation of a program for tensors of a dtype. The first call starts it."""
+    key = program, "double" if dtype == torch.float64 else "float"
+    found = _compilations.get(key)
+    if found is None:
+        with _lock:
+            found = _compilations.get(key)
+            if found is None:
+                found = Compilation(*key)
+                found.start()
+                _compilations[key] = found
+    return found
+
+
+def compiled(program: str, dtype: torch.dtype) -> Compilation:
+    """The same when it has ended.
+
+    Raises:
+        RuntimeError: the program cannot be compiled.
+    """
+    found = wanted(program, dtype)
+    found.done.wait()
+    if found.reason:
+        raise RuntimeError(f"compile: {found.reason}")
+    return found
+
+
+def told(program: str) -> list[str]:
+    """What runs a program, for the dtypes that it was wanted for."""
+    lines = []
+    for type, dtypes in (("float", "float32, bfloat16, float16"), ("double", "float64")):
+        found = _compilations.get((program, type))
+        if found is None:
+            continue
+        if not found.done.is_set():
+            lines.append(f"{dtypes}: interpreted, while the compiler runs")
+        elif found.file is None:
+            lines.append(f"{dtypes}: interpreted, since {found.reason}")
+        elif found.kept:
+            lines.append(f"{dtypes}: compiled, and not kept: {found.kept}")
+        else:
+            lines.append(f"{dtypes}: compiled, {found.file}")
+    return lines
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept.
+
+    Raises:
+        Unusable: there is no such place.
+    """
+    asked = os.environ.get("FUSEDRNN_CACHE")
+    if asked:
+        return Path(asked).absolute()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):
+        return Path(base, "fusedrnn")
+    try:
+        return Path.home() / ".cache" / "fusedrnn"
+    except RuntimeError as error:
+        raise Unusable(f"no cache: {error}") from None
+
+
+def _is_allowed() -> bool:
+    asked = os.environ.get("FUSEDRNN_CELL_COMPILE", "")
+    if asked not in ("", "0", "1"):
+        raise Unusable(f"FUSEDRNN_CELL_COMPILE: expected 0 or 1 or nothing, got {asked!r}")
+    return asked != "0"
+
+
+def _flags() -> list[str]:
+    """The compiler's, for the instruction set that the kernels run with."""
+    try:
+        of_capability = json.loads((HEADERS / "flags.json").read_text())
+    except (OSError, ValueError) as error:
+        raise Unusable(f"this build has no headers to compile it with: {error}") from None
+    return [*FLAGS.split(), *of_capability[_C.cpu_capability()]]
+
+
+def _key(source: str, flags: list[str]) -> str:
+    """Names a file by all that it is made of."""
+    digest = hashlib.sha256()
+    for part in (fusedrnn.__version__, source, *flags):
+        digest.update(part.encode() + b"\0")
+    for header in sorted(HEADERS.rglob("*.h")):
+        digest.update(header.read_bytes())
+    return digest.hexdigest()
+
+
+def _compiler() -> list[str]:
+    asked = os.environ.get("CXX", "")
+    for command in [asked] if asked else ["g++", "c++", "clang++"]:
+        words = shlex.split(command)
+        if words and shutil.which(words[0]):
+            return words
+    looked = f"CXX={asked}" if asked else "g++, c++, clang++"
+    raise Unusable(f"no C++ compiler was found (looked for {looked})")
+
+
+def _check_private(path: Path) -> None:
+    """Only this user can have written what is there. Nothing being there is right, too."""
+    with contextlib.suppress(FileNotFoundError):
+        status = path.stat()
+        if status.st_uid != os.geteuid():
+            raise Unusable(f"{path} belongs to another user (number {status.st_uid})")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            mode = stat.S_IMODE(status.st_mode)
+            raise Unusable(f"other users may write to {path} (mode {mode:o})")
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """No other process compiles this meanwhile."""
+    import fcntl
+
+    with open(
+        lock, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
+    ) as file:
+        with contextlib.suppress(OSError):  # a file system without locks: both compile it
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        # Whoever waits for this lock finds the library when it gets it, as does whoever makes
+        # another file of this name.
+        lock.unlink(missing_ok=True)
+
+
+def _run(command: list[str], text: str) -> subprocess.CompletedProcess[str]:
+    """Runs a compiler, which the end of this process also ends."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=os.environ | {"LC_ALL": "C"},
+    ) as process:
+        _running.add(process)
+        try:
+            _, errors = process.communicate(text, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise Failed(f"{command[0]} took more than {SECONDS} seconds") from None
+        finally:
+            _running.discard(process)
+    return subprocess.CompletedProcess(command, process.returncode, "", errors)
+
+
+@atexit.register
+def _stop() -> None:
+    for process in [*_running]:
+        process.kill()
+    for compilation in [*_compilations.values()]:
+        if compilation.thread is not None:
+            compilation.thread.join(timeout=1)
+
+
+def _after_fork() -> None:
+    """A child has none of the threads: what they were at begins anew."""
+    global _lock
+    _lock = threading.Lock()
+    _running.clear()
+    for key in [key for key, found in _compilations.items() if not found.done.is_set()]:
+        del _compilations[key]
+
+
+_lock = threading.Lock()
+_running: set[subprocess.Popen[str]] = set()
+_compilations: dict[tuple[str, str], Compilation] = {}
+os.register_at_fork(after_in_child=_after_fork)
