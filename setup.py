@@ -370,6 +370,46 @@ def cuda_files() -> list[tuple[Path, str, list[str]]]:
     return files
 
 
+def embedded_headers() -> str:
+    """C++ of what NVRTC is given to include: the headers of the stepwise kernels, as text."""
+    csrc, texts = ROOT / "csrc", {}
+
+    def add(header: Path) -> str:
+        """Adds a header with all that it includes; returns its name, its path in csrc/."""
+        name = str(header.relative_to(csrc))
+        if name not in texts:
+            texts[name] = ""  # not twice
+            texts[name] = re.sub(
+                r'^#include "(.+)"$',
+                lambda found: f'#include "{add(of_include(header, found[1]))}"',
+                header.read_text("utf-8"),
+                flags=re.MULTILINE,
+            )
+        return name
+
+    def of_include(header: Path, name: str) -> Path:
+        beside = header.parent / name
+        return beside.resolve() if beside.exists() else csrc / name
+
+    add(csrc / "cuda/stepwise/program_stage.cuh")
+    for path in sorted(csrc.glob("cuda/nvrtc/include/*")):  # in place of others' headers
+        texts[path.name] = path.read_text("utf-8")
+    lines = ['#include "cuda/nvrtc/nvrtc.h"', "namespace fusedrnn::cuda {"]
+    lines += ["EmbeddedHeaders embedded_headers() {", "static const EmbeddedHeader headers[] = {"]
+    lines += [f'{{"{name}", R"header({text})header"}},' for name, text in texts.items()]
+    lines += ["};", f"return {{headers, {len(texts)}}};", "}", "}", ""]
+    return "\n".join(lines)
+
+
+def write_embedded_headers(file: Path) -> Path:
+    """Writes them, unless they stand there already, so that nothing is compiled for nothing."""
+    text = embedded_headers()
+    if not file.exists() or file.read_text("utf-8") != text:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, "utf-8")
+    return file
+
+
 def threads(cuda: CudaLibrary) -> int:
     """How many architectures one nvcc compiles at a time: few files fill the machine, too."""
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
@@ -640,7 +680,11 @@ class NinjaBuild(build_ext):
                 ],
             }
             if cuda:
-                objects[CUDA] = [*shared.values(), *gpu.values(), *device]
+                embedded = write_embedded_headers(ROOT / folder / "embedded_headers.cpp")
+                objects[CUDA] = [
+                    *[*cells, *shared.values(), *gpu.values(), *device],
+                    compile(embedded, []),
+                ]
             # torch's libraries are already loaded when ours is: no path to them is kept inside it.
             libs_of = {
                 OPS: [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10", "-ldl", "-Wl,-z,defs"],

@@ -112,19 +112,22 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("search" if os.environ.get("FUSEDRNN_FUZZ") else chosen)
 
 
+def cell_in(given: dict[str, Any]) -> str | None:
+    case = given.get("case")
+    return case.cell if isinstance(case, Case) else given.get("cell")
+
+
 def is_repeated(item: pytest.Item, given: dict[str, Any]) -> bool:
-    """On an emulated device: what no kernel of CUDA runs, or every plan in the same way."""
+    """On an emulated device: what every plan runs in the same way."""
     device = given.get("device", "")
     case = given.get("case")
-    cell = case.cell if isinstance(case, Case) else given.get("cell")
-    if "emulated" in device and cell in CELLS and cell not in COMPILED:
-        return True  # the CUDA kernels run no programs
+    cell = cell_in(given)
     if device not in ("emulated-planned", "emulated-cluster"):
         return False
     return (
         given.get("dtype") is torch.float64
         or item.get_closest_marker("float64") is not None
-        or (cell in COMPILED and cell not in WALKED)
+        or (cell in CELLS and cell not in WALKED)
         or (isinstance(case, Case) and case.P > 0)
     )
 
@@ -133,7 +136,11 @@ def is_slow(item: pytest.Item, given: dict[str, Any]) -> bool:
     case = given.get("case")
     if item.get_closest_marker("thorough"):
         return True
-    if not isinstance(case, Case) or "emulated" not in given.get("device", ""):
+    if "emulated" not in given.get("device", ""):
+        return False
+    if (cell := cell_in(given)) in CELLS and cell not in COMPILED:
+        return True  # g++ compiles each program for each dtype; test_written_cuda.py has some
+    if not isinstance(case, Case):
         return False
     return case.T * case.B * case.H * case.layers * (1 + case.bidirectional) > LARGE
 

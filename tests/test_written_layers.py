@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+import test_modifiers
 import torch
 from program_texts import program_of
 from random_cells import random_cell
@@ -139,6 +140,23 @@ def check_random(seed: int) -> None:
 def test_zoo(name: str) -> None:
     for seed in range(3):
         check_against_reference(ZOO[name], seed)
+
+
+@fusedrnn.cell(gates="a")
+def carried_by_the_first(x, u, h):  # type: ignore[no-untyped-def]
+    """The second stage knows that it carries nothing to h; what zoneout keeps is carried there."""
+    return torch.tanh(x.a + u.a(torch.tanh(h) * 0.5))
+
+
+def test_zoneout_of_two_products() -> None:
+    for seed in range(10):
+        cells = (cell_of_written(carried_by_the_first),)
+        drawn = test_modifiers.draw(seed, kinds=("keep",), cells=cells)
+        test_modifiers.compare(
+            drawn,
+            test_modifiers.numbers_of(drawn, test_modifiers.ours(drawn)),
+            test_modifiers.numbers_of(drawn, test_modifiers.theirs(drawn)),
+        )
 
 
 def tensors(found: Iterable[Any]) -> list[Tensor]:

@@ -9,7 +9,7 @@
 //
 //   inputs         what the input projection supplies
 //   products       what the recurrent product supplies. An input is added to its product, except
-//                  for a late input: that is the last one, and the cell gets it separately
+//                  for late inputs: those are the last ones, and the cell gets them separately
 //   saved          what backward needs from this step
 //   grads          gradients. Those of the products come first and those of the inputs last, so
 //                  that each are one contiguous range; the two may overlap. After both come the
@@ -32,12 +32,10 @@
 //   first_gate     which of the cell's gates is gate 0 of this stage
 //   first_slot     which of the cell's saved values and gradients is slot 0 of this stage
 //   inputs, products, saved, grads, takes, gives             how many slots the stage itself has
-//   has_late_input, has_carry, backward_needs, restores      see `Stage`
-//   gate_of_product(slot), input_of_product(slot)
+//   late, has_carry, backward_needs, restores                see `Stage`
+//   gate_of_input(slot), gate_of_product(slot), input_of_product(slot)
 //   forward<M>(Forward&), backward<M>(Backward&)
 #pragma once
-
-#include <type_traits>
 
 #if defined(__CUDACC__)
 #define FUSEDRNN_CELL __host__ __device__ __forceinline__ static
@@ -74,21 +72,33 @@ struct List {
 
 // What holds for most stages.
 struct Stage {
-  static constexpr int takes = 0;                // handed slots that an earlier stage left
-  static constexpr int gives = 0;                // handed slots that this stage leaves
-  static constexpr bool has_late_input = false;  // the last input is not added to a product
-  static constexpr bool has_carry = false;       // h_prev reaches h other than through a product
-  static constexpr bool restores = false;        // backward computes forward's result again
+  static constexpr int takes = 0;           // handed slots that an earlier stage left
+  static constexpr int gives = 0;           // handed slots that this stage leaves
+  static constexpr int late = 0;            // inputs, the last ones, that no product gets
+  static constexpr bool has_carry = false;  // h_prev reaches h other than through a product
+  static constexpr bool restores = false;   // backward computes forward's result again
   static constexpr Needs backward_needs = Needs::nothing;
+  // What only programs (program.h) have that are compiled.
+  static constexpr bool reads_h = false;          // forward reads h_prev, also without a carry
+  static constexpr bool reads_all_saved = false;  // backward reads what other stages saved
+  static constexpr int takes_back = 0;            // handed gradients that a later stage left
+  static constexpr int gives_back = 0;            // handed gradients that this stage leaves
   // A stage may end in sums over all units of a row (layer normalisation needs them); a team then
   // adds one number per row and worker. No backend does that yet, so a stage that asks for it does
   // not compile.
   static constexpr int row_sums = 0;
-  // The gate of torch's that the slot of a product (or gradient) belongs to, counted from the
-  // stage's first gate.
+  // The gate of torch's that the slot of an input, or of a product (or gradient), belongs to,
+  // counted from the stage's first gate.
+  FUSEDRNN_CELL constexpr int gate_of_input(int slot) { return slot; }
   FUSEDRNN_CELL constexpr int gate_of_product(int slot) { return slot; }
   // The input that is added to the product in this slot; -1 if none is, and only b_hh is added.
   FUSEDRNN_CELL constexpr int input_of_product(int slot) { return slot; }
+  // Where a GPU keeps the gradient in a slot of the stage S, among all of the cell: those of the
+  // products are in the order of the gates.
+  template <class S>
+  FUSEDRNN_CELL constexpr int column_of_grad(int slot) {
+    return S::first_slot + (slot < S::products ? S::gate_of_product(slot) : slot);
+  }
 };
 
 // A cell with only one stage: itself.
@@ -108,8 +118,8 @@ constexpr int kAtLeastOne = n ? n : 1;
 template <class S, class V>
 struct Forward {
   using C = typename S::Whole;
-  V product[S::products];
-  V late;
+  V product[kAtLeastOne<S::products>];
+  V late[kAtLeastOne<S::late>];
   V h_prev;
   // Those after h: their values before the step, which the cell replaces by those after it.
   V state[kAtLeastOne<C::states - 1>];
@@ -119,19 +129,26 @@ struct Forward {
   V result;
 };
 
+// The saved values that a stage's backward reads: which of the cell's they are.
+template <class S>
+constexpr int saved_read = S::reads_all_saved ? S::Whole::saved : S::saved;
+template <class S>
+constexpr int first_saved_read = S::reads_all_saved ? 0 : S::first_slot;
+
 // The same, backward. d... is the gradient of the loss with respect to ...
 template <class S, class V>
 struct Backward {
   using C = typename S::Whole;
-  V save[kAtLeastOne<S::saved>];
+  V save[kAtLeastOne<saved_read<S>>];
   V unit_weight[kAtLeastOne<C::unit_weights>];
   V h;        // as `backward_needs` says
   V dresult;  // the last stage's includes what the next step carried past its products
   // For the states after the step; the cell replaces them by those for the states before it.
   V dstate[kAtLeastOne<C::states - 1>];
+  V handed[kAtLeastOne<(S::takes_back > S::gives_back ? S::takes_back : S::gives_back)>];
   V carry;   // the gradient that reaches h_prev past the products; the last stage sets it first
   V result;  // only if the stage `restores`
-  V grad[S::grads];
+  V grad[kAtLeastOne<S::grads>];
 };
 
 template <int i, class L>
@@ -178,5 +195,8 @@ constexpr int first_unit_grad = C::grads - C::unit_weights;
 // How many values per unit the stages hand on within a step.
 template <class C>
 constexpr int handed_of = StageOf<C, 0>::gives;
+// The same of gradients, on the way back.
+template <class C>
+constexpr int handed_back_of = LastStage<C>::gives_back;
 
 }  // namespace fusedrnn

@@ -30,7 +30,8 @@ struct GruCell : OneStage<GruCell> {
       /*grads*/ "n' r z n", /*states*/ "h", /*unit weights*/ ""};
   // clang-format on
   static constexpr int inputs = 3, products = 3, saved = 4, grads = 4, states = 1;
-  static constexpr bool has_late_input = true, has_carry = true;
+  static constexpr int late = 1;
+  static constexpr bool has_carry = true;
   static constexpr Needs backward_needs = Needs::h_prev;
   FUSEDRNN_CELL constexpr int gate_of_product(int slot) { return slot == 0 ? 2 : slot - 1; }
   // n' has no input, only b_hn.
@@ -40,7 +41,7 @@ struct GruCell : OneStage<GruCell> {
   FUSEDRNN_CELL void forward(Forward<GruCell, V>& unit) {
     const V n_hidden = unit.product[0];
     const V r = M::sigmoid(unit.product[1]), z = M::sigmoid(unit.product[2]);
-    const V n = M::tanh(unit.late + r * n_hidden);
+    const V n = M::tanh(unit.late[0] + r * n_hidden);
     unit.save[0] = n_hidden, unit.save[1] = r, unit.save[2] = z, unit.save[3] = n;
     unit.result = n + z * (unit.h_prev - n);
   }

@@ -3,6 +3,8 @@
 // state, a carry or more than one stage asks the facts; no code compares cells.
 #pragma once
 
+#include <type_traits>
+
 #include "gru.h"
 #include "lstm.h"
 #include "rnn.h"
@@ -84,7 +86,7 @@ constexpr bool stage_fits() {
                 "a stage takes what an earlier one gives");
   static_assert(S::has_carry == C::has_carry,
                 "h_prev passes by the products of all stages or none");
-  static_assert(i == 0 || !S::has_late_input, "only a first stage has a late input");
+  static_assert(i == 0 || S::late == 0, "only a first stage has late inputs");
   if constexpr (i + 1 < stages_of<C>) {
     using Next = StageOf<C, i + 1>;
     static_assert(S::restores, "the gradient of W_hh needs the next stage's operand again");
@@ -115,7 +117,7 @@ constexpr StageFacts stage_of() {
     stage.input_of_product[slot] = static_cast<signed char>(input < 0 ? -1 : input);
     stage.apart += input < 0;
   }
-  stage.late = S::has_late_input;
+  stage.late = S::late;
   stage.first_late = S::inputs - stage.late;
   return stage;
 }
@@ -143,7 +145,7 @@ constexpr Facts of() {
   facts.inputs = C::inputs, facts.products = C::products, facts.saved = C::saved;
   facts.grads = C::grads, facts.states = C::states, facts.unit_weights = C::unit_weights;
   facts.stages = stages_of<C>;
-  facts.has_late_input = FirstStage<C>::has_late_input;
+  facts.has_late_input = FirstStage<C>::late > 0;
   facts.has_carry = C::has_carry;
   facts.projects = stages_of<C> == 1 && LastStage<C>::restores;
   facts.has_int8 = has_int8<C>;

@@ -87,15 +87,17 @@ Pass pruned(const Pass& whole, Places live) {
     for_each_source(*op, [&](Place from) { live.put(from); });
     pass.ops.push_back(*op);
   }
-  pass.reads_step_inputs = false;
-  for (const Op& op : pass.ops)
-    for_each_source(op,
-                    [&](Place from) { pass.reads_step_inputs |= from.space == Space::step_input; });
   std::reverse(pass.ops.begin(), pass.ops.end());
   return pass;
 }
 
 }  // namespace
+
+bool reads(const Pass& pass, Space space) {
+  return std::any_of(pass.ops.begin(), pass.ops.end(), [&](const Op& op) {
+    return op.a.space == space || op.b.space == space || op.c.space == space;
+  });
+}
 
 class ProgramReader {
  public:
@@ -385,6 +387,24 @@ class ProgramReader {
     }
   }
 
+  // A first stage adds to what the second one carried, also where the program knows that to be
+  // zero: with zoneout, what passes the cell by is there, too.
+  void add_to_carry(Pass& pass) const {
+    constexpr Place carry{Space::carry, 0};
+    Op* write = nullptr;
+    for (Op& op : pass.ops) {
+      if (op.to.space == Space::carry) write = &op;
+      bool reads = false;
+      for_each_source(op, [&](Place from) { reads |= from.space == Space::carry; });
+      if (reads) return;
+    }
+    if (!write) return;
+    if (pass.temporaries == kMostTemporaries) fail("more temporaries than there is room for");
+    const Place own{Space::temporary, static_cast<uint8_t>(pass.temporaries++)};
+    write->to = own;
+    pass.ops.push_back({OpCode::add, carry, own, carry, own});
+  }
+
   void pass(int i, bool forward) {
     Facts& facts = program_->facts;
     StageFacts& s = facts.stage[i];
@@ -421,6 +441,7 @@ class ProgramReader {
       }
       whole.ops.push_back(op);
     }
+    if (!forward && i + 1 < facts.stages) add_to_carry(whole);
     // A tile has the slots of its own stage.
     for (Op& op : whole.ops)
       for (Place* const operand : {&op.to, &op.a, &op.b, &op.c})

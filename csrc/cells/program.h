@@ -79,8 +79,8 @@ struct Pass {
   std::vector<double> numbers64;
   uint64_t gradients = 0;       // a bit for each slot that is written
   uint32_t of_step_inputs = 0;  // likewise
-  bool reads_step_inputs = false;
 };
+bool reads(const Pass& pass, Space space);
 
 constexpr int kMostTemporaries = 64, kMostSaved = 24, kMostHanded = 8, kMostStepInputs = 8;
 constexpr int64_t kNumberBytes = 256;  // of a number, in numbers32 or numbers64

@@ -116,7 +116,7 @@ class BackwardWalk {
     to.pass = at.bind(pass, ops, compiled_pass<F>(*p_.program, stage, kind));
     to.saved = cell_.saved, to.grads = cell_.grads, to.gradients = pass.gradients;
     to.has_carry = facts.has_carry, to.reads_h = facts.backward_needs != Needs::nothing;
-    reads_step_inputs_[stage] = pass.reads_step_inputs;
+    reads_step_inputs_[stage] = reads(pass, Space::step_input);
     of_step_inputs_[stage] = p_.grad_step_inputs ? pass.of_step_inputs : 0;
   }
 

@@ -16,13 +16,6 @@ bool has_tile(const Facts& facts, const StageFacts& stage) {
          stage.apart == stage.late && stage.apart <= 1 && stage.first_apart == 0;
 }
 
-bool reads(const Pass& pass, Space space) {
-  for (const Op& op : pass.ops)
-    for (const Place& from : {op.a, op.b, op.c})
-      if (from.space == space) return true;
-  return false;
-}
-
 // "{a, b}" of words.
 std::string listed(const std::vector<std::string>& words) {
   std::string text;
@@ -41,7 +34,6 @@ std::string compiled_source(const Program& program, const std::string& type) {
     const std::string index = std::to_string(i);
     tiles.push_back(has_tile(facts, stage) ? "FUSEDRNN_TILE(" + index + ")" : "nullptr");
     if (has_tile(facts, stage)) {
-      // It may read h where no gradient passes by the products.
       const bool reads_h = reads(program.stage[i].pass(PassKind::forward_saving), Space::h);
       stages += "FUSEDRNN_STAGE(" + index;
       for (const int number :

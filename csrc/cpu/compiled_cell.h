@@ -147,7 +147,8 @@ struct BlockStage : Stage {
   };
   static constexpr int inputs = kInputs, products = kProducts, saved = kSaved;
   static constexpr int takes = kTakes, gives = kGives;
-  static constexpr bool has_late_input = kApart, has_carry = kReadsH;
+  static constexpr int late = kApart;
+  static constexpr bool reads_h = kReadsH;
   FUSEDRNN_CELL constexpr int input_of_product(int slot) { return slot - kApart; }
 };
 
@@ -156,7 +157,7 @@ template <class S, class V>
 struct UnitOperands {
   Forward<S, V>& unit;
   FUSEDRNN_INLINE const V& product(int i) const { return unit.product[i]; }
-  FUSEDRNN_INLINE const V& late(int) const { return unit.late; }
+  FUSEDRNN_INLINE const V& late(int i) const { return unit.late[i]; }
   FUSEDRNN_INLINE const V& h() const { return unit.h_prev; }
   FUSEDRNN_INLINE V state(int i) const { return unit.state[i]; }
   FUSEDRNN_INLINE const V& handed(int i) const { return unit.handed[i]; }

@@ -138,7 +138,7 @@ class ForwardWalk {
     const StageProgram& program = p_.program->stage[stage];
     const PassKind kind = p_.reserve ? PassKind::forward_saving : PassKind::forward;
     const Pass& pass = program.pass(kind);
-    reads_step_inputs_[stage] = pass.reads_step_inputs;
+    reads_step_inputs_[stage] = reads(pass, Space::step_input);
     BoundOp* const ops = arena.take<BoundOp>(static_cast<int64_t>(pass.ops.size()));
     if (!ops) return;  // it was only measured
     constexpr bool kSame = std::is_same_v<E, F>;

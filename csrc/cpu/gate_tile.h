@@ -142,14 +142,13 @@ constexpr int gate_vectors(const StageFacts& stage, int stages) {
   return gate_vectors(stage.products, stage.late, stages);
 }
 template <class S>
-constexpr int kGateVectors =
-    gate_vectors(S::products, S::has_late_input, stages_of<typename S::Whole>);
+constexpr int kGateVectors = gate_vectors(S::products, S::late, stages_of<typename S::Whole>);
 
 // Accumulators in a row of a tile for each vector of units: one for each product. If the input is
 // projected in the tile, a late input has its own.
 template <class S>
 constexpr int accumulators(bool project) {
-  return S::products + (project && S::has_late_input);
+  return S::products + (project ? S::late : 0);
 }
 
 // The input is projected here (kProject), or `gates` holds its projection already.
@@ -205,9 +204,10 @@ __attribute__((noinline)) void gate_tile(const GateTile<E, F>& t) {
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
       for (int g = 0; g < S::products; ++g) unit.product[g].at[r] = sum(r, g * NV + v);
-      if constexpr (S::has_late_input)
-        unit.late.at[r] = kLate ? sum(r, kWidth - NV + v) : late_input(r, v);
-      if constexpr (S::has_carry) unit.h_prev.at[r] = load(t.h_prev + r * t.h_prev_row + v * L);
+      if constexpr (S::late > 0)
+        unit.late[0].at[r] = kLate ? sum(r, kWidth - NV + v) : late_input(r, v);
+      if constexpr (S::has_carry || S::reads_h)
+        unit.h_prev.at[r] = load(t.h_prev + r * t.h_prev_row + v * L);
 #pragma GCC unroll 8
       for (int i = 0; i < C::states - 1; ++i)
         unit.state[i].at[r] = load(t.states + i * t.state_slot + r * t.state_row + v * L);

@@ -157,8 +157,8 @@ __attribute__((noinline)) void quantized_gates(const QuantizedGates& t) {
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      if constexpr (C::has_late_input)
-        unit.late.at[r] = load(t.gates + r * t.gates_row + (C::inputs - 1) * t.gates_slot + at);
+      if constexpr (C::late > 0)
+        unit.late[0].at[r] = load(t.gates + r * t.gates_row + (C::inputs - 1) * t.gates_slot + at);
       if constexpr (C::has_carry)
         unit.h_prev.at[r] = load_n(t.h_prev + r * t.h_prev_row + at, valid);
 #pragma GCC unroll 8

@@ -9,6 +9,8 @@
 #include <string>
 
 #include "layer.h"
+#include "program_kernels.h"
+#include "program_library.h"
 
 namespace fusedrnn::cuda {
 namespace {
@@ -39,8 +41,6 @@ void with_storage(Dtype dtype, const F& run) {
 void refuse_unknown(const Problem& problem) {
   if (problem.modifiers.step_inputs)
     throw std::runtime_error("step_inputs: the CUDA kernels take none yet");
-  if (problem.program)
-    throw std::runtime_error("cell: the CUDA kernels run no cells that are programs yet");
 }
 
 const char* forward(const Problem& problem, const Context& context) {
@@ -62,7 +62,25 @@ const char* backward(const BackwardProblem& problem, const Context& context) {
 }  // namespace
 }  // namespace fusedrnn::cuda
 
-extern "C" __attribute__((visibility("default"))) const fusedrnn::Backend* fusedrnn_cuda_backend() {
+#define FUSEDRNN_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Why no cell that is a program can run on this backend, and what to do about it; null if they can.
+FUSEDRNN_EXPORT const char* fusedrnn_cuda_without_programs() {
+  static const std::string why = fusedrnn::cuda::why_no_kernels();
+  return why.empty() ? nullptr : why.c_str();
+}
+
+// Makes the kernels of a program ahead of the calls that need them, for the current device. Null,
+// or why it could not: a text that stays until the calling thread's next call.
+FUSEDRNN_EXPORT const char* fusedrnn_cuda_make_program(const char* text, int dtype) {
+  using namespace fusedrnn::cuda;
+  return report([&] {
+    const auto program = fusedrnn::Program::parse(text);
+    program_kernels(*program, static_cast<fusedrnn::Dtype>(dtype), nullptr);
+  });
+}
+
+FUSEDRNN_EXPORT const fusedrnn::Backend* fusedrnn_cuda_backend() {
   static const fusedrnn::Backend backend = {fusedrnn::cuda::forward, fusedrnn::cuda::backward,
                                             true};
   return &backend;

@@ -18,9 +18,10 @@ struct Planned {
   CudaPlan plan;
 
   bool is_of(const Planned& o) const {
-    return shape.cell == o.shape.cell && shape.dtype == o.shape.dtype && shape.T == o.shape.T &&
-           shape.B == o.shape.B && shape.H == o.shape.H && shape.P == o.shape.P &&
-           shape.rows == o.shape.rows && shape.directions == o.shape.directions && pass == o.pass &&
+    return shape.cell == o.shape.cell && shape.program == o.shape.program &&
+           shape.dtype == o.shape.dtype && shape.T == o.shape.T && shape.B == o.shape.B &&
+           shape.H == o.shape.H && shape.P == o.shape.P && shape.rows == o.shape.rows &&
+           shape.directions == o.shape.directions && pass == o.pass &&
            shape.modified == o.shape.modified && allow_tf32 == o.allow_tf32 && device == o.device;
   }
 };

@@ -4,13 +4,15 @@
 // linked.
 #pragma once
 
+#include "layer/problem.h"
+#include "stepwise/order.h"
 #include "stepwise/steps.cuh"
 #include "team/walk_problem.h"
 
 namespace fusedrnn::cuda {
 
-// A stage of a step: which rows of W_hh it multiplies, and its two kernels. Each is there for one
-// unit per thread and for 16 bytes of them.
+// A stage of a step: which rows of W_hh it multiplies (in the order of stepwise/order.h), and its
+// two kernels. Each is there for one unit per thread and for 16 bytes of them.
 template <class E>
 struct StageKernels {
   int first_gate, products;
@@ -22,10 +24,44 @@ template <class E>
 struct Kernels {
   // Stepwise; a storage type's tables in other arithmetics have none.
   const StageKernels<E>* stages = nullptr;
-  int handed = 0;  // values per unit that stages hand on
+  int handed = 0, handed_back = 0;  // values per unit that stages hand on, and gradients
   // For teams of one block and for clusters; null if no team walks the cell.
   void (*walk_forward[2])(ForwardWalk<E>) = {};
   void (*walk_backward[2])(BackwardWalk<E>) = {};
+};
+
+// The table of a cell that is a program, of kernels that were made at run time.
+template <class E>
+class ProgramTable {
+ public:
+  ProgramTable() = default;
+  // `kernels` are in the order of stepwise/program_source.h.
+  ProgramTable(const Program& program, const GateOrder& order, const void* const* kernels) {
+    const Facts& facts = program.facts;
+    for (int i = 0; i < facts.stages; ++i) {
+      StageKernels<E>& stage = stages_[i];
+      stage.first_gate = order.first_product[i], stage.products = facts.stage[i].products;
+      for (auto& kernel : stage.forward) set(kernel, *kernels++);
+      for (auto& kernel : stage.backward) set(kernel, *kernels++);
+    }
+    table_.handed = facts.stage[0].gives;
+    table_.handed_back = program.stage[facts.stages - 1].handed_back;
+  }
+  Kernels<E> table() const {
+    Kernels<E> table = table_;
+    table.stages = stages_;
+    return table;
+  }
+
+ private:
+  // The runtime takes a handle wherever it takes the address of a kernel.
+  template <class Kernel>
+  static void set(Kernel*& kernel, const void* handle) {
+    kernel = reinterpret_cast<Kernel*>(const_cast<void*>(handle));
+  }
+
+  StageKernels<E> stages_[kMaxStages] = {};
+  Kernels<E> table_;
 };
 
 // The arithmetics that are compiled (team/arithmetic.cuh; no team walks in fp64).

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "grid.cuh"
+
 namespace fusedrnn::cuda {
 
 inline void check(cudaError_t error, const char* what) {
@@ -35,12 +37,9 @@ void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   check(cudaLaunchKernelEx(&config, kernel, arguments...), what);
 }
 
-// A block covers `x` neighbouring places (of N columns each) of `y` rows; rows are on the grid's
-// long side. z is the kernel's own.
 struct Grid {
   dim3 grid, block;
 };
-constexpr int kBlockThreads = 256;
 
 inline Grid grid_over(int64_t rows, int64_t columns, int per_thread, int z = 1) {
   const int64_t places = (columns + per_thread - 1) / per_thread;
@@ -51,15 +50,6 @@ inline Grid grid_over(int64_t rows, int64_t columns, int per_thread, int z = 1) 
     return static_cast<unsigned>((n + each - 1) / each);
   };
   return {dim3(blocks(rows, y), blocks(places, x), static_cast<unsigned>(z)), dim3(x, y)};
-}
-
-struct Place {
-  int64_t row, column;
-};
-template <int N>
-__device__ __forceinline__ Place place_of_thread() {
-  return {static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y,
-          (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * N};
 }
 
 }  // namespace fusedrnn::cuda

@@ -10,7 +10,8 @@
 //              dgates
 //
 // In a cell of several stages, the first one's product is with h, and each other's with the
-// operand that the stage before it left. W_hh has the stages' rows one after the other.
+// operand that the stage before it left. W_hh has the stages' rows one after the other, or a copy
+// of it has them so (stepwise/order.h).
 //
 //   forward    each stage:      product = operand W_stage^T;  kernel
 //   backward   each, from last: kernel;  d operand = dgates of the stage W_stage
@@ -37,8 +38,10 @@
 #include "layer/backend.h"
 #include "offsets.h"
 #include "product.h"
+#include "program_kernels.h"
 #include "rows.cuh"
 #include "stepwise/boundaries.cuh"
+#include "stepwise/order.h"
 #include "stepwise/projected.cuh"
 #include "team/walk_launch.h"
 
@@ -61,6 +64,12 @@ class Arena {
   int64_t bytes_ = 0;
 };
 
+template <class T, class Data>
+WalkValues<T> of_direction(const Spread<Data>& values, int d) {
+  if (!values) return {};
+  return {static_cast<T*>(values.data) + d * values.direction, values.step, values.row};
+}
+
 // What forward and backward share: sizes by short names, rows of a step, moves on the stream.
 template <class E>
 class Layer {
@@ -70,7 +79,9 @@ class Layer {
   Layer(const Problem& problem, const Context& context, Pass pass)
       : p_(problem),
         facts_(problem.facts()),
-        kernels_(kernels_of<E>(problem.cell)),
+        order_(facts_),
+        of_program_(table_of_program(problem, order_, context)),
+        kernels_(problem.program ? of_program_.table() : kernels_of<E>(problem.cell)),
         context_(context),
         plan_(plan_here(problem, pass, context.allow_tf32)),
         products_(context, Storage<E>::dtype),
@@ -80,7 +91,15 @@ class Layer {
         H_(problem.H),
         R_(problem.R()),
         GH_(problem.input_rows()),
+        hidden_rows_(problem.hidden_rows()),
         y_row_(problem.directions * problem.R()) {}
+
+  static ProgramTable<E> table_of_program(const Problem& problem, const GateOrder& order,
+                                          const Context& context) {
+    if (!problem.program) return {};
+    const auto& kernels = program_kernels(*problem.program, problem.dtype, context.stream);
+    return {*problem.program, order, kernels.data()};
+  }
 
   // Calls place(Arena&) to count, allocates, and calls it again to set the pointers.
   template <class F>
@@ -199,6 +218,22 @@ class Layer {
   }
   int64_t joined_count(int64_t count) const { return D_ == 1 ? 0 : D_ * count; }
 
+  // The same of W_hh (`width` is R) and b_hh (1), with the gates in the order of the stages.
+  const E* in_order(const void* Weights::* weight, E* scratch, int64_t width) const {
+    if (order_.as_weights) return joined(weight, scratch, hidden_rows_ * width);
+    const int64_t gate = H_ * width;
+    for (int d = 0; d < D_; ++d)
+      for_each_range(order_.gate_of_product, facts_.products, [&](int at, int first, int count) {
+        copy(scratch + d * hidden_rows_ * width + at * gate,
+             typed(p_.weights[d].*weight) + first * gate,
+             count * gate * static_cast<int64_t>(sizeof(E)));
+      });
+    return scratch;
+  }
+  int64_t in_order_count(int64_t width) const {
+    return order_.as_weights ? joined_count(hidden_rows_ * width) : D_ * hidden_rows_ * width;
+  }
+
   // ---- A team's walk ----------------------------------------------------------------------------
 
   bool walks() const { return plan_.walk.team != CudaTeam::stepwise; }
@@ -279,13 +314,17 @@ class Layer {
 
   const Problem& p_;
   const Facts& facts_;
-  const Kernels<E>& kernels_;  // stepwise
+  const GateOrder order_;
+  const ProgramTable<E> of_program_;
+  const Kernels<E> kernels_;  // stepwise
   const Context& context_;
   const CudaPlan plan_;
   const Products products_;
   const cudaStream_t stream_;
   const int D_;
-  const int64_t B_, H_, R_, GH_, y_row_;
+  const int64_t B_, H_, R_;
+  const int64_t GH_, hidden_rows_;  // of W_ih, and of W_hh
+  const int64_t y_row_;
   int64_t* offsets_ = nullptr;  // [T + 1] on the device, for the walk of a packed call
 };
 

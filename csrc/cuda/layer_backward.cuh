@@ -15,7 +15,7 @@ class LayerBackward : Layer<E> {
       : Base(problem, context, Pass::backward), b_(problem) {
     grads_row_ = facts_.grads * H_;
     wants_first_ = b_.grad_hx[0] || b_.grad_reset_states[0];
-    apart_ = facts_.grads - facts_.unit_weights - facts_.products;
+    for_input_ranges([this](int64_t, int64_t, int64_t) { ++input_ranges_; });
     for (int d = 0; d < D_; ++d) {
       const WeightGradients& wanted = b_.grad_weights[d];
       wants_w_hh_ |= wanted.w_hh != nullptr;
@@ -79,7 +79,7 @@ class LayerBackward : Layer<E> {
 
   void walk_stepwise() {
     const int64_t states = D_ * B_;
-    w_hh_ = this->joined(&Weights::w_hh, w_hh_copy_, GH_ * R_);
+    w_hh_ = this->in_order(&Weights::w_hh, w_hh_copy_, R_);
     if (p_.P) w_hr_ = this->joined(&Weights::w_hr, w_hr_copy_, p_.P * H_);
     wide_ = this->has_wide_rows() &&
             Base::are_aligned(p_.hx[0], p_.output, p_.reserve, b_.grad_output) &&
@@ -115,9 +115,10 @@ class LayerBackward : Layer<E> {
       arena.place(kept_[i], divided && p_.modifiers.keep[i] ? states * H_ : 0);
     arena.place(masked_grad_, p_.modifiers.recurrent_factor ? states * R_ : 0);
     for (int i = 1; i < facts_.states; ++i) arena.place(dstate_[i], states * H_);
-    arena.place(w_hh_copy_, this->joined_count(GH_ * R_));
+    arena.place(w_hh_copy_, this->in_order_count(R_));
     arena.place(hidden_grad_, p_.P ? states * H_ : 0);
     arena.place(operand_grad_, divided ? states * H_ : 0);
+    arena.place(handed_, states * kernels_.handed_back * H_);
     arena.place(projected_grads_, p_.P ? rows * p_.P : 0);
     arena.place(hidden_, wants_w_hr_ ? rows * H_ : 0);
     arena.place(operands_, wants_w_hh_ ? this->last_stage() * rows * H_ : 0);
@@ -168,10 +169,14 @@ class LayerBackward : Layer<E> {
     const int64_t gate = stage.first_gate * H_;
     S* const to = k > 0 ? operand_grad_ : masked_grad_ ? masked_grad_ : dh_;
     const bool adds = to == dh_ && passes();  // kernels left there what passes by products
+    if (!stage.products) {
+      if (!adds) this->clear(to, D_ * B_ * R_ * static_cast<int64_t>(sizeof(S)));
+      return;
+    }
     this->multiply_step(s, R_, stage.products * H_,
                         {at(grads_, 0, this->step(0, s), grads_row_) + gate, grads_row_, false,
                          between_directions(s, grads_row_)},
-                        {w_hh_ + gate * R_, R_, false, GH_ * R_},
+                        {w_hh_ + gate * R_, R_, false, hidden_rows_ * R_},
                         {to, R_, Storage<E>::sum_dtype, B_ * R_, adds});
   }
   // Whether some of the gradient of h passes by the products.
@@ -222,6 +227,7 @@ class LayerBackward : Layer<E> {
       to.y = this->y(d, t);
       to.before = this->before(d, s);
       to.h_before = last && !p_.P ? at(h_before_, d, t, H_) : nullptr;
+      to.handed = this->of_direction(handed_, d, kernels_.handed_back * H_);
       to.result = at(last ? hidden_ : operand_of(k + 1), d, t, H_);
       to.grads = at(grads_, d, t, grads_row_);
     }
@@ -233,12 +239,12 @@ class LayerBackward : Layer<E> {
     return operands_ ? operands_ + (k - 1) * D_ * p_.rows * H_ : nullptr;
   }
 
-  // The gates' gradients that belong to the input's projection: one range of columns, and those of
-  // a late input apart. f(column of the gradients, row of W_ih, how many)
+  // The gates' gradients that belong to the input's projection. Of most cells they are one range of
+  // columns, and those of late inputs. f(column of the gradients, row of W_ih, how many)
   template <class F>
   void for_input_ranges(const F& f) const {
-    f(0, 0, GH_ - apart_ * H_);
-    if (apart_) f(facts_.products * H_, GH_ - apart_ * H_, apart_ * H_);
+    for_each_range(order_.column_of_input, facts_.inputs,
+                   [&](int gate, int column, int count) { f(column * H_, gate * H_, count * H_); });
   }
 
   void differentiate_weights(int d) {
@@ -247,11 +253,15 @@ class LayerBackward : Layer<E> {
     const E* const grads = grads_ + d * rows * width;
     constexpr Dtype dtype = Storage<E>::dtype;
     for (int k = 0; to.w_hh && k < facts_.stages; ++k) {
-      const int64_t gate = kernels_.stages[k].first_gate * H_;
-      const E* const operand = k == 0 ? h_before_ : operand_of(k);
-      products_.multiply(kernels_.stages[k].products * H_, R_, rows, {grads + gate, width, true},
-                         {operand + d * rows * R_, R_},
-                         {Base::typed(to.w_hh) + gate * R_, R_, dtype});
+      const StageKernels<E>& stage = kernels_.stages[k];
+      const E* const operand = (k == 0 ? h_before_ : operand_of(k)) + d * rows * R_;
+      for_each_range(order_.gate_of_product + stage.first_gate, stage.products,
+                     [&](int at, int gate, int count) {
+                       const int64_t column = (stage.first_gate + at) * H_;
+                       products_.multiply(count * H_, R_, rows, {grads + column, width, true},
+                                          {operand, R_},
+                                          {Base::typed(to.w_hh) + gate * H_ * R_, R_, dtype});
+                     });
     }
     if (to.w_ih)
       for_input_ranges([&](int64_t column, int64_t gate, int64_t count) {
@@ -272,8 +282,11 @@ class LayerBackward : Layer<E> {
     };
     RowSums<E> sums;
     sums.partial = sums_;
-    sums.slices = slices_of(p_.rows), sums.columns = grads_row_, sums.gates = GH_;
-    sums.shared = GH_ - apart_ * H_, sums.units = facts_.unit_weights * H_;
+    sums.slices = slices_of(p_.rows), sums.columns = grads_row_, sums.H = H_;
+    sums.products = facts_.products, sums.first_unit = facts_.first_unit_grad;
+    for (int gate = 0; gate < facts_.inputs; ++gate)
+      sums.input_of[order_.column_of_input[gate]] = static_cast<signed char>(1 + gate);
+    std::copy_n(order_.gate_of_product, facts_.products, sums.gate_of_product);
     sums.b_ih = Base::typed(to.b_ih), sums.b_hh = Base::typed(to.b_hh);
     sums.w_unit = Base::typed(to.w_unit);
     launch("sums of gradients over rows", sum_slices<E>,
@@ -284,7 +297,7 @@ class LayerBackward : Layer<E> {
   }
 
   // Several products add up to it: in half precision, in a copy that keeps the whole sum.
-  bool sums_input() const { return b_.grad_input && kIsHalf<E> && (D_ > 1 || apart_); }
+  bool sums_input() const { return b_.grad_input && kIsHalf<E> && D_ * input_ranges_ > 1; }
   void differentiate_input() {
     const int64_t width = grads_row_;
     void* const to = grad_input_ ? static_cast<void*>(grad_input_) : b_.grad_input;
@@ -301,12 +314,13 @@ class LayerBackward : Layer<E> {
       if (grad_input_) convert(grad_input_, Base::typed(b_.grad_input), p_.rows * p_.I, stream_);
   }
 
-  using Base::D_, Base::B_, Base::H_, Base::R_, Base::GH_, Base::y_row_;
-  using Base::facts_, Base::kernels_, Base::p_, Base::plan_, Base::products_, Base::stream_;
+  using Base::D_, Base::B_, Base::H_, Base::R_, Base::hidden_rows_, Base::y_row_;
+  using Base::facts_, Base::order_, Base::kernels_, Base::p_, Base::plan_;
+  using Base::products_, Base::stream_;
 
   const BackwardProblem& b_;
   int64_t grads_row_ = 0;     // elements of all gradients of a row
-  int64_t apart_ = 0;         // gradients of inputs that are not a product's, too
+  int input_ranges_ = 0;      // products that the input's gradient is the sum of
   bool wants_first_ = false;  // the gradient of h before the first step
   bool wants_w_hh_ = false, wants_w_hr_ = false, wants_sums_ = false;
   bool wide_ = false;             // kernels take 16 bytes of units per thread
@@ -319,6 +333,7 @@ class LayerBackward : Layer<E> {
   S* dstate_[kMaxStates] = {};    // [D][B][H]
   S* hidden_grad_ = nullptr;      // [D][B][H], projected: dh W_hr
   S* operand_grad_ = nullptr;     // [D][B][H], of what the stage after multiplied
+  S* handed_ = nullptr;           // [D][B][handed back][H]
   E* projected_grads_ = nullptr;  // [D][rows][P]
   E* hidden_ = nullptr;           // [D][rows][H], projected: h before its projection
   E* operands_ = nullptr;         // [stages after the first][D][rows][H]

@@ -18,7 +18,8 @@ class LayerForward : Layer<E> {
     this->allocate([this](Arena& arena) { place(arena); });
     if (this->walks()) return walk();
     const int64_t states = D_ * B_;
-    w_hh_ = this->joined(&Weights::w_hh, w_hh_copy_, GH_ * R_);
+    w_hh_ = this->in_order(&Weights::w_hh, w_hh_copy_, R_);
+    if (b_hh_copy_) this->in_order(&Weights::b_hh, b_hh_copy_, 1);
     if (p_.P) w_hr_ = this->joined(&Weights::w_hr, w_hr_copy_, p_.P * H_);
     h_ = Base::typed(p_.hn[0]);
     wide_ = this->has_wide_rows() && are_all_aligned();
@@ -47,9 +48,11 @@ class LayerForward : Layer<E> {
         arena.place(state_[i], plan_.forward_steps < p_.T ? states * H_ : 0);
       return;
     }
-    arena.place(product_, states * GH_);
+    arena.place(product_, states * hidden_rows_);
     arena.place(masked_, p_.modifiers.recurrent_factor ? states * R_ : 0);
-    arena.place(w_hh_copy_, this->joined_count(GH_ * R_));
+    arena.place(w_hh_copy_, this->in_order_count(R_));
+    const bool moves_biases = p_.weights[0].b_hh && !order_.as_weights;
+    arena.place(b_hh_copy_, moves_biases ? this->in_order_count(1) : 0);
     arena.place(hidden_, p_.P ? states * H_ : 0);
     arena.place(projected_, p_.P ? states * p_.P : 0);
     arena.place(w_hr_copy_, p_.P ? this->joined_count(p_.P * H_) : 0);
@@ -146,9 +149,10 @@ class LayerForward : Layer<E> {
     const StageKernels<E>& stage = kernels_.stages[k];
     const int64_t columns = stage.products * H_;
     const E* const operand = k > 0 ? operand_ : masked_ ? masked_ : h_;
-    this->multiply_step(s, columns, R_, {operand, R_, false, B_ * R_},
-                        {w_hh_ + stage.first_gate * H_ * R_, R_, true, GH_ * R_},
-                        {product_, columns, Storage<E>::sum_dtype, B_ * GH_});
+    if (columns)
+      this->multiply_step(s, columns, R_, {operand, R_, false, B_ * R_},
+                          {w_hh_ + stage.first_gate * H_ * R_, R_, true, hidden_rows_ * R_},
+                          {product_, columns, Storage<E>::sum_dtype, B_ * hidden_rows_});
     this->launch_stage("a forward step", stage.forward, s, p_.reserve ? p_.Hp() : H_, wide_,
                        describe_steps(s));
   }
@@ -169,9 +173,9 @@ class LayerForward : Layer<E> {
       ForwardStep<E>& to = steps.direction[d];
       to.rows = this->rows(d, s);
       to.gates = gates_ + (d * chunk_rows_ + p_.row(t, 0) - first_row_[d]) * GH_;
-      to.product = product_ + d * B_ * GH_;
+      to.product = product_ + d * B_ * hidden_rows_;
       to.b_ih = Base::typed(p_.weights[d].b_ih);
-      to.b_hh = Base::typed(p_.weights[d].b_hh);
+      to.b_hh = b_hh_copy_ ? b_hh_copy_ + d * hidden_rows_ : Base::typed(p_.weights[d].b_hh);
       to.w_unit = Base::typed(p_.weights[d].w_unit);
       to.h = this->of_direction(p_.P ? hidden_ : h_, d, H_);
       for (int i = 1; i < facts_.states; ++i) {
@@ -208,13 +212,14 @@ class LayerForward : Layer<E> {
     launch("a projected step", store_projected<E>, grid.grid, grid.block, stream_, steps);
   }
 
-  using Base::D_, Base::B_, Base::H_, Base::R_, Base::GH_, Base::y_row_;
-  using Base::facts_, Base::kernels_, Base::p_, Base::plan_, Base::products_, Base::stream_;
+  using Base::D_, Base::B_, Base::H_, Base::R_, Base::GH_, Base::hidden_rows_, Base::y_row_;
+  using Base::facts_, Base::order_, Base::kernels_, Base::p_, Base::plan_;
+  using Base::products_, Base::stream_;
 
   int64_t chunk_rows_ = 0;
   int64_t first_row_[kMaxDirections] = {};  // of the chunk in gates_
   S* gates_ = nullptr;                      // [D][chunk_rows][G][H]
-  S* product_ = nullptr;                    // [D][B][G][H]
+  S* product_ = nullptr;                    // [D][B][products][H]
   E* h_ = nullptr;                          // [D][B][R], which is hn[0]
   S* state_[kMaxStates] = {};               // [D][B][H], which is hn but in half precision
   S* handed_ = nullptr;                     // [D][B][handed][H]
@@ -224,7 +229,7 @@ class LayerForward : Layer<E> {
   E* operand_ = nullptr;                    // [D][B][H], of the next stage's product
   E* hidden_ = nullptr;                     // [D][B][H], before its projection
   S* projected_ = nullptr;                  // [D][B][P]
-  E *w_hh_copy_ = nullptr, *w_hr_copy_ = nullptr;
+  E *w_hh_copy_ = nullptr, *w_hr_copy_ = nullptr, *b_hh_copy_ = nullptr;
   const E *w_hh_ = nullptr, *w_hr_ = nullptr;
   bool wide_ = false;  // kernels take 16 bytes of units per thread
 };

@@ -38,12 +38,6 @@ struct WalkValues {
   }
 };
 
-template <class T, class Data>
-WalkValues<T> of_direction(const Spread<Data>& values, int d) {
-  if (!values) return {};
-  return {static_cast<T*>(values.data) + d * values.direction, values.step, values.row};
-}
-
 // The boundary that a direction crosses on its way to a step, and the states it goes on from.
 template <class E>
 struct Boundary {

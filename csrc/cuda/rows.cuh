@@ -2,6 +2,7 @@
 // over rows.
 #pragma once
 
+#include "cells/list.h"
 #include "gpu.cuh"
 #include "launch.cuh"
 #include "modifiers.cuh"
@@ -101,32 +102,36 @@ __global__ void __launch_bounds__(kSumColumns* kSumWarps)
   partial[blockIdx.y * columns + column] = sum;
 }
 
-// Gradients of biases and unit weights from the sums. b_hh takes the first G*H columns; b_ih the
-// same, except for a late input, whose gate (the last of G*H) has its gradients in the columns
-// after them; unit weights the last ones.
+// Gradients of biases and unit weights from the sums. A gradient has H columns; stepwise/order.h
+// has their order.
 template <class E>
 struct RowSums {
   const Sum<E>* partial = nullptr;  // [slices][columns]
-  int64_t slices = 0, columns = 0;
-  int64_t gates = 0, shared = 0;  // G*H, of which both biases have `shared` in common
-  int64_t units = 0;              // columns of unit weights
-  E* b_ih = nullptr;              // [G*H] or null
+  int64_t slices = 0, columns = 0, H = 0;
+  int products = 0, first_unit = 0;              // gradients: those of products come first
+  signed char gate_of_product[kMostGates] = {};  // of b_hh
+  signed char input_of[kMostGrads] = {};         // 1 + the gate of b_ih, or 0
+  E* b_ih = nullptr;                             // [G*H] or null
   E* b_hh = nullptr;
   E* w_unit = nullptr;  // [unit weights][H] or null
 };
 
 template <class E>
-__global__ void __launch_bounds__(kBlockThreads) store_sums(const RowSums<E> a) {
+__global__ void __launch_bounds__(kBlockThreads) store_sums(const __grid_constant__ RowSums<E> a) {
   const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (column >= a.columns) return;
   Sum<E> sum = 0;
   for (int64_t slice = 0; slice < a.slices; ++slice) sum += a.partial[slice * a.columns + column];
-  const int64_t end = a.columns - a.units, before = end - a.gates;  // before the late input's
-  if (a.w_unit && column >= end) narrow(sum, a.w_unit[column - end]);
-  if (a.b_hh && column < a.gates) narrow(sum, a.b_hh[column]);
-  if (!a.b_ih || column >= end) return;
-  if (column < a.shared) narrow(sum, a.b_ih[column]);
-  if (column - before >= a.shared) narrow(sum, a.b_ih[column - before]);
+  const int gradient = static_cast<int>(column / a.H);
+  const int64_t unit = column - gradient * a.H;
+  if (gradient >= a.first_unit) {
+    if (a.w_unit) narrow(sum, a.w_unit[(gradient - a.first_unit) * a.H + unit]);
+    return;
+  }
+  if (a.b_hh && gradient < a.products)
+    narrow(sum, a.b_hh[a.gate_of_product[gradient] * a.H + unit]);
+  const int input = a.input_of[gradient];
+  if (a.b_ih && input) narrow(sum, a.b_ih[(input - 1) * a.H + unit]);
 }
 
 }  // namespace fusedrnn::cuda

@@ -8,7 +8,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "layer/problem.h"
+#include "cells/cell.h"
+#include "layer/sizes.h"
 
 namespace fusedrnn::cuda {
 
@@ -128,11 +129,43 @@ __device__ __forceinline__ float rounded_product(float a, float b) { return __fm
 // exactly 0 and 1, since exp overflows to infinity there.
 template <class S>
 struct DeviceMath {
-  __device__ __forceinline__ static S sigmoid(S x) { return reciprocal(1 + ::exp(-x)); }
+  __device__ __forceinline__ static S sigmoid(S x) { return cuda::reciprocal(1 + ::exp(-x)); }
   __device__ __forceinline__ static S tanh(S x) { return ::tanh(x); }
   __device__ __forceinline__ static S multiply_add(S a, S b, S c) { return ::fma(a, b, c); }
   __device__ __forceinline__ static S relu(S x) { return x <= 0 ? 0 : x; }
   __device__ __forceinline__ static S where_positive(S h, S x) { return h <= 0 ? 0 : x; }
+
+  // What programs ask for beside these (cells/generate.h), with the ends and the NaNs that
+  // cpu/functions.h has.
+  __device__ __forceinline__ static S number(double x) { return static_cast<S>(x); }
+  __device__ __forceinline__ static S infinity() {
+    return static_cast<S>(__longlong_as_double(0x7ff0000000000000));
+  }
+  __device__ __forceinline__ static S nan() {
+    return static_cast<S>(__longlong_as_double(0x7ff8000000000000));
+  }
+  __device__ __forceinline__ static S reciprocal(S x) { return 1 / x; }
+  __device__ __forceinline__ static S sqrt(S x) { return ::sqrt(x); }
+  __device__ __forceinline__ static S abs(S x) { return ::fabs(x); }
+  __device__ __forceinline__ static S sign(S x) { return gt(x, 0) - gt(0, x); }  // of a NaN 0
+  __device__ __forceinline__ static S exp(S x) { return ::exp(x); }
+  __device__ __forceinline__ static S expm1(S x) { return ::expm1(x); }
+  __device__ __forceinline__ static S log(S x) { return ::log(x); }
+  __device__ __forceinline__ static S log1p(S x) { return ::log1p(x); }
+  __device__ __forceinline__ static S softplus(S x) {
+    return maximum(x, 0) + ::log1p(::exp(-::fabs(x)));
+  }
+  __device__ __forceinline__ static S erf(S x) { return ::erf(x); }
+  __device__ __forceinline__ static S sin(S x) { return ::sin(x); }
+  __device__ __forceinline__ static S cos(S x) { return ::cos(x); }
+  // A NaN in either is the result.
+  __device__ __forceinline__ static S maximum(S a, S b) { return a != a || a > b ? a : b; }
+  __device__ __forceinline__ static S minimum(S a, S b) { return a != a || a < b ? a : b; }
+  __device__ __forceinline__ static S gt(S a, S b) { return a > b ? 1 : 0; }
+  __device__ __forceinline__ static S ge(S a, S b) { return a >= b ? 1 : 0; }
+  __device__ __forceinline__ static S eq(S a, S b) { return a == b ? 1 : 0; }
+  __device__ __forceinline__ static S ne(S a, S b) { return a != b ? 1 : 0; }
+  __device__ __forceinline__ static S select(S m, S a, S b) { return m != 0 ? a : b; }
 };
 
 }  // namespace fusedrnn::cuda

@@ -18,19 +18,9 @@
 
 #include "cells/list.h"
 #include "cells/program.h"
-#include "dtype.h"
+#include "sizes.h"
 
 namespace fusedrnn {
-
-constexpr int64_t kHiddenPadding = 16;  // Hp is a multiple of this, whatever the vector width
-constexpr int kMaxDirections = 2;
-
-constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-constexpr int64_t div_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
-
-constexpr int64_t size_of(Dtype dtype) {
-  return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
-}
 
 // Only the sizes, which are all that a plan depends on.
 struct Shape {

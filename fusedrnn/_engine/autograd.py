@@ -21,7 +21,9 @@ raw ops, which are so differentiable on their own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -73,7 +75,7 @@ def run_layer(
     With `layer.checkpoint` gradients are computed as checkpoint.py says, if the cell has a reserve.
     `lengths`, see sequences.py, are for calls that a compiler captures, or without values.
     """
-    if layer.cell.program is not None and _is_elsewhere(layer.cell.spec, operands.input):
+    if layer.cell.program is not None and _runs_elsewhere(layer, operands.input):
         output, *hn = _run_program_elsewhere(layer, operands, lengths)
         return output, hn
     differentiable = torch.is_grad_enabled() and _any_requires_grad(operands)
@@ -105,7 +107,7 @@ def run_modified(
         or (steps is not None and steps.requires_grad)
     )
     transformed = is_transformed_by_func() or is_forward_mode()
-    if layer.cell.program is not None and _is_elsewhere(layer.cell.spec, operands.input):
+    if layer.cell.program is not None and _runs_elsewhere(layer, operands.input):
         results: Sequence[Tensor] = _run_program_elsewhere(layer, operands, lengths)
     elif is_captured() or lengths is not None:
         results = _run_captured(layer, operands, lengths, differentiable, transformed)
@@ -120,15 +122,42 @@ def run_modified(
     return output, others[:count], others[count:]
 
 
-def _is_elsewhere(program: str, input: Tensor) -> bool:
-    """Whether this device has no kernels that run programs. Those that have get it compiled."""
-    if input.is_cpu and not is_captured():  # what is captured calls the fake kernels, which ask
-        compiling.wanted(program, input.dtype)
-    return not input.is_cpu
+def _runs_elsewhere(layer: Layer, input: Tensor) -> bool:
+    """Whether a device has no kernels for a cell that a user wrote; of CUDA, it is said why.
+
+    Kernels that there are get it compiled.
+    """
+    if input.is_cpu:
+        if not is_captured():  # what is captured calls the fake kernels, which ask
+            compiling.wanted(layer.cell.spec, input.dtype)
+        return False
+    if not input.is_cuda:
+        return True
+    reason = ops.WITHOUT_PROGRAMS
+    if layer.cell.step_inputs:
+        reason = reason or "its kernels take no step inputs"
+    if is_captured():  # the graph's calls make the kernels
+        return reason is not None
+    if input.dtype not in ops.DTYPES or torch.cuda.is_current_stream_capturing():
+        return False  # the op says what is wrong, if anything is
+    reason = reason or ops.make_program(layer.cell.spec, input.dtype, input.device)
+    if reason is not None:
+        _warn_of_steps(layer.cell.name, reason)
+    return reason is not None
+
+
+@lru_cache
+def _warn_of_steps(cell: str, reason: str) -> None:
+    """Once for a cell and a reason."""
+    warnings.warn(
+        f"cell: PyTorch's functions run {cell} step by step on CUDA, which is slow: {reason}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _run_program_elsewhere(layer: Layer, operands: Operands, lengths: Tensor | None) -> Tensors:
-    """The results of a cell that a user wrote on a device whose kernels run no programs.
+    """The results of a cell that a user wrote on a device that has no kernels for it.
 
     PyTorch's functions run it, one by one: the same numbers, and slow.
     """

@@ -65,7 +65,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NoReturn, TypeAlias
 
 import torch
@@ -124,9 +124,31 @@ def _load_cuda() -> str | None:
         warnings.warn(f"CUDA tensors cannot be computed: {error}", RuntimeWarning, stacklevel=2)
         return str(error)
     library.fusedrnn_cuda_backend.restype = ctypes.c_void_p
+    library.fusedrnn_cuda_without_programs.restype = ctypes.c_char_p
+    library.fusedrnn_cuda_make_program.restype = ctypes.c_char_p
     _libraries.append(library)
     use_backend("cuda", library.fusedrnn_cuda_backend())
     return None
+
+
+def _programs_on_cuda() -> str | None:
+    if WITHOUT_CUDA is not None:
+        return WITHOUT_CUDA
+    reason: bytes | None = _libraries[-1].fusedrnn_cuda_without_programs()
+    return reason.decode() if reason else None
+
+
+@lru_cache(maxsize=256)
+def make_program(text: str, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Makes the CUDA kernels of a written cell, once for a device; says why it could not.
+
+    NVRTC compiles them in some tenths of a second.
+    """
+    with torch.cuda.device(device):
+        reason: bytes | None = _libraries[-1].fusedrnn_cuda_make_program(
+            text.encode(), DTYPES.index(dtype)
+        )
+    return reason.decode() if reason else None
 
 
 LIBRARY = _native.load(_native.LIBRARY)
@@ -135,6 +157,8 @@ LIBRARY = _native.load(_native.LIBRARY)
 _libraries = [LIBRARY]  # each makes plans of its own
 WITHOUT_CUDA = _load_cuda()
 """Why CUDA tensors cannot be computed here; None if they can, given a GPU."""
+WITHOUT_PROGRAMS = _programs_on_cuda()
+"""Why CUDA kernels cannot run cells that users wrote; None if they can."""
 
 layer_forward = torch.ops.fusedrnn.layer_forward.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default

@@ -194,13 +194,17 @@ class WrittenCell:
 
     def _ways(self) -> list[str]:
         """What runs it, by device."""
-        from fusedrnn._engine import compiling
+        from fusedrnn._engine import compiling, ops
 
         asked = compiling.told(self.program)
         asked = asked or ["interpreted in each tile, and compiled when it is first called"]
+        on_cuda = "one kernel a step and product, which NVRTC compiles when it is first needed"
+        if ops.WITHOUT_CUDA is None and ops.WITHOUT_PROGRAMS is not None:
+            on_cuda = f"PyTorch's functions, step by step: {ops.WITHOUT_PROGRAMS}"
         return [
             f"CPU: the kernels for {_C.cpu_capability()}",
             *(f"     {line}" for line in asked),
+            f"CUDA: {on_cuda}",
             "other devices: PyTorch's functions, step by step",
         ]
 

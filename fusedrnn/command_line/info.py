@@ -58,6 +58,7 @@ VARIABLES = {
     "FUSEDRNN_CACHE": "compiled cells; fusedrnn in the user's cache folder if not set",
     "FUSEDRNN_CELL_COMPILE": "0: written cells are interpreted, never compiled",
     "FUSEDRNN_CPU_CAPABILITY": "a lower instruction set",
+    "FUSEDRNN_NVRTC": "the compiler of written cells on CUDA; torch's if not set",
     "FUSEDRNN_PLAN": "overrides plans, for measuring",
     "FUSEDRNN_POOL_MB": "memory that the CPU's pool holds when idle; 512 if not set",
     "FUSEDRNN_PROCESSORS": "processors for the threads of a team; by affinity and quota if not set",

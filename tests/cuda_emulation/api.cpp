@@ -54,6 +54,7 @@ unsigned* option(const std::string& name) {
       {"resident", &o.resident},
       {"late_copies", &o.late_copies},
       {"truncated_mma", &o.truncated_mma},
+      {"capturing", &o.capturing},
       {"multiprocessors", &o.multiprocessors},
       {"capability", &o.capability},
       {"compiled", &o.compiled},
@@ -164,6 +165,10 @@ cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) {
   return answer(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = options().capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }

@@ -12,10 +12,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
-from cuda_emulation.build import MissingHeaders, cuda_include, library
+from cuda_emulation.build import MissingHeaders, cuda_include, library, program_kernels
 
 from fusedrnn._engine import ops
 
@@ -36,7 +39,30 @@ def load(variant: str = "plain") -> ctypes.CDLL:
     loaded.fusedrnn_emulated_backend.restype = ctypes.c_void_p
     loaded.fusedrnn_emulation_launches.restype = ctypes.c_uint64
     loaded.fusedrnn_emulation_configure.argtypes = [ctypes.c_uint64, ctypes.c_char_p]
+    loaded.fusedrnn_emulation_without_nvrtc.restype = ctypes.c_char_p
+    loaded.fusedrnn_emulation_nvrtc.restype = ctypes.c_char_p
+    _KEPT[variant] = CompileBy(partial(_compile_program, variant))
+    loaded.fusedrnn_emulation_compile_by(_KEPT[variant])
     return loaded
+
+
+CompileBy = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)
+)
+_KEPT: dict[str, object] = {}  # what C++ has the address of
+
+
+def _compile_program(variant: str, source: bytes, names: bytes, kernels: Any) -> int:
+    """Makes the kernels of a program, and stores their addresses."""
+    lines = names.decode().splitlines()
+    try:
+        made = ctypes.CDLL(str(program_kernels(variant, source.decode(), lines)))
+    except (OSError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    for i, address in enumerate((ctypes.c_void_p * len(lines)).in_dll(made, "kernels")):
+        kernels[i] = address
+    return 0
 
 
 @contextmanager

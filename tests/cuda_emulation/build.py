@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
 import importlib.util
 import os
 import shlex
@@ -47,15 +48,21 @@ def load_setup() -> ModuleType:
     return module
 
 
-# Device and host side of the CUDA backend; cuBLAS is found by another file here (cublas.cpp).
+# Device and host side of the CUDA backend. cuBLAS is found, and kernels of programs are made, by
+# other files here (cublas.cpp, programs.cpp).
+EMBEDDED = BUILD / "embedded_headers.cpp"
 KERNELS: tuple[Path, ...] = (
     HERE / "kernels" / "poison.cpp",
+    HERE / "kernels" / "programs.cpp",
     ROOT / "csrc" / "layer" / "plan_override.cpp",
+    *sorted((ROOT / "csrc" / "cells").glob("*.cpp")),
     *(
         path
         for path in sorted((ROOT / "csrc" / "cuda").rglob("*.c*"))
-        if path.suffix in (".cu", ".cpp") and path.name != "cublas_library.cpp"
+        if path.suffix in (".cu", ".cpp")
+        and path.name not in ("cublas_library.cpp", "program_library.cpp")
     ),
+    EMBEDDED,
 )
 
 COMPILER = "g++"  # of GCC: the race build relies on how it instruments memory accesses
@@ -69,6 +76,10 @@ TSAN = "--param tsan-distinguish-volatile=1 --param tsan-instrument-func-entry-e
 # code that is not optimised compiles in half the time.
 KERNEL_FLAGS = {"plain": [], "race": ["-fsanitize=thread", *TSAN.split()], "asan": ["-O0"]}
 FLAGS = {"plain": [], "race": ["-DFUSEDRNN_EMULATION_RACE"], "asan": SANITIZERS.split()}
+
+
+# Symbols of the sanitizers' libraries are found when a library is loaded.
+DEFINED = {"plain": ["-Wl,-z,defs"], "race": ["-Wl,-z,defs"], "asan": []}
 
 
 class MissingHeaders(Exception):
@@ -142,6 +153,15 @@ def compiled(
     return objects
 
 
+def command_of(variant: str) -> list[object]:
+    """The command that compiles a source for the emulated device."""
+    include = cuda_include()
+    return [
+        *[COMPILER, *COMMON, *FLAGS[variant], f"-I{HERE / 'shim'}", f"-I{ROOT / 'csrc'}"],
+        *["-isystem", include, "-isystem", include / "cccl"],
+    ]
+
+
 def library(
     variant: str = "plain",
     sources: Sequence[Path] = KERNELS,
@@ -155,11 +175,7 @@ def library(
     `flags` go to the compiler of the sources (further include folders and macros), `links` to the
     linker: what else the sources' symbols are to be found in.
     """
-    include = cuda_include()
-    command = [
-        *[COMPILER, *COMMON, *FLAGS[variant], f"-I{HERE / 'shim'}", f"-I{ROOT / 'csrc'}"],
-        *["-isystem", include, "-isystem", include / "cccl"],
-    ]
+    command = command_of(variant)
     device = {
         path.name: (path, ["-O3"] if path.stem == "cublas" else [])
         for path in sorted(HERE.glob("*.cpp"))
@@ -173,15 +189,41 @@ def library(
             kernel = f"{path.name} {instance}".strip().replace(" ", "-")
             as_such = as_kernels if path.suffix == ".cu" else []
             kernels[kernel] = (path.resolve(), [*flags, *more, *as_such])
-    link = ["-shared", *FLAGS[variant], "-Wl,-Bsymbolic", *links, "-ldl"]
-    if variant != "asan":  # there, symbols of the sanitizers' libraries are found when it is loaded
-        link.append("-Wl,-z,defs")
+    link = ["-shared", *FLAGS[variant], "-Wl,-Bsymbolic", *links, "-ldl", *DEFINED[variant]]
     target = BUILD / variant / f"{name}.so"
+    if EMBEDDED in sources:
+        load_setup().write_embedded_headers(EMBEDDED)
     BUILD.mkdir(parents=True, exist_ok=True)
     with open(BUILD / "lock", "w") as lock:  # two processes may want the same library
         fcntl.flock(lock, fcntl.LOCK_EX)
         objects = compiled(BUILD / variant / "device", command, device)
         compiled(BUILD / variant / name, command, kernels, target, objects, link)
+    return target
+
+
+def program_kernels(variant: str, source: str, names: Sequence[str]) -> Path:
+    """Builds the kernels of a source that a library made; `kernels` has their addresses.
+
+    The library, `kernels.so` of the variant, has the emulated device, and is to be loaded by then.
+    """
+    table = ", ".join(f"reinterpret_cast<const void*>(&{name})" for name in names)
+    text = (
+        f"{source}\n"
+        'extern "C" __attribute__((visibility("default"))) const void* const kernels[];\n'
+        f"const void* const kernels[] = {{{table}}};\n"
+    )
+    folder = BUILD / variant / "programs" / hashlib.sha256(text.encode()).hexdigest()[:20]
+    folder.mkdir(parents=True, exist_ok=True)
+    file, target = folder / "program.cu", folder / "program.so"
+    link = ["-shared", *FLAGS[variant], *DEFINED[variant]]
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            file.write_text(text)
+        sources = {"program": (file, [*KERNEL_FLAGS[variant], "-x", "c++"])}
+        compiled(
+            folder, command_of(variant), sources, target, [BUILD / variant / "kernels.so"], link
+        )
     return target
 
 

@@ -19,6 +19,9 @@
 #include <type_traits>
 #include <utility>
 
+// Seen by the kernels that are compiled at run time, which are libraries of their own.
+#pragma GCC visibility push(default)
+
 namespace emulation {
 
 struct Where {  // a place in a kernel's source, for reports
@@ -101,6 +104,8 @@ void bulk_copy(void* own, const void* from, unsigned bytes, uint64_t* own_barrie
                Where where);
 
 }  // namespace emulation
+
+#pragma GCC visibility pop
 
 // CUDA's own launch template: arguments convert to the kernel's parameter types here, once; every
 // thread then gets its own copies.

@@ -483,6 +483,8 @@ void volatile_access(const void* p, size_t bytes, bool writes, const void* from)
   void __tsan_unaligned_write##n(void* p) { plain_access(p, n, true, false, FROM); } \
   void __tsan_volatile_read##n(void* p) { volatile_access(p, n, false, FROM); }      \
   void __tsan_volatile_write##n(void* p) { volatile_access(p, n, true, FROM); }
+// Kernels that are compiled at run time call them, too.
+#pragma GCC visibility push(default)
 extern "C" {
 EMULATION_ACCESS(1)
 EMULATION_ACCESS(2)
@@ -497,3 +499,4 @@ void __tsan_func_exit() {}
 void __tsan_vptr_read(void**) {}
 void __tsan_vptr_update(void**, void*) {}
 }
+#pragma GCC visibility pop

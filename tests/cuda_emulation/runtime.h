@@ -22,6 +22,7 @@ struct Options {
   unsigned resident = 2;     // clusters alive at once in a launch that is not cooperative
   unsigned late_copies = 1;  // asynchronous copies land at the wait (a seed: or before); 0: at once
   unsigned truncated_mma = 0;  // sums as tensor cores make them: cut to 24+2 bits, not rounded
+  unsigned capturing = 0;      // 1: every stream says that a graph is being captured
   unsigned multiprocessors = 132;
   unsigned capability = 90;
   unsigned compiled = 90;          // the capability that the kernels were compiled for

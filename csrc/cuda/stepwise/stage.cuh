@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cells/cell.h"
-#include "cuda/launch.cuh"
+#include "cuda/grid.cuh"
 #include "steps.cuh"
 
 namespace fusedrnn::cuda {
@@ -86,14 +86,15 @@ __global__ void __launch_bounds__(kBlockThreads)
     return;
   }
 
-  V input[S::inputs][N], product[S::products][N];
+  V input[kAtLeastOne<S::inputs>][N], product[kAtLeastOne<S::products>][N];
 #pragma unroll
-  for (int g = 0; g < S::inputs; ++g) {
+  for (int slot = 0; slot < S::inputs; ++slot) {
     V bias[N];
-    load<N>(s.gates + (row * C::inputs + S::first_gate + g) * H + unit, input[g]);
-    load_or_zero<N>(s.b_ih ? s.b_ih + (S::first_gate + g) * H + unit : nullptr, bias);
+    const int gate = S::first_gate + S::gate_of_input(slot);
+    load<N>(s.gates + (row * C::inputs + gate) * H + unit, input[slot]);
+    load_or_zero<N>(s.b_ih ? s.b_ih + gate * H + unit : nullptr, bias);
 #pragma unroll
-    for (int n = 0; n < N; ++n) input[g][n] += bias[n];
+    for (int n = 0; n < N; ++n) input[slot][n] += bias[n];
   }
 #pragma unroll
   for (int slot = 0; slot < S::products; ++slot) {
@@ -114,7 +115,8 @@ __global__ void __launch_bounds__(kBlockThreads)
   };
   V h_prev[N], result[N], state[kAtLeastOne<kStates>][N], handed[kHanded][N];
   V weight[kAtLeastOne<kUnitWeights>][N], save[kAtLeastOne<S::saved>][N];
-  if (S::has_carry) load<N>(s.h + row * H + unit, h_prev);
+  constexpr bool kReadsH = S::has_carry || S::reads_h;
+  if (kReadsH) load<N>(s.h + row * H + unit, h_prev);
   load_slots<kStates>(state, state_at);
   if constexpr (is_first<S> && !is_last<S>)
 #pragma unroll
@@ -126,8 +128,9 @@ __global__ void __launch_bounds__(kBlockThreads)
   for (int n = 0; n < N; ++n) {
     Forward<S, V> of = {};
     take<S::products>(product, n, of.product);
-    if (S::has_late_input) of.late = input[S::inputs - 1][n];
-    if (S::has_carry) of.h_prev = h_prev[n];
+#pragma unroll
+    for (int i = 0; i < S::late; ++i) of.late[i] = input[S::inputs - S::late + i][n];
+    if (kReadsH) of.h_prev = h_prev[n];
     take<kStates>(state, n, of.state);
     take<S::takes>(handed, n, of.handed);
     take<kUnitWeights>(weight, n, of.unit_weight);
@@ -172,15 +175,22 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 
   const auto state_at = [&](int i) { return s.dstate[i] + row * H + unit; };
   const auto kept_at = [&](int i) { return s.kept[i] + row * H + unit; };
-  V dresult[N], dy[N], carry[N] = {}, h[N], dstate[kAtLeastOne<kStates>][N];
-  V save[kAtLeastOne<S::saved>][N], weight[kAtLeastOne<kUnitWeights>][N], grad[S::grads][N];
+  const auto handed_at = [&](int slot) {
+    return s.handed + (row * handed_back_of<C> + slot) * H + unit;
+  };
+  constexpr int kHanded =
+      kAtLeastOne<(S::takes_back > S::gives_back ? S::takes_back : S::gives_back)>;
+  V dresult[N], dy[N], carry[N] = {}, h[N], dstate[kAtLeastOne<kStates>][N], handed[kHanded][N];
+  V save[kAtLeastOne<saved_read<S>>][N], weight[kAtLeastOne<kUnitWeights>][N];
+  V grad[kAtLeastOne<S::grads>][N];
   load<N>(s.dresult + row * H + unit, dresult);
   load_or_zero<N>(s.grad_y ? s.grad_y + row * steps.y_row + unit : nullptr, dy);
   if (kCarries && !is_last<S>) load<N>(s.carry + row * H + unit, carry);
   load_slots<kStates>(dstate, state_at);
-  load_slots<S::saved>(save, [&](int slot) {
-    return s.save + (row * C::saved + S::first_slot + slot) * steps.Hp + unit;
+  load_slots<saved_read<S>>(save, [&](int slot) {
+    return s.save + (row * C::saved + first_saved_read<S> + slot) * steps.Hp + unit;
   });
+  load_slots<S::takes_back>(handed, handed_at);
   load_slots<kUnitWeights>(weight, [&](int i) { return s.w_unit + i * H + unit; });
   if (S::backward_needs == Needs::h_prev || s.h_before) {
     load_before<N>(s.before, steps.y_row, H, row, unit, h);
@@ -218,7 +228,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     Backward<S, V> of = {};
-    take<S::saved>(save, n, of.save);
+    take<saved_read<S>>(save, n, of.save);
+    take<S::takes_back>(handed, n, of.handed);
     take<kUnitWeights>(weight, n, of.unit_weight);
     if (S::backward_needs != Needs::nothing) of.h = h[n];
     of.dresult = dresult[n];
@@ -228,12 +239,13 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     put<kStates>(of.dstate, n, dstate);
     carry[n] = of.carry;
     if (S::restores) h[n] = of.result;
+    put<S::gives_back>(of.handed, n, handed);
     put<S::grads>(of.grad, n, grad);
   }
   store_slots<S::grads>(grad, [&](int slot) {
-    const int at_slot = slot < S::products ? S::gate_of_product(slot) : slot;
-    return s.grads + (row * C::grads + S::first_slot + at_slot) * H + unit;
+    return s.grads + (row * C::grads + S::template column_of_grad<S>(slot)) * H + unit;
   });
+  store_slots<S::gives_back>(handed, handed_at);
   if constexpr (is_first<S>)
 #pragma unroll
     for (int i = 0; i < kStates; ++i)

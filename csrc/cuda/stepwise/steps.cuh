@@ -5,9 +5,9 @@
 //   forward    gates + product + biases -> activations -> states, h, y, what backward needs
 //   backward   dh, dstates and what forward kept -> gradients of the gates, earlier step's dstates
 //
-// Gates are in torch's order, [G][H] per row. Gradients are [grads][H] per row: first those of the
-// recurrent product in the order of the gates, then those that a late input has apart (the GRU's
-// r z n' | n), then those of the unit weights.
+// Gates are in torch's order, [G][H] per row. Gradients are [grads][H] per row, in the order that
+// order.h has: first those of the recurrent product, in the order of the gates, then those that
+// late inputs have apart (the GRU's r z n' | n), then those of the unit weights.
 //
 // Each stage of a step has a product and a kernel of its own, over its slots of the cell's rows. A
 // stage that is not the last leaves the next one's operand, and handed values for the stages after
@@ -81,6 +81,7 @@ struct BackwardStep {  // of one direction
   StepValues<const E> keep[kMaxStates];     // h's is not here if it is projected
   Sum<E>* kept[kOtherStates] = {};          // [rows][H], may be dstate: what passes the cell by
   const E* grad_states[kOtherStates] = {};  // rows of states_row, or null: zeros
+  Sum<E>* handed = nullptr;                 // [rows][handed back][H], of what stages hand on
 };
 template <class E>
 struct BackwardSteps {

@@ -33,9 +33,9 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
   static constexpr int kHalves = halves_of(C::cell), kTiles = tiles_of(C::cell);
   static constexpr int kUnits = 8 * kHalves;  // of a group
   static constexpr int kSaved = kAtLeastOne<C::saved>;
-  static constexpr int kStates = C::states - 1;                                   // except h
-  static constexpr int kFirstWeight = C::products + (C::has_late_input ? 1 : 0);  // after biases
-  static constexpr int kHeld = held_forward(C::cell, A::arithmetic);              // along the depth
+  static constexpr int kStates = C::states - 1;                       // except h
+  static constexpr int kFirstWeight = C::products + C::late;          // after biases
+  static constexpr int kHeld = held_forward(C::cell, A::arithmetic);  // along the depth
   using Held = HeldWeights<A, kTiles, kHeld>;
 
  public:
@@ -404,7 +404,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
           of.product[slot] = sum[eight / 2][eight % 2 * 2 + j] + bias[slot * z_.units];
           if (of_input >= 0) of.product[slot] += input[of_input < 0 ? 0 : of_input];
         }
-        if (C::has_late_input) of.late = input[C::inputs - 1] + bias[C::products * z_.units];
+        if (C::late) of.late[0] = input[C::inputs - 1] + bias[C::products * z_.units];
 #pragma unroll
         for (int i = 0; i < C::unit_weights; ++i)
           of.unit_weight[i] = bias[(kFirstWeight + i) * z_.units];

@@ -1,0 +1,56 @@
+// Kernels compiled by NVRTC, loaded by the CUDA runtime. A library that is loaded so belongs to no
+// device: its kernels run on all that the code is for.
+#include "program_library.h"
+
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+
+#include "nvrtc/nvrtc.h"
+
+namespace fusedrnn::cuda {
+
+#if CUDART_VERSION >= 12080
+
+namespace {
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // not left for whoever asks next
+  throw std::runtime_error(std::string("CUDA: ") + what + " failed: " + cudaGetErrorString(error));
+}
+
+}  // namespace
+
+std::vector<const void*> load_kernels(const KernelSource& source, int capability) {
+  const Compiled compiled = compile_cuda(source.text, source.names, capability);
+  cudaLibrary_t library = nullptr;
+  check(cudaLibraryLoadData(&library, compiled.image.c_str(), nullptr, nullptr, 0, nullptr, nullptr,
+                            0),
+        "loading kernels");
+  std::vector<const void*> handles;
+  for (const std::string& symbol : compiled.symbols) {
+    cudaKernel_t kernel = nullptr;
+    check(cudaLibraryGetKernel(&kernel, library, symbol.c_str()), "finding a kernel");
+    handles.push_back(kernel);
+  }
+  return handles;
+}
+
+std::string why_no_kernels() { return why_no_nvrtc(); }
+
+#else
+
+std::vector<const void*> load_kernels(const KernelSource&, int) {
+  throw std::runtime_error(why_no_kernels());
+}
+
+std::string why_no_kernels() {
+  return "this build is of CUDA " + std::to_string(CUDART_VERSION / 1000) + "." +
+         std::to_string(CUDART_VERSION % 1000 / 10) +
+         ", whose runtime loads no kernels: build with CUDA 12.8 or later";
+}
+
+#endif
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,63 @@
+// Kernels that are made at run time, on the emulated device: in place of
+// csrc/cuda/program_library.cpp. Whoever loads the emulation compiles them (backend.py, with g++),
+// and NVRTC, if there is one, only compiles them for tests.
+#include "cuda/program_library.h"
+
+#include <stdexcept>
+
+#include "cuda/nvrtc/nvrtc.h"
+
+#define EMULATION_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace fusedrnn::cuda {
+namespace {
+
+// Stores the addresses of the kernels of a source; their names are one to a line. Returns 0 if it
+// could.
+using CompileBy = int (*)(const char* source, const char* names, const void** kernels);
+CompileBy compile = nullptr;
+
+}  // namespace
+
+std::vector<const void*> load_kernels(const KernelSource& source, int) {
+  std::vector<const void*> kernels(source.names.size());
+  std::string names;
+  for (const std::string& name : source.names) names += name + "\n";
+  if (!compile || compile(source.text.c_str(), names.c_str(), kernels.data()))
+    throw std::runtime_error("the emulation could not compile them");
+  return kernels;
+}
+
+std::string why_no_kernels() { return {}; }
+
+}  // namespace fusedrnn::cuda
+
+using namespace fusedrnn;
+
+EMULATION_EXPORT void fusedrnn_emulation_compile_by(cuda::CompileBy compile) {
+  cuda::compile = compile;
+}
+
+// Why there is no NVRTC; empty if there is one.
+EMULATION_EXPORT const char* fusedrnn_emulation_without_nvrtc() {
+  static const std::string why = cuda::why_no_nvrtc();
+  return why.c_str();
+}
+
+// The log of NVRTC and ptxas for the kernels of a program, compiled for a compute capability (times
+// ten), and how long the code is; or what failed, and 0.
+EMULATION_EXPORT const char* fusedrnn_emulation_nvrtc(const char* program, int dtype,
+                                                      int capability, uint64_t* bytes) {
+  thread_local std::string log;
+  *bytes = 0;
+  try {
+    const auto source = cuda::kernel_source(*Program::parse(program), Dtype(dtype));
+    const cuda::Compiled compiled =
+        cuda::compile_cuda(source.text, source.names, capability, {"--ptxas-options=-v"});
+    log = compiled.log;
+    *bytes = compiled.image.size();
+  } catch (const std::exception& error) {
+    log = error.what();
+  }
+  return log.c_str();
+}

@@ -1,0 +1,337 @@
+"""Written cells on the CUDA kernels.
+
+In the emulation, g++ compiles the source that a program becomes, as it compiles every kernel there;
+each program and dtype takes a second the first time. NVRTC, which compiles it on a machine with a
+GPU, needs none to do so: what it makes for each architecture is looked at, and not run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import test_modifiers
+import torch
+from conftest import cases_of
+from cuda_emulation import backend as emulated
+from processes import under_address_sanitizer
+from program_texts import program_of
+from random_cells import random_cell
+from test_written_layers import check_against_reference, tensors
+from torch import Tensor
+from written_cells import WRITTEN, mgu
+
+import fusedrnn
+from fusedrnn._engine import ops
+from fusedrnn._engine.autograd import _runs_elsewhere
+from fusedrnn._engine.layer import layer_of
+from fusedrnn.cells import WrittenCell, cell_named, cell_of_written
+from fusedrnn.cells.zoo import ZOO
+from fusedrnn.testing.parity import Case, check
+
+pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=emulated.missing())
+
+STEPWISE = "team=stepwise"
+HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float64, *HALF_AND_SINGLE)
+NAMES = [cell.name for cell in WRITTEN]
+
+
+@fusedrnn.cell(gates="n r z a b")
+def unordered(x, u, h):  # type: ignore[no-untyped-def]
+    """The second product's gates are neither together nor last; there are gates without a sum."""
+    r, z = torch.sigmoid(x.r + u.r), torch.sigmoid(u.z)
+    a, v = torch.tanh(x.a) * u.a, r * h
+    return z * h + (1 - z) * torch.tanh(x.n + u.n(v) * torch.sigmoid(x.b) + u.b(v)) + 0.1 * a
+
+
+@fusedrnn.cell(gates="a n")
+def only_later(x, u, h):  # type: ignore[no-untyped-def]
+    """Nothing is multiplied before the second product."""
+    return torch.tanh(x.n + u.n(torch.tanh(h) * 0.5) + torch.sigmoid(x.a))
+
+
+STATES = [ZOO["slstm"], ZOO["peephole_lstm"], ZOO["lem"]]  # several, and unit weights
+
+
+def check_everything(written: WrittenCell, seeds: int) -> None:
+    """Layers and modified layers of some sizes, in float64."""
+    cells = (cell_of_written(written),)
+    with emulated.installed(seed=1, plan=STEPWISE) as emulation:
+        before = emulation.fusedrnn_emulation_launches()
+        for seed in range(seeds):
+            check_against_reference(written, seed)
+            drawn = test_modifiers.draw(seed, cells=cells)
+            test_modifiers.compare(
+                drawn,
+                test_modifiers.numbers_of(drawn, test_modifiers.ours(drawn)),
+                test_modifiers.numbers_of(drawn, test_modifiers.theirs(drawn)),
+            )
+        assert emulation.fusedrnn_emulation_launches() > before
+
+
+@pytest.mark.parametrize("written", [*WRITTEN, *STATES, unordered, only_later], ids=str)
+def test_layers(written: WrittenCell) -> None:
+    check_everything(written, seeds=6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_cells(seed: int) -> None:
+    check_random(seed)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("seed", range(4, 100))
+def test_many_random_cells(seed: int) -> None:
+    check_random(seed)
+
+
+def check_random(seed: int) -> None:
+    written = random_cell(seed)
+    if not written.inputs:  # no kernels take step inputs
+        check_everything(written, seeds=3)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo(name: str) -> None:
+    check_everything(ZOO[name], seeds=4)
+
+
+SHAPES = [
+    Case(T=3, B=5, I=3, H=7, bidirectional=True),
+    Case(T=4, B=6, I=3, H=16, bidirectional=True, packed="sorted"),
+]
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("case", cases_of(NAMES, SHAPES), ids=str)
+def test_in_other_dtypes(case: Case, dtype: torch.dtype) -> None:
+    """As every layer is held to it: twice the error of plain PyTorch at most."""
+    with emulated.installed(seed=2, plan=STEPWISE):
+        check(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_sixteen_bytes_a_thread(name: str, dtype: torch.dtype) -> None:
+    case = Case(cell=name, T=3, B=3, I=3, H=16, bidirectional=True)
+    with emulated.installed(seed=3, plan=f"{STEPWISE},units_per_thread=8"):
+        check(case, dtype)
+
+
+@pytest.mark.parametrize("case", cases_of(NAMES, SHAPES[:1]), ids=str)
+def test_no_races_and_no_unwritten_memory(case: Case) -> None:
+    for seed in (0, 1):
+        with emulated.installed("race", seed=seed, plan=STEPWISE):
+            check(case, torch.float32)
+
+
+@pytest.mark.thorough  # all kernels are compiled once more, for minutes
+def test_no_access_out_of_bounds() -> None:
+    """AddressSanitizer watches every access of every kernel, in a process of its own."""
+    code = """
+        import torch, test_written_cuda
+        from fusedrnn.testing.parity import check
+        from cuda_emulation import backend as emulated
+        plan = test_written_cuda.STEPWISE
+        for case in test_written_cuda.cases_of(test_written_cuda.NAMES, test_written_cuda.SHAPES):
+            with emulated.installed("asan", seed=1, plan=plan):
+                check(case, torch.float64)
+            with emulated.installed("asan", seed=1, plan=f"{plan},units_per_thread=8"):
+                check(case, torch.bfloat16)
+        print("checked")
+    """
+    assert under_address_sanitizer(code) == "checked\n"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_relu"])
+def test_programs_of_compiled_cells(cell: str, dtype: torch.dtype) -> None:
+    """The same operations, but for which of two products is rounded before they are added."""
+    facts = cell_named(cell)
+    for T, B, I, H, P, both in ((3, 2, 4, 5, 0, False), (2, 5, 3, 20, 7, True)):  # noqa: E741
+        if P and not facts.projects:
+            P = 0
+        torch.manual_seed(0)
+        shapes = [*facts.shapes(I, H, P).values()] * (1 + both)
+        weights = [torch.randn(shape, dtype=dtype) / H**0.5 for shape in shapes]
+        x = torch.randn(T, B, I, dtype=dtype)
+        found: list[list[Tensor]] = []
+        for spec in (cell, program_of(cell, P > 0)):
+            layer = (spec, True, P > 0, both)
+            with emulated.installed(plan=STEPWISE):
+                forward = ops.layer_forward(x, None, None, weights, *layer, True)
+                output, hn, reserve = forward
+                needs = (1 << 1 + len(hn) + len(weights)) - 1
+                backward = ops.layer_backward(
+                    output, hn, x, None, None, weights, output, reserve, *layer, needs
+                )
+            found.append(tensors([*forward, *backward]))
+        for ours, theirs in zip(*found, strict=True):
+            bound = 8 * torch.finfo(dtype).eps * float(ours.abs().max()) if ours.numel() else 0
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=bound)
+
+
+def test_two_threads_ask_at_once() -> None:
+    """The kernels are made once, for both."""
+    other = fusedrnn.cell(gates="n")(lambda x, u, h: torch.tanh(x.n + u.n) * 0.875 + h * 0.125)
+    module = fusedrnn.Recurrent(other, 3, 4)
+    x, found = torch.randn(2, 1, 3), []
+    expected = module(x)[0]
+    with emulated.installed(plan=STEPWISE):
+        threads = [threading.Thread(target=lambda: found.append(module(x)[0])) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for output in found:
+        torch.testing.assert_close(output, expected)
+    assert len(found) == 2
+
+
+def test_kernels_are_not_made_in_a_capture() -> None:
+    """A graph may be captured once they are there."""
+    other = fusedrnn.cell(gates="n")(lambda x, u, h: torch.tanh(x.n + u.n) * 0.75 + h * 0.25)
+    module, x = fusedrnn.Recurrent(other, 3, 4), torch.randn(2, 1, 3)
+    expected = module(x)[0]
+    with emulated.installed(plan=STEPWISE, options="capturing=1"):
+        with pytest.raises(RuntimeError, match="call the layer once before the capture"):
+            module(x)
+    with emulated.installed(plan=STEPWISE):
+        torch.testing.assert_close(module(x)[0], expected)
+    with emulated.installed(plan=STEPWISE, options="capturing=1"):
+        torch.testing.assert_close(module(x)[0], expected)
+
+
+def test_what_cannot_be_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = fusedrnn.cell(gates="n")(lambda x, u, h: torch.tanh(x.n + u.n) * 0.5 + h * 0.5)
+    module, x = fusedrnn.Recurrent(other, 3, 4), torch.randn(2, 1, 3)
+    monkeypatch.setattr(emulated, "program_kernels", lambda *_: "/nowhere/program.so")
+    with emulated.installed(plan=STEPWISE):
+        for _ in range(2):  # remembered
+            with pytest.raises(RuntimeError, match="^cell: no CUDA kernels could be made of "):
+                module(x)
+
+
+def test_why_it_is_slow_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where kernels cannot be made, PyTorch's functions run the cell, and a warning says why."""
+    layer = layer_of(cell_of_written(mgu).spec, False, False, False)
+    on_cuda: Any = SimpleNamespace(
+        is_cpu=False, is_cuda=True, dtype=torch.float32, device=torch.device("cuda")
+    )
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for name, value in (
+        ("WITHOUT_PROGRAMS", "no NVRTC was found"),
+        ("make_program", lambda text, dtype, device: "NVRTC: it failed"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "WITHOUT_PROGRAMS", None)
+            patch.setattr(ops, name, value)
+            with pytest.warns(RuntimeWarning, match="mgu step by step on CUDA.*NVRTC"):
+                assert _runs_elsewhere(layer, on_cuda)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert _runs_elsewhere(layer, on_cuda)
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "WITHOUT_PROGRAMS", None)
+        patch.setattr(ops, "make_program", lambda text, dtype, device: None)
+        assert not _runs_elsewhere(layer, on_cuda)
+
+
+def test_explain(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "CUDA: one kernel a step and product" in mgu.explain()
+    monkeypatch.setattr(ops, "WITHOUT_CUDA", None)
+    monkeypatch.setattr(ops, "WITHOUT_PROGRAMS", "no NVRTC was found")
+    assert "CUDA: PyTorch's functions, step by step: no NVRTC was found" in mgu.explain()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_team_walks_a_program(name: str) -> None:
+    plan = fusedrnn.plan(
+        name, time=50, batch=8, input_size=64, hidden_size=128, dtype=torch.bfloat16, device="cuda"
+    )
+    assert isinstance(plan, fusedrnn.CudaPlan)
+    assert plan.forward.team == plan.backward.team == "stepwise"
+
+
+# ---- NVRTC ---------------------------------------------------------------------------------------
+
+ARCHITECTURES = (75, 80, 90, 100)
+SPILLED = re.compile(r"(\d+) bytes spill stores")
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> Iterator[ctypes.CDLL]:
+    """The library, which has found an NVRTC: that of a package, if there is no other."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = [path for each in folders for path in Path(each).glob("*/lib/libnvrtc.so.1?")]
+    library = emulated.load()
+    with pytest.MonkeyPatch.context() as patch:
+        if found and "FUSEDRNN_NVRTC" not in os.environ:
+            patch.setenv("FUSEDRNN_NVRTC", str(found[-1]))
+        if why := library.fusedrnn_emulation_without_nvrtc().decode():
+            pytest.skip(why)
+        yield library
+
+
+def compiled_by(nvrtc: ctypes.CDLL, text: str, dtype: torch.dtype, architecture: int) -> str:
+    """The log for kernels that NVRTC could compile."""
+    size = ctypes.c_uint64()
+    log = nvrtc.fusedrnn_emulation_nvrtc(
+        text.encode(), DTYPES.index(dtype), architecture, ctypes.byref(size)
+    ).decode()
+    assert size.value > 1000, log
+    return str(log)
+
+
+@pytest.mark.parametrize("written", WRITTEN, ids=str)
+def test_nvrtc_compiles_for_every_architecture(nvrtc: ctypes.CDLL, written: WrittenCell) -> None:
+    """Each dtype for one of them."""
+    for dtype, architecture in zip(DTYPES, ARCHITECTURES, strict=True):
+        check_compiled(nvrtc, written, dtype, architecture)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ZOO)
+def test_nvrtc_compiles_the_zoo(nvrtc: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
+    turn = [*ZOO].index(name) + DTYPES.index(dtype)
+    check_compiled(nvrtc, ZOO[name], dtype, ARCHITECTURES[turn % len(ARCHITECTURES)])
+
+
+def check_compiled(
+    nvrtc: ctypes.CDLL, written: WrittenCell, dtype: torch.dtype, architecture: int
+) -> None:
+    log = compiled_by(nvrtc, written.program, dtype, architecture)
+    kernels = log.count("Compiling entry function")
+    assert kernels == 4 * written.program.count("\nstage\n"), log
+    # Eight units of a large cell in half precision are more than fit; a few bytes wait in L1.
+    assert sum(map(int, SPILLED.findall(log))) <= 512, log
+
+
+def test_nvrtc_knows_no_such_device(nvrtc: ctypes.CDLL) -> None:
+    """A device that is newer than NVRTC gets PTX; one that is too old is told of."""
+    size = ctypes.c_uint64()
+    call = nvrtc.fusedrnn_emulation_nvrtc
+    text = mgu.program.encode()
+    call(text, 1, 999, ctypes.byref(size))
+    assert size.value > 1000
+    log = call(text, 1, 30, ctypes.byref(size)).decode()
+    assert size.value == 0 and "compute capability 3.0" in log
+
+
+def test_nvrtc_tells_what_is_wrong(nvrtc: ctypes.CDLL) -> None:
+    size = ctypes.c_uint64()
+    log = nvrtc.fusedrnn_emulation_nvrtc(b"cell 1 a\n", 1, 90, ctypes.byref(size)).decode()
+    assert size.value == 0 and "ends too early" in log
