@@ -84,9 +84,6 @@ if ON_X86:
 # Seconds that a core takes for a file of csrc/cpu/isa/ and for another one, roughly.
 KERNEL_SECONDS, OTHER_SECONDS = 8, 2
 
-# Whose headers go with the package: fusedrnn/_engine/compiling.py compiles written cells with them.
-CELL_HEADERS = ("cells", "cpu", "layer")
-
 # Plain C++ of csrc/ that every library carries, and that the introspection module carries, too.
 SHARED = ("layer/plan_override.cpp", "layer/version.cpp")
 INTROSPECTED = (
@@ -370,29 +367,37 @@ def cuda_files() -> list[tuple[Path, str, list[str]]]:
     return files
 
 
-def embedded_headers() -> str:
-    """C++ of what NVRTC is given to include: the headers of the stepwise kernels, as text."""
+def with_included(header: str) -> dict[str, str]:
+    """A header and all of ours that it includes: their text by their path in csrc/.
+
+    They include each other by these paths.
+    """
     csrc, texts = ROOT / "csrc", {}
 
-    def add(header: Path) -> str:
-        """Adds a header with all that it includes; returns its name, its path in csrc/."""
-        name = str(header.relative_to(csrc))
+    def add(path: Path) -> str:
+        name = str(path.relative_to(csrc))
         if name not in texts:
             texts[name] = ""  # not twice
             texts[name] = re.sub(
                 r'^#include "(.+)"$',
-                lambda found: f'#include "{add(of_include(header, found[1]))}"',
-                header.read_text("utf-8"),
+                lambda found: f'#include "{add(of_include(path, found[1]))}"',
+                path.read_text("utf-8"),
                 flags=re.MULTILINE,
             )
         return name
 
-    def of_include(header: Path, name: str) -> Path:
-        beside = header.parent / name
+    def of_include(path: Path, name: str) -> Path:
+        beside = path.parent / name
         return beside.resolve() if beside.exists() else csrc / name
 
-    add(csrc / "cuda/stepwise/program_stage.cuh")
-    for path in sorted(csrc.glob("cuda/nvrtc/include/*")):  # in place of others' headers
+    add(csrc / header)
+    return texts
+
+
+def embedded_headers() -> str:
+    """C++ of what NVRTC is given to include: the headers of the stepwise kernels, as text."""
+    texts = with_included("cuda/stepwise/program_stage.cuh")
+    for path in sorted(ROOT.glob("csrc/cuda/nvrtc/include/*")):  # in place of others' headers
         texts[path.name] = path.read_text("utf-8")
     lines = ['#include "cuda/nvrtc/nvrtc.h"', "namespace fusedrnn::cuda {"]
     lines += ["EmbeddedHeaders embedded_headers() {", "static const EmbeddedHeader headers[] = {"]
@@ -547,13 +552,13 @@ class NinjaBuild(build_ext):
 
     def copy_cell_headers(self, folder: Path) -> None:
         """What a written cell is compiled with: headers, and the flags for each capability."""
-        shutil.rmtree(folder / "include", ignore_errors=True)
-        for name in CELL_HEADERS:
-            (folder / "include" / name).mkdir(parents=True)
-            for header in sorted((ROOT / "csrc" / name).glob("*.h")):
-                shutil.copyfile(header, folder / "include" / name / header.name)
+        include = folder / "include"
+        shutil.rmtree(include, ignore_errors=True)
+        for name, text in with_included("cpu/compiled_cell.h").items():
+            (include / name).parent.mkdir(parents=True, exist_ok=True)
+            (include / name).write_text(text, "utf-8")
         flags = {name: INSTRUCTION_SETS[isas[-1]] for name, isas in CAPABILITIES.items()}
-        (folder / "include" / "flags.json").write_text(json.dumps(flags, indent=1) + "\n")
+        (include / "flags.json").write_text(json.dumps(flags, indent=1) + "\n")
 
     def announce_work(self, command: list[str]) -> None:
         """Says what is about to be compiled, and about how long that takes."""

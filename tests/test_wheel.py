@@ -15,6 +15,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,14 @@ def test_sdist_has_what_git_has(checkout: Path, sdist: Path) -> None:
     assert not [name for name in files - packed if not name.startswith(NOT_IN_THE_SDIST)]
 
 
+def included_by(folder: Path, header: str) -> set[str]:
+    """A header and those of the folder that it includes, as the compiler lists them."""
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    rule = output(*compiler, "-std=c++17", "-MM", "-I.", "-x", "c++", header, folder=folder)
+    words = rule.replace("\\\n", " ").split()[1:]
+    return {os.path.normpath(word) for word in words}
+
+
 def test_wheel_has_what_runs_and_nothing_else(checkout: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -138,9 +147,15 @@ def test_wheel_has_what_runs_and_nothing_else(checkout: Path, wheel: Path) -> No
     native = {f"fusedrnn/_C{sysconfig.get_config_var('EXT_SUFFIX')}", "fusedrnn/lib/libfusedrnn.so"}
     if fusedrnn.build_info()["cuda_targets"]:
         native.add("fusedrnn/lib/libfusedrnn_cuda.so")
+    # What written cells are compiled with.
+    headers = {name for name in names if name.startswith("fusedrnn/lib/include/")}
+    assert {header.removeprefix("fusedrnn/lib/include/") for header in headers} == {
+        "flags.json",
+        *included_by(checkout / "csrc", "cpu/compiled_cell.h"),
+    }
     folder = f"fusedrnn-{fusedrnn.__version__}.dist-info"
     info = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
-    assert names == sources | native | {f"{folder}/{name}" for name in info}
+    assert names == sources | native | headers | {f"{folder}/{name}" for name in info}
 
 
 def test_wheel_is_of_this_python_and_this_system(wheel: Path) -> None:
