@@ -135,7 +135,7 @@ def test_gradients_not_asked_for_are_empty(cell: str, packed: bool) -> None:
     output, _, borders = checkpointed_forward(*given, *UNMODIFIED, *layer, 2)
     operands = [input, *states, *parameters]
     for needs in (0, 1, 2, 4, 8, 1 << 7, 1 << 10, -1):
-        x, hx, weights, _ = checkpointed_backward(
+        x, hx, weights, *_ = checkpointed_backward(
             torch.ones_like(output), [], *given, *UNMODIFIED, output, borders, *layer, 2, needs
         )
         for i, (found, operand) in enumerate(zip([x, *hx, *weights], operands, strict=True)):
