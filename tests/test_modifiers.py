@@ -116,7 +116,8 @@ def draw(
     if cell.step_inputs:
         K, wide = len(cell.step_inputs), rng.random() < 0.5
         sizes_of_steps = *sizes(), K, H if wide else 1
-        steps = normal(*sizes_of_steps).expand(T, D, B, K, H)
+        # t_lstm takes the logarithm of e + dt.
+        steps = normal(*sizes_of_steps).clamp(-2, 2).expand(T, D, B, K, H)
         modifiers = modifiers._replace(step_inputs=steps)
     layer = layer_of(cell.spec, biases, P > 0, D == 2)._replace(
         modified=True, all_states=has("all_states"), checkpoint=rng.randint(1, 8)

@@ -358,7 +358,7 @@ def compiled_by(nvrtc: ctypes.CDLL, text: str, dtype: torch.dtype, architecture:
     return str(log)
 
 
-@pytest.mark.parametrize("written", WRITTEN, ids=str)
+@pytest.mark.parametrize("written", [*WRITTEN, staged], ids=str)
 def test_nvrtc_compiles_for_every_architecture(nvrtc: ctypes.CDLL, written: WrittenCell) -> None:
     """Each dtype for one of them."""
     for dtype, architecture in zip(DTYPES, ARCHITECTURES, strict=True):
