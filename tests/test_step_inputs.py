@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_modifiers import Drawn, draw, numbers_of, ours, theirs
 from test_modifiers import compare as compare_layers
+from test_modifiers import compare_in, draw, numbers_of, ours, theirs
 from torch import Tensor
 from torch.library import opcheck
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
 from fusedrnn._engine import ops
-from fusedrnn._engine.layer import Modifiers, flat, unflat
+from fusedrnn._engine.layer import Modifiers
 from fusedrnn._engine.step_inputs import placed_step_inputs, step_inputs_of_layer
 from fusedrnn.cells import WrittenCell, cell_of_written
 
@@ -74,25 +74,8 @@ def test_random_layers(way: str, threads: int, thorough: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_random_layers_in_other_dtypes(dtype: torch.dtype, thorough: bool) -> None:
-    """Our error is at most twice that of plain PyTorch in this dtype, and a floor."""
     for seed in range(60 if thorough else 8):
-        drawn = draw(seed, cells=FACTS)
-        rounded = [
-            t.to(dtype).double() if t is not None and t.is_floating_point() else t
-            for t in flat(drawn.layer, drawn.operands)
-        ]
-        operands = unflat(drawn.layer, rounded, drawn.operands.batch_sizes)
-        drawn = Drawn(drawn.layer, operands, None)
-        exact = numbers_of(drawn, theirs(drawn))
-        found, plain = (numbers_of(drawn, side(drawn), dtype) for side in (ours, theirs))
-        ulp = torch.finfo(dtype).eps
-        for name, value in exact.items():
-            if value.numel():
-                scale = float(value.abs().max())
-                error, of_plain = (
-                    float((side[name].double() - value).abs().max()) for side in (found, plain)
-                )
-                assert error <= 2 * of_plain + 16 * ulp * scale + 1e-30, f"{drawn}: {name}"
+        compare_in(dtype, draw(seed, cells=FACTS))
 
 
 @pytest.mark.parametrize("name", ["modified", "checkpointed", "padded"])

@@ -8,6 +8,7 @@ GPU, needs none to do so: what it makes for each architecture is looked at, and 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import os
 import re
@@ -26,6 +27,7 @@ from cuda_emulation import backend as emulated
 from processes import under_address_sanitizer
 from program_texts import program_of
 from random_cells import random_cell
+from test_step_inputs import gated, leaky, staged
 from test_written_layers import check_against_reference, tensors
 from torch import Tensor
 from written_cells import WRITTEN, mgu
@@ -33,7 +35,7 @@ from written_cells import WRITTEN, mgu
 import fusedrnn
 from fusedrnn._engine import ops
 from fusedrnn._engine.autograd import _runs_elsewhere
-from fusedrnn._engine.layer import layer_of
+from fusedrnn._engine.layer import Modifiers, Operands, layer_of
 from fusedrnn.cells import WrittenCell, cell_named, cell_of_written
 from fusedrnn.cells.zoo import ZOO
 from fusedrnn.testing.parity import Case, check
@@ -61,6 +63,7 @@ def only_later(x, u, h):  # type: ignore[no-untyped-def]
 
 
 STATES = [ZOO["slstm"], ZOO["peephole_lstm"], ZOO["lem"]]  # several, and unit weights
+READERS = [gated, staged, ZOO["phased_lstm"]]  # of step inputs
 
 
 def check_everything(written: WrittenCell, seeds: int) -> None:
@@ -79,7 +82,7 @@ def check_everything(written: WrittenCell, seeds: int) -> None:
         assert emulation.fusedrnn_emulation_launches() > before
 
 
-@pytest.mark.parametrize("written", [*WRITTEN, *STATES, unordered, only_later], ids=str)
+@pytest.mark.parametrize("written", [*WRITTEN, *STATES, *READERS, unordered, only_later], ids=str)
 def test_layers(written: WrittenCell) -> None:
     check_everything(written, seeds=6)
 
@@ -96,9 +99,7 @@ def test_many_random_cells(seed: int) -> None:
 
 
 def check_random(seed: int) -> None:
-    written = random_cell(seed)
-    if not written.step_inputs:  # the kernels take none
-        check_everything(written, seeds=3)
+    check_everything(random_cell(seed), seeds=3)
 
 
 @pytest.mark.thorough
@@ -129,11 +130,72 @@ def test_sixteen_bytes_a_thread(name: str, dtype: torch.dtype) -> None:
         check(case, dtype)
 
 
+STEPPED = (cell_of_written(leaky), cell_of_written(staged))
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+def test_step_inputs_in_other_dtypes(dtype: torch.dtype) -> None:
+    with emulated.installed(seed=2, plan=STEPWISE):
+        for seed in range(8):
+            test_modifiers.compare_in(dtype, test_modifiers.draw(seed, cells=STEPPED))
+
+
+def layouts(dtype: torch.dtype, *sizes: int) -> dict[str, Tensor]:
+    """Step inputs of these sizes. Those of the last two may not be read 16 bytes at a time."""
+    normal = functools.partial(torch.randn, dtype=dtype)
+    T, D, B, K, H = sizes
+    odd = normal(T, D, B, K + 1, 1)[..., 1:, :]
+    return {
+        "as gradients are": normal(sizes),
+        "each by itself": normal(K, D, T, B, H).permute(2, 1, 3, 0, 4),
+        "one row for all": normal(H).expand(sizes),
+        "for all units": normal(T, D, B, K, 1).expand(sizes),
+        "one for all": normal(1).expand(sizes),
+        "for all units, at odd addresses": odd.expand(sizes),
+        "every second unit": normal(T, D, B, K, 2 * H)[..., ::2],
+        "at odd addresses": normal(T, D, B, K, H + 1)[..., 1:],
+        "one further": normal(T * D * B * K * H + 1)[1:].view(sizes),
+    }
+
+
+def check_layouts(written: WrittenCell, dtype: torch.dtype, variant: str = "plain") -> None:
+    """The same bits, whether a thread has one unit or 16 bytes of them."""
+    T, B, I, H = 3, 4, 3, 16  # noqa: E741
+    cell, sizes = cell_of_written(written), torch.tensor([4, 3, 3])
+    torch.manual_seed(0)
+    weights = [torch.randn(shape, dtype=dtype) / 4 for shape in cell.shapes(I, H).values()] * 2
+    layer = layer_of(cell.spec, True, False, True)._replace(modified=True, all_states=True)
+    x = torch.randn(10, I, dtype=dtype)
+    for name, steps in layouts(dtype, T, 2, B, len(cell.step_inputs), H).items():
+        found = []
+        for units, given in ((1, steps.contiguous()), (8, steps)):
+            operands = Operands(x, sizes, [], weights, Modifiers(step_inputs=given))
+            with emulated.installed(
+                variant, seed=units, plan=f"{STEPWISE},units_per_thread={units}"
+            ):
+                output, states, reserve = ops.forward(layer, operands, save=True)
+                results = output, *states
+                back = ops.backward(layer, operands, results, output, reserve, -1)
+            found.append(tensors([*results, *back]))
+        for ours, theirs in zip(*found, strict=True):
+            assert torch.equal(ours, theirs), f"{written} in {dtype}: {name}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("written", [leaky, staged], ids=str)
+def test_step_inputs_of_any_strides(written: WrittenCell, dtype: torch.dtype) -> None:
+    check_layouts(written, dtype)
+
+
 @pytest.mark.parametrize("case", cases_of(NAMES, SHAPES[:1]), ids=str)
 def test_no_races_and_no_unwritten_memory(case: Case) -> None:
     for seed in (0, 1):
         with emulated.installed("race", seed=seed, plan=STEPWISE):
             check(case, torch.float32)
+
+
+def test_no_races_of_step_inputs() -> None:
+    check_layouts(staged, torch.float32, "race")
 
 
 @pytest.mark.thorough  # all kernels are compiled once more, for minutes
@@ -149,6 +211,7 @@ def test_no_access_out_of_bounds() -> None:
                 check(case, torch.float64)
             with emulated.installed("asan", seed=1, plan=f"{plan},units_per_thread=8"):
                 check(case, torch.bfloat16)
+        test_written_cuda.check_layouts(test_written_cuda.staged, torch.bfloat16, "asan")
         print("checked")
     """
     assert under_address_sanitizer(code) == "checked\n"
@@ -295,7 +358,7 @@ def compiled_by(nvrtc: ctypes.CDLL, text: str, dtype: torch.dtype, architecture:
     return str(log)
 
 
-@pytest.mark.parametrize("written", WRITTEN, ids=str)
+@pytest.mark.parametrize("written", [*WRITTEN, staged], ids=str)
 def test_nvrtc_compiles_for_every_architecture(nvrtc: ctypes.CDLL, written: WrittenCell) -> None:
     """Each dtype for one of them."""
     for dtype, architecture in zip(DTYPES, ARCHITECTURES, strict=True):

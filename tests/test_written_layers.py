@@ -50,7 +50,9 @@ def problem_of(
         input, T = pack_padded_sequence(input, lengths, enforce_sorted=False), int(lengths.max())
     parts = layers * (1 + both)
     shapes = (T, B, 1), (T, B, H), (parts, T, B, 1), (parts, T, B, H)
-    steps = {name: torch.randn(draw.choice(shapes)).double() for name in written.step_inputs}
+    steps = {  # t_lstm takes the logarithm of e + dt
+        name: torch.randn(draw.choice(shapes)).double().clamp(-2, 2) for name in written.step_inputs
+    }
     states = [torch.rand(parts, B, H, dtype=torch.float64) - 0.5 for _ in written.states]
     hx = None if draw.random() < 0.4 else states[0] if len(states) == 1 else tuple(states)
     return module, input, hx, steps or None

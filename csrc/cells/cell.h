@@ -83,6 +83,8 @@ struct Stage {
   static constexpr bool reads_all_saved = false;  // backward reads what other stages saved
   static constexpr int takes_back = 0;            // handed gradients that a later stage left
   static constexpr int gives_back = 0;            // handed gradients that this stage leaves
+  static constexpr int step_inputs = 0;           // what is given at each step beside the input
+  static constexpr int of_step_inputs = 0;        // bits of those whose gradients it computes
   // A stage may end in sums over all units of a row (layer normalisation needs them); a team then
   // adds one number per row and worker. No backend does that yet, so a stage that asks for it does
   // not compile.
@@ -125,6 +127,7 @@ struct Forward {
   V state[kAtLeastOne<C::states - 1>];
   V handed[kAtLeastOne<(S::takes > S::gives ? S::takes : S::gives)>];
   V unit_weight[kAtLeastOne<C::unit_weights>];
+  V step_input[kAtLeastOne<S::step_inputs>];
   V save[kAtLeastOne<S::saved>];
   V result;
 };
@@ -141,6 +144,7 @@ struct Backward {
   using C = typename S::Whole;
   V save[kAtLeastOne<saved_read<S>>];
   V unit_weight[kAtLeastOne<C::unit_weights>];
+  V step_input[kAtLeastOne<S::step_inputs>];
   V h;        // as `backward_needs` says
   V dresult;  // the last stage's includes what the next step carried past its products
   // For the states after the step; the cell replaces them by those for the states before it.
@@ -149,6 +153,7 @@ struct Backward {
   V carry;   // the gradient that reaches h_prev past the products; the last stage sets it first
   V result;  // only if the stage `restores`
   V grad[kAtLeastOne<S::grads>];
+  V of_step_input[kAtLeastOne<S::step_inputs>];  // those of the stage's bits
 };
 
 template <int i, class L>

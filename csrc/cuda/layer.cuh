@@ -159,6 +159,14 @@ class Layer {
   static StepValues<T> of_step(const Spread<Data>& values, int d, int64_t t) {
     return cuda::of_direction<T>(values, d).of_step(t);
   }
+  template <class T, class Data>
+  static StepInputValues<T> of_step(const StepInputs<Data>& values, int d, int64_t t) {
+    const Spread<Data>& rows = values;
+    return {of_step<T>(rows, d, t), values.kind, values.unit};
+  }
+  StepInputValues<const E> step_inputs(int d, int64_t s) const {
+    return of_step<const E>(p_.modifiers.step_inputs, d, step(d, s));
+  }
   StepValues<const E> factor(int d, int64_t s) const {
     return of_step<const E>(p_.modifiers.recurrent_factor, d, step(d, s));
   }
@@ -296,17 +304,24 @@ class Layer {
   static bool are_aligned(const T*... pointers) {
     return (... && (reinterpret_cast<uintptr_t>(pointers) % 16 == 0));
   }
+  static bool is_whole(int64_t stride) {  // of 16 bytes
+    return stride * static_cast<int64_t>(sizeof(E)) % 16 == 0;
+  }
   // Whether the values of a modifier begin at multiples of 16 bytes for all steps and sequences.
-  static bool are_aligned(const Spread<const void>& values) {
-    const auto is_whole = [](int64_t stride) {
-      return stride * static_cast<int64_t>(sizeof(E)) % 16 == 0;
-    };
+  template <class Data>
+  static bool are_aligned(const Spread<Data>& values) {
     return are_aligned(values.data) && is_whole(values.step) && is_whole(values.direction) &&
            is_whole(values.row);
   }
+  // Step inputs that are the same for all units may be anywhere.
+  template <class Data>
+  static bool are_aligned(const StepInputs<Data>& values) {
+    const Spread<Data>& rows = values;
+    return !values.unit || (are_aligned(rows) && is_whole(values.kind));
+  }
   bool are_modifiers_aligned() const {
     const Modifiers& all = p_.modifiers;
-    bool are = are_aligned(all.recurrent_factor);
+    bool are = are_aligned(all.recurrent_factor) && are_aligned(all.step_inputs);
     for (int i = 0; i < facts_.states; ++i)
       are = are && are_aligned(all.reset_states[i]) && are_aligned(all.keep[i]);
     return are;

@@ -84,7 +84,7 @@ class LayerBackward : Layer<E> {
     wide_ = this->has_wide_rows() &&
             Base::are_aligned(p_.hx[0], p_.output, p_.reserve, b_.grad_output) &&
             Base::are_aligned(p_.weights[0].w_unit, p_.weights[1].w_unit) &&
-            this->are_modifiers_aligned();
+            this->are_modifiers_aligned() && Base::are_aligned(b_.grad_step_inputs);
     for (const void* states : b_.grad_states) wide_ = wide_ && Base::are_aligned(states);
     this->fill(dh_, b_.grad_hn[0], states * R_);
     for (int i = 1; i < facts_.states; ++i) this->fill(dstate_[i], b_.grad_hn[i], states * H_);
@@ -230,6 +230,8 @@ class LayerBackward : Layer<E> {
       to.handed = this->of_direction(handed_, d, kernels_.handed_back * H_);
       to.result = at(last ? hidden_ : operand_of(k + 1), d, t, H_);
       to.grads = at(grads_, d, t, grads_row_);
+      steps.step_inputs[d] = this->step_inputs(d, s);
+      steps.of_step_inputs[d] = Base::template of_step<E>(b_.grad_step_inputs, d, t);
     }
     return steps;
   }

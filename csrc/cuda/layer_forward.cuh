@@ -191,6 +191,7 @@ class LayerForward : Layer<E> {
       to.y = p_.P ? nullptr : const_cast<E*>(this->y(d, t));
       to.y_row = y_row_;
       to.save = this->reserve(d, t);
+      steps.step_inputs[d] = this->step_inputs(d, s);
     }
     return steps;
   }

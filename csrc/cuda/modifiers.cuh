@@ -24,6 +24,25 @@ struct StepValues {
   __device__ __forceinline__ T* at(int64_t b) const { return data + b * row; }
 };
 
+// Step inputs of one step and direction, or their gradients (layer/problem.h): for each sequence a
+// row of each.
+template <class T>
+struct StepInputValues : StepValues<T> {
+  int64_t kind = 0, unit = 1;
+
+  __device__ __forceinline__ T* at(int64_t b, int i) const {
+    return StepValues<T>::at(b) + i * kind;
+  }
+  // N units of the i-th one from `column` on.
+  template <int N, class V>
+  __device__ __forceinline__ void load_units(int64_t b, int i, int64_t column, V (&to)[N]) const {
+    if (unit) return load<N>(at(b, i) + column, to);
+    const V shared = widen(*at(b, i));
+#pragma unroll
+    for (int n = 0; n < N; ++n) to[n] = shared;
+  }
+};
+
 // Values of all steps of a direction, for each sequence.
 template <class T>
 struct WalkValues {

@@ -89,7 +89,7 @@ struct Modifiers {
   Spread<const void> reset_states[kMaxStates];  // those of the step after the boundary
   Spread<const void> recurrent_factor;
   Spread<const void> keep[kMaxStates];
-  // What a program's cell reads; the walks hand it to the tiles, and do nothing else with it.
+  // What a program's cell reads; walks hand it to tiles or kernels, and do nothing else with it.
   StepInputs<const void> step_inputs;
 
   bool keeps_states() const {

@@ -134,8 +134,6 @@ def _runs_elsewhere(layer: Layer, input: Tensor) -> bool:
     if not input.is_cuda:
         return True
     reason = ops.WITHOUT_PROGRAMS
-    if layer.cell.step_inputs:
-        reason = reason or "its kernels take no step inputs"
     if is_captured():  # the graph's calls make the kernels
         return reason is not None
     if input.dtype not in ops.DTYPES or torch.cuda.is_current_stream_capturing():

@@ -127,6 +127,8 @@ std::string stage(const Program& program, const GateOrder& order, int i) {
   to.number("takes", s.takes), to.number("gives", s.gives);
   to.number("takes_back", last ? 0 : program.stage[i + 1].handed_back);
   to.number("gives_back", last ? passes.handed_back : 0);
+  to.number("step_inputs", facts.step_inputs);
+  to.number("of_step_inputs", static_cast<int>(passes.pass(PassKind::backward).of_step_inputs));
   to.flag("has_carry", s.has_carry), to.flag("restores", s.restores);
   to.flag("reads_h", reads(passes.pass(PassKind::forward_saving), Space::h));
   to.flag("reads_all_saved", true);

@@ -16,6 +16,7 @@ struct ForwardPass {
   __device__ __forceinline__ V state(int i) const { return unit.state[i]; }
   __device__ __forceinline__ V handed(int i) const { return unit.handed[i]; }
   __device__ __forceinline__ V weight(int i) const { return unit.unit_weight[i]; }
+  __device__ __forceinline__ V step_input(int i) const { return unit.step_input[i]; }
 
   __device__ __forceinline__ void set_saved(int slot, V value) const { unit.save[slot] = value; }
   __device__ __forceinline__ void set_state(int i, V value) const { unit.state[i] = value; }
@@ -32,12 +33,16 @@ struct BackwardPass {
   __device__ __forceinline__ V state(int i) const { return unit.dstate[i]; }
   __device__ __forceinline__ V handed(int i) const { return unit.handed[i]; }
   __device__ __forceinline__ V weight(int i) const { return unit.unit_weight[i]; }
+  __device__ __forceinline__ V step_input(int i) const { return unit.step_input[i]; }
   __device__ __forceinline__ V of_result() const { return unit.dresult; }
   __device__ __forceinline__ V carry() const { return unit.carry; }
 
   // `slot` is one of the cell's.
   __device__ __forceinline__ void set_gradient(int slot, V value) const {
     unit.grad[S::own_grad(slot)] = value;
+  }
+  __device__ __forceinline__ void set_of_step_input(int i, V value) const {
+    unit.of_step_input[i] = value;
   }
   __device__ __forceinline__ void set_state(int i, V value) const { unit.dstate[i] = value; }
   __device__ __forceinline__ void set_handed(int i, V value) const { unit.handed[i] = value; }

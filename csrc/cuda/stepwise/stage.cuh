@@ -19,6 +19,13 @@ __device__ __forceinline__ void store_slots(const V (&from)[M][N], const At& at)
 #pragma unroll
   for (int slot = 0; slot < count; ++slot) store<N>(from[slot], at(slot));
 }
+// The same of step inputs of a sequence.
+template <int count, int M, int N, class T, class V>
+__device__ __forceinline__ void load_step_inputs(const StepInputValues<T>& from, const Place& at,
+                                                 V (&to)[M][N]) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) from.load_units(at.row, i, at.column, to[i]);
+}
 // Unit n of each slot, and back.
 template <int count, int M, int N, class V>
 __device__ __forceinline__ void take(const V (&from)[M][N], int n, V (&to)[M]) {
@@ -124,6 +131,8 @@ __global__ void __launch_bounds__(kBlockThreads)
       if (s.before[i]) store<N>(state[i], before_at(i));
   load_slots<S::takes>(handed, handed_at);
   load_slots<kUnitWeights>(weight, [&](int i) { return s.w_unit + i * H + unit; });
+  V step_input[kAtLeastOne<S::step_inputs>][N];
+  load_step_inputs<S::step_inputs>(steps.step_inputs[blockIdx.z], at, step_input);
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     Forward<S, V> of = {};
@@ -134,6 +143,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     take<kStates>(state, n, of.state);
     take<S::takes>(handed, n, of.handed);
     take<kUnitWeights>(weight, n, of.unit_weight);
+    take<S::step_inputs>(step_input, n, of.step_input);
     S::template forward<DeviceMath<V>>(of);
     result[n] = of.result;
     put<kStates>(of.state, n, state);
@@ -192,6 +202,9 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   });
   load_slots<S::takes_back>(handed, handed_at);
   load_slots<kUnitWeights>(weight, [&](int i) { return s.w_unit + i * H + unit; });
+  constexpr int kStepInputs = kAtLeastOne<S::step_inputs>;
+  V step_input[kStepInputs][N], of_step_input[kStepInputs][N];
+  load_step_inputs<S::step_inputs>(steps.step_inputs[blockIdx.z], at, step_input);
   if (S::backward_needs == Needs::h_prev || s.h_before) {
     load_before<N>(s.before, steps.y_row, H, row, unit, h);
     if (s.h_before && !s.factor) store<N>(h, s.h_before + row * H + unit);
@@ -231,6 +244,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     take<saved_read<S>>(save, n, of.save);
     take<S::takes_back>(handed, n, of.handed);
     take<kUnitWeights>(weight, n, of.unit_weight);
+    take<S::step_inputs>(step_input, n, of.step_input);
     if (S::backward_needs != Needs::nothing) of.h = h[n];
     of.dresult = dresult[n];
     take<kStates>(dstate, n, of.dstate);
@@ -241,11 +255,18 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     if (S::restores) h[n] = of.result;
     put<S::gives_back>(of.handed, n, handed);
     put<S::grads>(of.grad, n, grad);
+    put<S::step_inputs>(of.of_step_input, n, of_step_input);
   }
   store_slots<S::grads>(grad, [&](int slot) {
     return s.grads + (row * C::grads + S::template column_of_grad<S>(slot)) * H + unit;
   });
   store_slots<S::gives_back>(handed, handed_at);
+  if constexpr (S::of_step_inputs != 0) {
+    const StepInputValues<E>& to = steps.of_step_inputs[blockIdx.z];
+#pragma unroll
+    for (int i = 0; i < S::step_inputs; ++i)
+      if (to && S::of_step_inputs >> i & 1) store<N>(of_step_input[i], to.at(row, i) + unit);
+  }
   if constexpr (is_first<S>)
 #pragma unroll
     for (int i = 0; i < kStates; ++i)

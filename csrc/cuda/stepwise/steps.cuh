@@ -43,6 +43,9 @@ template <class E>
 struct ForwardSteps {
   int64_t H = 0, Hp = 0, states_row = 0;
   ForwardStep<E> direction[kMaxDirections];
+  // Of each direction, where the cell has some. They come last, so that all else is in the same
+  // place for the kernels of cells that have none.
+  StepInputValues<const E> step_inputs[kMaxDirections];
 };
 
 // Where a row's h before a step is: with the step before it (the first `rows` rows), in hx, or, if
@@ -87,6 +90,8 @@ template <class E>
 struct BackwardSteps {
   int64_t H = 0, Hp = 0, y_row = 0, states_row = 0;
   BackwardStep<E> direction[kMaxDirections];
+  StepInputValues<const E> step_inputs[kMaxDirections];  // as in forward
+  StepInputValues<E> of_step_inputs[kMaxDirections];     // their gradients; null: not asked for
 };
 
 }  // namespace fusedrnn::cuda
