@@ -44,7 +44,8 @@ STATES = list(dict.fromkeys(state for cell in cells.CELLS for state in cell.stat
 
 def kinds() -> list[str]:
     """One of all cells that have the same facts, and differ in their functions only."""
-    facts = [f.name for f in fields(cells.Cell) if f.name not in ("name", "options")]
+    names = ("name", "options", "spec")
+    facts = [f.name for f in fields(cells.Cell) if f.name not in names]
     found: dict[tuple[object, ...], str] = {}
     for cell in cells.CELLS:
         found.setdefault(tuple(getattr(cell, name) for name in facts), cell.name)

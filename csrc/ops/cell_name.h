@@ -1,17 +1,36 @@
 // How an op takes a `str cell`. torch's own conversion to std::string (torch 2.10 to 2.13 at least)
-// makes a string with `new` and returns a copy of it: each call would leak its cell's text. Part of
-// the op layer, like layer_ops.cpp.
+// makes a string with `new` and returns a copy of it: each call would leak its cell's text. This
+// reads the text where it is, since a program's is some kilobytes. Part of the op layer, like
+// layer_ops.cpp.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 
 #include <cstdint>
-#include <string>
+#include <memory>
+#include <string_view>
+#include <type_traits>
 
 namespace fusedrnn {
 
-struct CellName {
-  std::string text;
+class CellName {
+ public:
+  explicit CellName(StringHandle handle) : handle_(handle) {
+    std::size_t length = 0;
+    const char* text = nullptr;
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
+    text_ = {text, length};
+  }
+
+  std::string_view text() const { return text_; }
+
+ private:
+  struct Delete {
+    void operator()(StringHandle handle) const { torch_delete_string(handle); }
+  };
+  std::unique_ptr<std::remove_pointer_t<StringHandle>, Delete> handle_;
+  std::string_view text_;
 };
 
 }  // namespace fusedrnn
@@ -21,14 +40,7 @@ HIDDEN_NAMESPACE_BEGIN(torch, stable, detail)
 template <>
 struct ToImpl<fusedrnn::CellName> {
   static fusedrnn::CellName call(StableIValue value, uint64_t, bool) {
-    const StringHandle handle = torch::stable::detail::to<StringHandle>(value);
-    std::size_t length = 0;
-    const char* text = nullptr;
-    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
-    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
-    fusedrnn::CellName name{std::string(text, length)};
-    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
-    return name;
+    return fusedrnn::CellName(torch::stable::detail::to<StringHandle>(value));
   }
 };
 

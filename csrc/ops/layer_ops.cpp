@@ -113,7 +113,7 @@ const std::vector<Tensor>& or_none(const std::optional<std::vector<Tensor>>& hx)
 
 // What the schemas have of a layer beside its tensors.
 struct Layer {
-  const std::string& cell;
+  std::string_view cell;
   bool biases = false, projected = false, bidirectional = false;
 };
 
@@ -259,7 +259,8 @@ Tensor make_panels(const std::vector<Tensor>& weights, const CellName& cell, boo
   dtype_of("w_ih", weights[0]);  // refuses by this name; `check` would say "input"
   // The checks are those of a call on no sequences.
   const Tensor nothing = new_tensor({1, 0, weights[0].size(1)}, weights[0]);
-  const Call call = check(nothing, {}, {}, weights, {cell.text, biases, projected, bidirectional});
+  const Call call =
+      check(nothing, {}, {}, weights, {cell.text(), biases, projected, bidirectional});
   const Backend& backend = backend_of(nothing);
   const PanelsHeader header = header_of(call.problem, biases, backend);
   Tensor panels = new_bytes(header.bytes, nothing);
@@ -407,7 +408,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> layer_forward(
     const CellName& cell, bool biases, bool projected, bool bidirectional, bool save,
     bool allow_tf32, const std::optional<Tensor>& panels) {
   Call call = check(input, batch_sizes, or_none(given_hx), weights,
-                    {cell.text, biases, projected, bidirectional});
+                    {cell.text(), biases, projected, bidirectional});
   check_step_inputs(false, call.problem);
   if (panels) {
     const ReadyBytes bytes = ready_bytes("panels", *panels, input);
@@ -427,7 +428,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> modified_forward(
     const std::optional<Tensor>& step_inputs, const CellName& cell, bool biases, bool projected,
     bool bidirectional, bool save, bool states, bool allow_tf32) {
   Call call = check(input, batch_sizes, or_none(given_hx), weights,
-                    {cell.text, biases, projected, bidirectional});
+                    {cell.text(), biases, projected, bidirectional});
   place_modifiers({reset, reset_states, recurrent_factor, keep, step_inputs}, input, call.problem,
                   call.copies);
   ForwardResults results = forward(call, input, save, states, allow_tf32);
@@ -556,7 +557,8 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> layer_backward(
     const Tensor& output, const Tensor& reserve, const CellName& cell, bool biases, bool projected,
     bool bidirectional, int64_t needs, bool allow_tf32) {
   const std::vector<Tensor>& hx = or_none(given_hx);
-  Call call = check(input, batch_sizes, hx, weights, {cell.text, biases, projected, bidirectional});
+  Call call =
+      check(input, batch_sizes, hx, weights, {cell.text(), biases, projected, bidirectional});
   check_step_inputs(false, call.problem);
   place_results({grad_output, grad_hn}, output, reserve, input, call);
   Gradients gradients(input, needs, call.problem.rows == 0);
@@ -577,7 +579,8 @@ modified_backward(const std::optional<Tensor>& grad_output, const std::vector<Te
                   const Tensor& reserve, const CellName& cell, bool biases, bool projected,
                   bool bidirectional, int64_t needs, bool allow_tf32) {
   const std::vector<Tensor>&hx = or_none(given_hx), &reset_states = or_none(given_reset_states);
-  Call call = check(input, batch_sizes, hx, weights, {cell.text, biases, projected, bidirectional});
+  Call call =
+      check(input, batch_sizes, hx, weights, {cell.text(), biases, projected, bidirectional});
   BackwardProblem& p = call.problem;
   place_modifiers({reset, given_reset_states, recurrent_factor, keep, step_inputs}, input, p,
                   call.copies);

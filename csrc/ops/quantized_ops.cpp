@@ -53,7 +53,7 @@ Tensor quantize_weights(const std::vector<Tensor>& weights, const CellName& cell
                         bool projected) {
   check_environment();
   Shape s;
-  set_cell(s, cell.text);
+  set_cell(s, cell.text());
   FUSEDRNN_CHECK(s.facts().has_int8, "cell: ", s.facts().names.cell, " has no int8 kernels");
   FUSEDRNN_CHECK(!weights.empty() && weights[0].dim() == 2,
                  "weights: expected w_ih of shape [gates * hidden_size, input_size] first");

@@ -47,6 +47,9 @@ HEADERS = native.LIBRARY.with_name("include")
 FLAGS = "-std=c++17 -O2 -DNDEBUG -shared -fPIC -fvisibility=hidden -fno-math-errno -Wno-psabi"
 # The interpreter rounds each product; what it adds in one rounding is spelled out.
 FLAGS += " -ffp-contract=off"
+# Else g++ moves what it computes of a tile's rows down to where each row is stored, which may be
+# conditional, and then the rows wait for each other: a cell takes half as long again.
+FLAGS += " -fno-tree-sink"
 SECONDS = 120  # that a compiler may take
 DIGEST = 32  # bytes at the end of a file
 
@@ -169,15 +172,16 @@ class Compilation:
 
 def wanted(program: str, dtype: torch.dtype) -> Compilation:
     """The compilation of a program for tensors of a dtype. The first call starts it."""
-    key = program, "double" if dtype == torch.float64 else "float"
-    found = _compilations.get(key)
+    found = _compilations.get((program, dtype))
     if found is None:
+        # Half precision is computed in float32.
+        computed = dtype if dtype == torch.float64 else torch.float32
         with _lock:
-            found = _compilations.get(key)
+            found = _compilations.get((program, computed))
             if found is None:
-                found = Compilation(*key)
+                found = Compilation(program, _TYPES[computed])
                 found.start()
-                _compilations[key] = found
+            _compilations[program, computed] = _compilations[program, dtype] = found
     return found
 
 
@@ -197,8 +201,11 @@ def compiled(program: str, dtype: torch.dtype) -> Compilation:
 def told(program: str) -> list[str]:
     """What runs a program, for the dtypes that it was wanted for."""
     lines = []
-    for type, dtypes in (("float", "float32, bfloat16, float16"), ("double", "float64")):
-        found = _compilations.get((program, type))
+    for dtype, dtypes in (
+        (torch.float32, "float32, bfloat16, float16"),
+        (torch.float64, "float64"),
+    ):
+        found = _compilations.get((program, dtype))
         if found is None:
             continue
         if not found.done.is_set():
@@ -345,5 +352,6 @@ def _after_fork() -> None:
 _lock = threading.Lock()
 _running: set[subprocess.Popen[str]] = set()
 _locks: set[IO[str]] = set()
-_compilations: dict[tuple[str, str], Compilation] = {}
+_TYPES = {torch.float32: "float", torch.float64: "double"}
+_compilations: dict[tuple[str, torch.dtype], Compilation] = {}
 os.register_at_fork(after_in_child=_after_fork)

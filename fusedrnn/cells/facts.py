@@ -59,6 +59,7 @@ class Cell:
         projects: whether h may be projected.
         has_int8: whether its weights may be int8.
         program: what it computes, if it is not a compiled one.
+        spec: what the ops' schemas have for the cell: its name, or the text of its program.
     """
 
     name: str
@@ -78,14 +79,14 @@ class Cell:
     has_int8: bool
     step_inputs: tuple[str, ...] = ()
     program: Program | None = field(default=None, repr=False)
+    spec: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        spec = self.name if self.program is None else self.program.text
+        object.__setattr__(self, "spec", spec)
 
     def __str__(self) -> str:
         return self.name
-
-    @property
-    def spec(self) -> str:
-        """What the ops' schemas have for the cell: its name, or the text of its program."""
-        return self.name if self.program is None else self.program.text
 
     def __reduce__(self) -> tuple[Any, ...]:
         return cell_of_spec, (self.spec,)
