@@ -15,7 +15,7 @@ A layer of such a cell, `fusedrnn.Recurrent`, is compared with what does the sam
                          a process of its own (first_call.py)
 
 Both sides of a comparison take turns in one run, as everywhere (fusedrnn/testing/timing.py), and
-first it is checked that what they compute is the same. It takes about three minutes, one with
+first it is checked that what they compute is the same. It takes about 3:20 minutes, one with
 `--quick`, and with `--compile` as much more as compiling takes.
 """
 
