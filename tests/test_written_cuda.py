@@ -301,14 +301,14 @@ def test_why_it_is_slow_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(ops, "WITHOUT_PROGRAMS", None)
             patch.setattr(ops, name, value)
             with pytest.warns(RuntimeWarning, match="mgu step by step on CUDA.*NVRTC"):
-                assert _runs_elsewhere(layer, on_cuda)
+                assert _runs_elsewhere(layer, on_cuda, captured=False)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                assert _runs_elsewhere(layer, on_cuda)
+                assert _runs_elsewhere(layer, on_cuda, captured=False)
     with monkeypatch.context() as patch:
         patch.setattr(ops, "WITHOUT_PROGRAMS", None)
         patch.setattr(ops, "make_program", lambda text, dtype, device: None)
-        assert not _runs_elsewhere(layer, on_cuda)
+        assert not _runs_elsewhere(layer, on_cuda, captured=False)
 
 
 def test_explain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,12 +75,13 @@ def run_layer(
     With `layer.checkpoint` gradients are computed as checkpoint.py says, if the cell has a reserve.
     `lengths`, see sequences.py, are for calls that a compiler captures, or without values.
     """
-    if layer.cell.program is not None and _runs_elsewhere(layer, operands.input):
+    captured = is_captured()
+    if layer.cell.program is not None and _runs_elsewhere(layer, operands.input, captured):
         output, *hn = _run_program_elsewhere(layer, operands, lengths)
         return output, hn
     differentiable = torch.is_grad_enabled() and _any_requires_grad(operands)
     transformed = is_transformed_by_func() or is_forward_mode()
-    if is_captured() or lengths is not None:
+    if captured or lengths is not None:
         output, *hn = _run_captured(layer, operands, lengths, differentiable, transformed)
         return output, hn
     if not transformed and not differentiable:
@@ -107,9 +108,10 @@ def run_modified(
         or (steps is not None and steps.requires_grad)
     )
     transformed = is_transformed_by_func() or is_forward_mode()
-    if layer.cell.program is not None and _runs_elsewhere(layer, operands.input):
+    captured = is_captured()
+    if layer.cell.program is not None and _runs_elsewhere(layer, operands.input, captured):
         results: Sequence[Tensor] = _run_program_elsewhere(layer, operands, lengths)
-    elif is_captured() or lengths is not None:
+    elif captured or lengths is not None:
         results = _run_captured(layer, operands, lengths, differentiable, transformed)
     elif not transformed and not differentiable:
         with below_autograd():
@@ -122,19 +124,19 @@ def run_modified(
     return output, others[:count], others[count:]
 
 
-def _runs_elsewhere(layer: Layer, input: Tensor) -> bool:
+def _runs_elsewhere(layer: Layer, input: Tensor, captured: bool) -> bool:
     """Whether a device has no kernels for a cell that a user wrote; of CUDA, it is said why.
 
     Kernels that there are get it compiled.
     """
     if input.is_cpu:
-        if not is_captured():  # what is captured calls the fake kernels, which ask
+        if not captured:  # what is captured calls the fake kernels, which ask
             compiling.wanted(layer.cell.spec, input.dtype)
         return False
     if not input.is_cuda:
         return True
     reason = ops.WITHOUT_PROGRAMS
-    if is_captured():  # the graph's calls make the kernels
+    if captured:  # the graph's calls make the kernels
         return reason is not None
     if input.dtype not in ops.DTYPES or torch.cuda.is_current_stream_capturing():
         return False  # the op says what is wrong, if anything is
