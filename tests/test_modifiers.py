@@ -221,32 +221,35 @@ def test_one_kind_on_random_layers(kind: str, device: torch.device, thorough: bo
 def test_random_layers_in_other_dtypes(
     dtype: torch.dtype, device: torch.device, thorough: bool
 ) -> None:
-    """Our error is at most twice that of plain PyTorch in this dtype, and a floor."""
     for seed in range(60 if thorough else 12):
-        drawn = draw(seed)
-        # Everything rounded to the dtype first, so that all sides begin with the same numbers.
-        rounded = unflat(
-            drawn.layer,
-            [
-                t.to(dtype).double() if t is not None and t.is_floating_point() else t
-                for t in flat(drawn.layer, drawn.operands)
-            ],
-            drawn.operands.batch_sizes,
+        check_in_dtype(draw(seed), dtype)
+
+
+def check_in_dtype(drawn: Drawn, dtype: torch.dtype) -> None:
+    """Our error is at most twice that of plain PyTorch in this dtype, and a floor."""
+    # Everything rounded to the dtype first, so that all sides begin with the same numbers.
+    rounded = unflat(
+        drawn.layer,
+        [
+            t.to(dtype).double() if t is not None and t.is_floating_point() else t
+            for t in flat(drawn.layer, drawn.operands)
+        ],
+        drawn.operands.batch_sizes,
+    )
+    drawn = Drawn(drawn.layer, rounded, None)
+    exact = numbers_of(drawn, theirs(drawn))
+    found = numbers_of(drawn, ours(drawn), dtype)
+    plain = numbers_of(drawn, theirs(drawn), dtype)
+    ulp = torch.finfo(dtype).eps
+    for name, value in exact.items():
+        if not value.numel():
+            continue
+        scale = float(value.abs().max())
+        error, of_plain = (
+            float((side[name].double() - value).abs().max()) for side in (found, plain)
         )
-        drawn = Drawn(drawn.layer, rounded, None)
-        exact = numbers_of(drawn, theirs(drawn))
-        found = numbers_of(drawn, ours(drawn), dtype)
-        plain = numbers_of(drawn, theirs(drawn), dtype)
-        ulp = torch.finfo(dtype).eps
-        for name, value in exact.items():
-            if not value.numel():
-                continue
-            scale = float(value.abs().max())
-            error, of_plain = (
-                float((side[name].double() - value).abs().max()) for side in (found, plain)
-            )
-            allowed = 2 * of_plain + 16 * ulp * scale + 1e-30
-            assert error <= allowed, f"{drawn}: {name}: {error:.1e}, plain {of_plain:.1e}"
+        allowed = 2 * of_plain + 16 * ulp * scale + 1e-30
+        assert error <= allowed, f"{drawn}: {name}: {error:.1e}, plain {of_plain:.1e}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -163,9 +163,8 @@ WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool all
   wanted.limit("blocks", asked_blocks, kMostBlocks);
   wanted.limit("rows", asked_rows, kMostRows);
   if ((s.modified && device.capability < kModifiedSince) || s.P || !is_walked(s.facts()) ||
-      s.program || s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps ||
-      s.B > kMostSteps || asked == Asked::stepwise ||
-      !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
+      s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps || s.B > kMostSteps ||
+      asked == Asked::stepwise || !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
     return best;
 
   double least_time = asked != Asked::nothing ? 1e300 : static_cast<double>(s.T) * best.step_ns;
