@@ -395,8 +395,8 @@ def with_included(header: str) -> dict[str, str]:
 
 
 def embedded_headers() -> str:
-    """C++ of what NVRTC is given to include: the headers of the stepwise kernels, as text."""
-    texts = with_included("cuda/stepwise/program_stage.cuh")
+    """C++ of what NVRTC is given to include: the headers of the kernels, as text."""
+    texts = with_included("cuda/team/program_walk.cuh")
     for path in sorted(ROOT.glob("csrc/cuda/nvrtc/include/*")):  # in place of others' headers
         texts[path.name] = path.read_text("utf-8")
     lines = ['#include "cuda/nvrtc/nvrtc.h"', "namespace fusedrnn::cuda {"]

@@ -213,6 +213,12 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("program"), py::arg("type"),
       "The C++ file of a cell's program, for values of type float or double.");
+  m.def(
+      "is_walked",
+      [](const std::string& program) {
+        return fusedrnn::cuda::is_walked(fusedrnn::program_of(program).facts);
+      },
+      py::arg("program"), "Whether teams on CUDA may walk a cell's program.");
   m.attr("RESERVE_UNITS") = fusedrnn::kHiddenPadding;
   m.def("cpu_capability", [] { return fusedrnn::cpu::name_of(fusedrnn::cpu::cpu_capability()); });
   m.def("cpu_capability_error", &fusedrnn::cpu::cpu_capability_error,

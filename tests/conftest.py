@@ -56,6 +56,7 @@ KINDS = kinds()
 UNMODIFIED = (None,) * 5  # of the ops that take modifiers
 GATED = [name for name in KINDS if len(cell_named(name).gates) > 1]
 WALKED = [cell.name for cell in cells.CELLS if cell.stages == 1]  # by the teams of CUDA
+WRITTEN_WALKED = [written.name for written in (written_cells.mgu, written_cells.wide)]  # likewise
 
 
 def cases_of(cells: Iterable[str], shapes: Iterable[Case]) -> list[Case]:
@@ -128,7 +129,7 @@ def is_repeated(item: pytest.Item, given: dict[str, Any]) -> bool:
     return (
         given.get("dtype") is torch.float64
         or item.get_closest_marker("float64") is not None
-        or (cell in CELLS and cell not in WALKED)
+        or (cell in CELLS and cell not in (*WALKED, *WRITTEN_WALKED))
         or (isinstance(case, Case) and case.P > 0)
     )
 

@@ -1,8 +1,9 @@
 """Written cells on the CUDA kernels.
 
 In the emulation, g++ compiles the source that a program becomes, as it compiles every kernel there;
-each program and dtype takes a second the first time. NVRTC, which compiles it on a machine with a
-GPU, needs none to do so: what it makes for each architecture is looked at, and not run.
+each program and dtype takes a second the first time, and each walk of a team one more. NVRTC, which
+compiles it on a machine with a GPU, needs none to do so: what it makes for each architecture is
+looked at, and not run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import itertools
 import os
 import re
 import threading
@@ -30,13 +32,14 @@ from random_cells import random_cell
 from test_step_inputs import gated, leaky, staged
 from test_written_layers import check_against_reference, tensors
 from torch import Tensor
-from written_cells import WRITTEN, mgu
+from written_cells import WRITTEN, mgu, reset_before, wide
 
 import fusedrnn
+from fusedrnn import _C
 from fusedrnn._engine import ops
 from fusedrnn._engine.autograd import _runs_elsewhere
 from fusedrnn._engine.layer import Modifiers, Operands, layer_of
-from fusedrnn.cells import WrittenCell, cell_named, cell_of_written
+from fusedrnn.cells import WrittenCell, cell_named, cell_of_written, facts
 from fusedrnn.cells.zoo import ZOO
 from fusedrnn.testing.parity import Case, check
 
@@ -198,6 +201,120 @@ def test_no_races_of_step_inputs() -> None:
     check_layouts(staged, torch.float32, "race")
 
 
+# ---- Teams ---------------------------------------------------------------------------------------
+
+TEAMS = ("block", "cluster")
+QUICK = [
+    (mgu, torch.float32, "cluster"),
+    (mgu, torch.float16, "block"),
+    (wide, torch.float32, "block"),
+    (wide, torch.bfloat16, "cluster"),
+]
+
+
+def is_walked(written: WrittenCell) -> bool:
+    return bool(_C.is_walked(written.program))
+
+
+def walks() -> list[Any]:
+    """Cells, dtypes and teams, of which a few are quick."""
+    cells = (mgu, wide, *filter(is_walked, ZOO.values()))
+    found = []
+    for walk in itertools.product(cells, HALF_AND_SINGLE, TEAMS):
+        marks = () if walk in QUICK else pytest.mark.thorough
+        found.append(pytest.param(*walk, marks=marks, id="-".join(map(str, walk))))
+    return found
+
+
+@pytest.mark.parametrize(("written", "dtype", "team"), walks())
+def test_walks(written: WrittenCell, dtype: torch.dtype, team: str) -> None:
+    """Modified layers, and such as have no modifiers, of random sizes."""
+    cells = (cell_of_written(written),)
+    with emulated.installed(seed=1, plan=f"team={team}"):
+        for seed in range(8):
+            test_modifiers.compare_in(dtype, test_modifiers.draw(seed, cells=cells))
+            test_modifiers.compare_in(dtype, test_modifiers.draw(seed, cells=cells, kinds=()))
+
+
+# As in test_walk.py: packed, several groups and parts, several eights of sequences, launches.
+LARGER = [
+    (Case(T=4, B=10, I=3, H=24, bidirectional=True, packed="sorted"), "team=cluster"),
+    (Case(T=3, B=3, I=2, H=40, bias=False, hx=False), "team=cluster,forward_steps=2"),
+    (Case(T=4, B=30, I=2, H=33, packed="sorted"), "team=cluster,rows=16"),
+    (Case(T=3, B=9, I=2, H=130, bidirectional=True), "team=cluster,blocks=9"),
+]
+
+
+@pytest.mark.parametrize(("case", "plan"), LARGER, ids=str)
+@pytest.mark.parametrize("name", [mgu.name, wide.name])
+def test_ways_through_the_walks(name: str, case: Case, plan: str) -> None:
+    with emulated.installed(seed=2, plan=plan):
+        check(case.of(name), torch.bfloat16 if name == wide.name else torch.float32)
+
+
+@pytest.mark.parametrize(("written", "dtype", "team"), [QUICK[0], QUICK[2]], ids=str)
+def test_walks_without_races(written: WrittenCell, dtype: torch.dtype, team: str) -> None:
+    case = Case(cell=written.name, T=4, B=10, I=3, H=24, bidirectional=True, packed="sorted")
+    for seed in (0, 1):
+        with emulated.installed("race", seed=seed, plan=f"team={team}"):
+            check(case, dtype)
+
+
+def test_one_pass_is_walked_and_one_is_not() -> None:
+    """What forward keeps, backward reads, whoever ran it."""
+    cell, I, H = cell_of_written(wide), 3, 20  # noqa: E741
+    torch.manual_seed(0)
+    weights = [torch.randn(shape) / H**0.5 for shape in cell.shapes(I, H, 0).values()] * 2
+    x, layer = torch.randn(4, 5, I), (cell.spec, True, False, True)
+    plans, found = (STEPWISE, "team=block"), []
+    for plan_forward, plan_backward in itertools.product(plans, plans):
+        with emulated.installed(plan=plan_forward):
+            output, hn, reserve = ops.layer_forward(x, None, None, weights, *layer, True)
+        given = (output, hn, x, None, None, weights, output, reserve, *layer, -1)
+        with emulated.installed(plan=plan_backward):
+            found.append(tensors(ops.layer_backward(*given)))
+    for ours in found[1:]:
+        for expected, gradient in zip(found[0], ours, strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_walk_is_one_launch() -> None:
+    launches = []
+    for steps in (2, 9):
+        case = Case(cell=mgu.name, T=steps, B=9, I=3, H=20, bidirectional=True)
+        with emulated.installed(plan="team=cluster") as emulation:
+            before = emulation.fusedrnn_emulation_launches()
+            case.run(case.module(dtype=torch.float32), case.inputs())
+            launches.append(emulation.fusedrnn_emulation_launches() - before)
+    assert launches[0] == launches[1]
+
+
+def plan_of(cell: str, **given: Any) -> fusedrnn.CudaPlan:
+    sizes = dict(time=50, batch=8, input_size=64, hidden_size=128, dtype=torch.bfloat16)
+    plan = fusedrnn.plan(cell, device="cuda", gpu=fusedrnn.Gpu(), **sizes | given)
+    assert isinstance(plan, fusedrnn.CudaPlan)
+    return plan
+
+
+def test_an_lstm_has_the_plan_of_the_lstm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(facts._BY_NAME, "lstm of one's own", cell_of_written(ZOO["lstm"]))
+    for hidden in (16, 128, 500, 760, 1000):
+        for dtype in (torch.bfloat16, torch.float32):
+            given: dict[str, Any] = dict(hidden_size=hidden, dtype=dtype, allow_tf32=True)
+            assert plan_of("lstm of one's own", **given) == plan_of("lstm", **given)
+
+
+def test_what_no_team_walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stages, step inputs, more products than there are registers for."""
+    names = {name for name, cell in ZOO.items() if not is_walked(cell)}
+    assert {"phased_lstm", "nas"} <= names
+    for written in (reset_before, ZOO["phased_lstm"], ZOO["nas"]):
+        assert not is_walked(written)
+        monkeypatch.setitem(facts._BY_NAME, "cell", cell_of_written(written))
+        plan = plan_of("cell")
+        assert plan.forward.team == plan.backward.team == "stepwise"
+
+
 @pytest.mark.thorough  # all kernels are compiled once more, for minutes
 def test_no_access_out_of_bounds() -> None:
     """AddressSanitizer watches every access of every kernel, in a process of its own."""
@@ -217,9 +334,19 @@ def test_no_access_out_of_bounds() -> None:
     assert under_address_sanitizer(code) == "checked\n"
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_relu"])
-def test_programs_of_compiled_cells(cell: str, dtype: torch.dtype) -> None:
+WITH_PROGRAM = ("lstm", "gru", "gru_reset_before", "rnn_relu")
+
+
+@pytest.mark.parametrize(
+    ("cell", "dtype", "plan"),
+    [
+        *itertools.product(WITH_PROGRAM, (torch.float64, torch.float32), [STEPWISE]),
+        ("lstm", torch.float32, "team=cluster"),
+        ("gru", torch.float32, "team=block"),
+    ],
+    ids=str,
+)
+def test_programs_of_compiled_cells(cell: str, dtype: torch.dtype, plan: str) -> None:
     """The same operations, but for which of two products is rounded before they are added."""
     facts = cell_named(cell)
     for T, B, I, H, P, both in ((3, 2, 4, 5, 0, False), (2, 5, 3, 20, 7, True)):  # noqa: E741
@@ -232,7 +359,7 @@ def test_programs_of_compiled_cells(cell: str, dtype: torch.dtype) -> None:
         found: list[list[Tensor]] = []
         for spec in (cell, program_of(cell, P > 0)):
             layer = (spec, True, P > 0, both)
-            with emulated.installed(plan=STEPWISE):
+            with emulated.installed(plan=plan):
                 forward = ops.layer_forward(x, None, None, weights, *layer, True)
                 output, hn, reserve = forward
                 needs = (1 << 1 + len(hn) + len(weights)) - 1
@@ -312,19 +439,11 @@ def test_why_it_is_slow_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_explain(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "CUDA: one kernel a step and product" in mgu.explain()
+    assert "CUDA: one kernel a step and product, or a team's walk" in mgu.explain()
+    assert "CUDA: one kernel a step and product, which NVRTC" in reset_before.explain()
     monkeypatch.setattr(ops, "WITHOUT_CUDA", None)
     monkeypatch.setattr(ops, "WITHOUT_PROGRAMS", "no NVRTC was found")
     assert "CUDA: PyTorch's functions, step by step: no NVRTC was found" in mgu.explain()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_no_team_walks_a_program(name: str) -> None:
-    plan = fusedrnn.plan(
-        name, time=50, batch=8, input_size=64, hidden_size=128, dtype=torch.bfloat16, device="cuda"
-    )
-    assert isinstance(plan, fusedrnn.CudaPlan)
-    assert plan.forward.team == plan.backward.team == "stepwise"
 
 
 # ---- NVRTC ---------------------------------------------------------------------------------------
@@ -381,6 +500,40 @@ def check_compiled(
     assert kernels == 4 * written.program.count("\nstage\n"), log
     # Eight units of a large cell in half precision are more than fit; a few bytes wait in L1.
     assert sum(map(int, SPILLED.findall(log))) <= 512, log
+
+
+# The numbers of csrc/cuda/team/walk.h, and architectures of which each is tried for some.
+ARITHMETICS = {"float32": 0, "tf32": 1, "bfloat16": 2, "float16": 3}
+WALKED_ON = {"float32": 75, "tf32": 80, "bfloat16": 90, "float16": 100}
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("written", [mgu, wide], ids=str)
+def test_nvrtc_compiles_walks(nvrtc: ctypes.CDLL, written: WrittenCell, arithmetic: str) -> None:
+    check_walks(nvrtc, written, arithmetic)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("name", [name for name in ZOO if is_walked(ZOO[name])])
+def test_nvrtc_compiles_the_walks_of_the_zoo(
+    nvrtc: ctypes.CDLL, name: str, arithmetic: str
+) -> None:
+    check_walks(nvrtc, ZOO[name], arithmetic)
+
+
+def check_walks(nvrtc: ctypes.CDLL, written: WrittenCell, arithmetic: str) -> None:
+    """Both passes compile, and no register of a thread has to wait in memory."""
+    architecture = WALKED_ON[arithmetic]
+    team = 2 if architecture >= 90 else 1
+    size = ctypes.c_uint64()
+    for direction in (0, 1):
+        log = nvrtc.fusedrnn_emulation_nvrtc_walk(
+            written.program.encode(), direction, ARITHMETICS[arithmetic], team, architecture,
+            ctypes.byref(size),
+        ).decode()  # fmt: skip
+        assert size.value > 1000 and log.count("Compiling entry function") == 1, log
+        assert sum(map(int, SPILLED.findall(log))) == 0, log
 
 
 def test_nvrtc_knows_no_such_device(nvrtc: ctypes.CDLL) -> None:

@@ -4,7 +4,10 @@
 // linked.
 #pragma once
 
+#include <vector>
+
 #include "layer/problem.h"
+#include "plan.h"
 #include "stepwise/order.h"
 #include "stepwise/steps.cuh"
 #include "team/walk_problem.h"
@@ -30,22 +33,33 @@ struct Kernels {
   void (*walk_backward[2])(BackwardWalk<E>) = {};
 };
 
-// The table of a cell that is a program, of kernels that were made at run time.
+// The table of a cell that is a program, of kernels that were made at run time: those of its steps,
+// or one walk.
 template <class E>
 class ProgramTable {
  public:
   ProgramTable() = default;
-  // `kernels` are in the order of stepwise/program_source.h.
-  ProgramTable(const Program& program, const GateOrder& order, const void* const* kernels) {
+  ProgramTable(const Program& program, const GateOrder& order) {
     const Facts& facts = program.facts;
-    for (int i = 0; i < facts.stages; ++i) {
-      StageKernels<E>& stage = stages_[i];
-      stage.first_gate = order.first_product[i], stage.products = facts.stage[i].products;
-      for (auto& kernel : stage.forward) set(kernel, *kernels++);
-      for (auto& kernel : stage.backward) set(kernel, *kernels++);
-    }
+    for (int i = 0; i < facts.stages; ++i)
+      stages_[i].first_gate = order.first_product[i], stages_[i].products = facts.stage[i].products;
     table_.handed = facts.stage[0].gives;
     table_.handed_back = program.stage[facts.stages - 1].handed_back;
+  }
+  // In the order of stepwise/program_source.h.
+  void set_steps(const std::vector<const void*>& kernels) {
+    auto next = kernels.begin();
+    for (StageKernels<E>* stage = stages_; next != kernels.end(); ++stage) {
+      for (auto& kernel : stage->forward) set(kernel, *next++);
+      for (auto& kernel : stage->backward) set(kernel, *next++);
+    }
+  }
+  void set_walk(Pass pass, CudaTeam team, const void* kernel) {
+    const int of_team = team == CudaTeam::cluster ? 1 : 0;
+    if (pass == Pass::forward)
+      set(table_.walk_forward[of_team], kernel);
+    else
+      set(table_.walk_backward[of_team], kernel);
   }
   Kernels<E> table() const {
     Kernels<E> table = table_;

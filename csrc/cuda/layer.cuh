@@ -80,10 +80,10 @@ class Layer {
       : p_(problem),
         facts_(problem.facts()),
         order_(facts_),
-        of_program_(table_of_program(problem, order_, context)),
+        plan_(plan_here(problem, pass, context.allow_tf32)),
+        of_program_(table_of_program(problem, order_, plan_.walk, pass, context)),
         kernels_(problem.program ? of_program_.table() : kernels_of<E>(problem.cell)),
         context_(context),
-        plan_(plan_here(problem, pass, context.allow_tf32)),
         products_(context, Storage<E>::dtype),
         stream_(static_cast<cudaStream_t>(context.stream)),
         D_(problem.directions),
@@ -95,10 +95,16 @@ class Layer {
         y_row_(problem.directions * problem.R()) {}
 
   static ProgramTable<E> table_of_program(const Problem& problem, const GateOrder& order,
-                                          const Context& context) {
+                                          const WalkPlan& walk, Pass pass, const Context& context) {
     if (!problem.program) return {};
-    const auto& kernels = program_kernels(*problem.program, problem.dtype, context.stream);
-    return {*problem.program, order, kernels.data()};
+    const Program& program = *problem.program;
+    ProgramTable<E> table(program, order);
+    if (walk.team == CudaTeam::stepwise)
+      table.set_steps(program_kernels(program, problem.dtype, context.stream));
+    else
+      table.set_walk(pass, walk.team,
+                     program_walk(program, {pass, walk.arithmetic, walk.team}, context.stream));
+    return table;
   }
 
   // Calls place(Arena&) to count, allocates, and calls it again to set the pointers.
@@ -273,7 +279,9 @@ class Layer {
   }
 
   // The kernels of the walk, and which of a pair of them is for this team.
-  const Kernels<E>& walk_kernels() const { return kernels_of<E>(p_.cell, plan_.walk.arithmetic); }
+  const Kernels<E>& walk_kernels() const {
+    return p_.program ? kernels_ : kernels_of<E>(p_.cell, plan_.walk.arithmetic);
+  }
   int of_team() const { return plan_.walk.team == CudaTeam::cluster ? 1 : 0; }
 
   // ---- Stepwise ---------------------------------------------------------------------------------
@@ -330,10 +338,10 @@ class Layer {
   const Problem& p_;
   const Facts& facts_;
   const GateOrder order_;
-  const ProgramTable<E> of_program_;
-  const Kernels<E> kernels_;  // stepwise
-  const Context& context_;
   const CudaPlan plan_;
+  const ProgramTable<E> of_program_;
+  const Kernels<E> kernels_;  // stepwise, and a program's walk
+  const Context& context_;
   const Products products_;
   const cudaStream_t stream_;
   const int D_;

@@ -38,7 +38,7 @@ class LayerBackward : Layer<E> {
     this->copy_offsets();
     BackwardWalk<E> walk;
     this->describe(walk);
-    walk.sizes = backward_sizes(p_.cell, plan_.walk.arithmetic, plan_.walk.size);
+    walk.sizes = backward_sizes(walked_cell(facts_), plan_.walk.arithmetic, plan_.walk.size);
     walk.wants_first = wants_first_;
     walk.modified = is_modified();
     for (int d = 0; d < D_; ++d) {

@@ -80,7 +80,7 @@ class LayerForward : Layer<E> {
   void walk_steps(int64_t s, int64_t end) {
     ForwardWalk<E> walk;
     this->describe(walk);
-    walk.sizes = forward_sizes(p_.cell, plan_.walk.arithmetic, plan_.walk.size);
+    walk.sizes = forward_sizes(walked_cell(facts_), plan_.walk.arithmetic, plan_.walk.size);
     walk.first = s == 0, walk.last = end == p_.T;
     walk.modified = is_modified();
     for (int d = 0; d < D_; ++d) {

@@ -63,11 +63,11 @@ struct Cost {
   double start = 0, step = 0;  // ns
 };
 
-Cost forward_cost(Cell cell, Arithmetic arithmetic, const ForwardSizes& z) {
-  const double fragments = static_cast<double>(z.groups) * tiles_of(cell) * z.depth;
+Cost forward_cost(const WalkedCell& cell, Arithmetic arithmetic, const ForwardSizes& z) {
+  const double fragments = static_cast<double>(z.groups) * cell.tiles() * z.depth;
   const double loaded = static_cast<double>(z.warps) * z.fragments_of_warp;
   const double each = arithmetic == Arithmetic::f32 ? kFragmentF32 : kFragment;
-  const double chain = tiles_of(cell) < 3 ? z.part_depth / 2 : z.part_depth;
+  const double chain = cell.tiles() < 3 ? z.part_depth / 2 : z.part_depth;
   const double memory = loaded * kFragmentLoad + z.leaders * z.turns * z.depth * kOperandLoad;
   const double product =
       std::max({fragments * each * uneven(z.warps), memory, chain * z.turns * kProductLatency});
@@ -100,7 +100,7 @@ Cost backward_cost(Arithmetic arithmetic, const BackwardSizes& z) {
 }
 
 double stepwise_step(const Shape& s, Pass pass) {
-  const double weights = static_cast<double>(s.directions) * s.facts().inputs * s.H * s.R();
+  const double weights = static_cast<double>(s.directions * s.hidden_rows() * s.R());
   const double wide = s.dtype == Dtype::f64 ? 16 : s.dtype == Dtype::f32 ? 4 : 1;
   const double product = std::max(weights * s.B * wide / kProductsPerNs,
                                   weights * size_of(s.dtype) / kCacheBytesPerNs);
@@ -135,13 +135,14 @@ bool consider(const Shape& s, const CudaDevice& device, Pass pass, const Team& t
   plan.teams = s.directions * div_up(s.B, team.rows);
   plan.at_once = at_once(device, team.blocks);
   if (plan.at_once == 0) return false;
+  const WalkedCell cell = walked_cell(s.facts());
   Cost cost;
   if (pass == Pass::forward) {
-    const ForwardSizes z = forward_sizes(s.cell, plan.arithmetic, team);
+    const ForwardSizes z = forward_sizes(cell, plan.arithmetic, team);
     plan.warps = z.warps, plan.shared_bytes = z.bytes;
-    cost = forward_cost(s.cell, plan.arithmetic, z);
+    cost = forward_cost(cell, plan.arithmetic, z);
   } else {
-    const BackwardSizes z = backward_sizes(s.cell, plan.arithmetic, team);
+    const BackwardSizes z = backward_sizes(cell, plan.arithmetic, team);
     plan.warps = z.warps, plan.shared_bytes = z.bytes;
     cost = backward_cost(plan.arithmetic, z);
   }
@@ -161,10 +162,9 @@ WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool all
   wanted.choose("team", asked, {"stepwise", "block", "cluster"});
   wanted.limit("blocks", asked_blocks, kMostBlocks);
   wanted.limit("rows", asked_rows, kMostRows);
-  if ((s.modified && device.capability < kModifiedSince) || s.P || s.facts().stages > 1 ||
-      s.program || s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps ||
-      s.B > kMostSteps || asked == Asked::stepwise ||
-      !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
+  if ((s.modified && device.capability < kModifiedSince) || s.P || !is_walked(s.facts()) ||
+      s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps || s.B > kMostSteps ||
+      asked == Asked::stepwise || !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
     return best;
 
   double least_time = asked != Asked::nothing ? 1e300 : static_cast<double>(s.T) * best.step_ns;

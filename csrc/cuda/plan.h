@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/team/walk.h"
+#include "layer/problem.h"
 
 namespace fusedrnn::cuda {
 
@@ -34,6 +35,17 @@ struct WalkPlan {
   int64_t at_once = 0;                     // of them, resident together
   double step_ns = 0;  // predicted, of all teams: the longest of them, times the waves
 };
+
+// Whether teams walk a cell. In a cell of several stages, what a stage leaves would have to travel
+// within the step; what has more of anything than these walks have would not fit the registers.
+constexpr int kMostWalkedProducts = 6;
+constexpr bool is_walked(const Facts& facts) {
+  return facts.stages == 1 && facts.step_inputs == 0 && facts.products <= kMostWalkedProducts;
+}
+constexpr WalkedCell walked_cell(const Facts& facts) {
+  return {facts.inputs, facts.products, facts.stage[0].late, facts.saved,
+          facts.grads,  facts.states,   facts.unit_weights};
+}
 
 struct CudaPlan {
   int units_per_thread = 1;   // of the stepwise kernels; more than one: 16-byte accesses

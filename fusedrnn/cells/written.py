@@ -198,13 +198,19 @@ class WrittenCell:
 
         asked = compiling.told(self.program)
         asked = asked or ["interpreted in each tile, and compiled when it is first called"]
-        on_cuda = "one kernel a step and product, which NVRTC compiles when it is first needed"
+        on_cuda = ["one kernel a step and product, which NVRTC compiles when it is first needed"]
+        if _C.is_walked(self.program):
+            on_cuda = [
+                "one kernel a step and product, or a team's walk where that is predicted to be",
+                "      faster; NVRTC compiles them when they are first needed",
+            ]
         if ops.WITHOUT_CUDA is None and ops.WITHOUT_PROGRAMS is not None:
-            on_cuda = f"PyTorch's functions, step by step: {ops.WITHOUT_PROGRAMS}"
+            on_cuda = [f"PyTorch's functions, step by step: {ops.WITHOUT_PROGRAMS}"]
         return [
             f"CPU: the kernels for {_C.cpu_capability()}",
             *(f"     {line}" for line in asked),
-            f"CUDA: {on_cuda}",
+            f"CUDA: {on_cuda[0]}",
+            *on_cuda[1:],
             "other devices: PyTorch's functions, step by step",
         ]
 

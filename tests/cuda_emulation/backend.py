@@ -41,6 +41,7 @@ def load(variant: str = "plain") -> ctypes.CDLL:
     loaded.fusedrnn_emulation_configure.argtypes = [ctypes.c_uint64, ctypes.c_char_p]
     loaded.fusedrnn_emulation_without_nvrtc.restype = ctypes.c_char_p
     loaded.fusedrnn_emulation_nvrtc.restype = ctypes.c_char_p
+    loaded.fusedrnn_emulation_nvrtc_walk.restype = ctypes.c_char_p
     _KEPT[variant] = CompileBy(partial(_compile_program, variant))
     loaded.fusedrnn_emulation_compile_by(_KEPT[variant])
     return loaded

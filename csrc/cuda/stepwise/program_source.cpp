@@ -15,6 +15,15 @@ std::string storage_type(Dtype dtype) {
   }
 }
 
+const char* name_of(Arithmetic arithmetic) {
+  switch (arithmetic) {
+    case Arithmetic::tf32: return "Tf32";
+    case Arithmetic::bf16: return "Bf16";
+    case Arithmetic::f16: return "F16";
+    default: return "F32";
+  }
+}
+
 std::string stage_name(int i) { return "Stage" + std::to_string(i); }
 
 // A struct's text, line by line.
@@ -123,7 +132,7 @@ std::string stage(const Program& program, const GateOrder& order, int i) {
   to.number("first_slot", s.first_saved), to.number("saved", s.saved);
   to.number("inputs", s.inputs), to.number("late", s.late), to.number("products", s.products);
   to.number("grads", static_cast<int>(slots.column_of_grad.size()));
-  to.number("unit_weights", facts.unit_weights);
+  to.number("states", facts.states), to.number("unit_weights", facts.unit_weights);
   to.number("takes", s.takes), to.number("gives", s.gives);
   to.number("takes_back", last ? 0 : program.stage[i + 1].handed_back);
   to.number("gives_back", last ? passes.handed_back : 0);
@@ -144,28 +153,42 @@ std::string stage(const Program& program, const GateOrder& order, int i) {
   return to.text();
 }
 
+// The program's structs, for the kernels of a header.
+std::string text_of(const Program& program, const std::string& header) {
+  const GateOrder order(program.facts);
+  const int stages = program.facts.stages;
+  std::string text =
+      "#include \"" + header + "\"\nnamespace fusedrnn::cuda::program {\n" + generated(program);
+  for (int i = 0; i < stages; ++i) text += "struct " + stage_name(i) + ";\n";
+  text += cell(program.facts);
+  for (int i = 0; i < stages; ++i) text += stage(program, order, i);
+  return text + "}  // namespace fusedrnn::cuda::program\n";
+}
+
+// The instance of a kernel for a stage, and for what else it is a template of.
+std::string instance(const std::string& kernel, int stage, const std::string& more) {
+  return "fusedrnn::cuda::" + kernel + "<fusedrnn::cuda::program::" + stage_name(stage) + ", " +
+         more + ">";
+}
+
 }  // namespace
 
 KernelSource kernel_source(const Program& program, Dtype dtype) {
-  const GateOrder order(program.facts);
-  const int stages = program.facts.stages;
-  KernelSource source;
-  source.text =
-      "#include \"cuda/stepwise/program_stage.cuh\"\n"
-      "namespace fusedrnn::cuda::program {\n" +
-      generated(program);
-  for (int i = 0; i < stages; ++i) source.text += "struct " + stage_name(i) + ";\n";
-  source.text += cell(program.facts);
-  for (int i = 0; i < stages; ++i) source.text += stage(program, order, i);
-  source.text += "}  // namespace fusedrnn::cuda::program\n";
+  KernelSource source = {text_of(program, "cuda/stepwise/program_stage.cuh"), {}};
   const std::string wide = std::to_string(16 / size_of(dtype));
-  for (int i = 0; i < stages; ++i)
+  for (int i = 0; i < program.facts.stages; ++i)
     for (const char* kernel : {"forward_cell", "backward_cell"})
       for (const std::string& units : {std::string("1"), wide})
-        source.names.push_back(std::string("fusedrnn::cuda::") + kernel +
-                               "<fusedrnn::cuda::program::" + stage_name(i) + ", " +
-                               storage_type(dtype) + ", " + units + ">");
+        source.names.push_back(instance(kernel, i, storage_type(dtype) + ", " + units));
   return source;
+}
+
+KernelSource walk_source(const Program& program, const WalkKernel& walk) {
+  const char* const kernel = walk.pass == Pass::forward ? "walk_forward" : "walk_backward";
+  const char* const team = walk.team == CudaTeam::cluster ? "ClusterTeam" : "BlockTeam";
+  const std::string space = "fusedrnn::cuda::";
+  return {text_of(program, "cuda/team/program_walk.cuh"),
+          {instance(kernel, 0, space + name_of(walk.arithmetic) + ", " + space + team)}};
 }
 
 }  // namespace fusedrnn::cuda

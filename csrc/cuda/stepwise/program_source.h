@@ -1,23 +1,32 @@
 // CUDA C++ of a cell that is a program: its stages as structs such as cells/ has them, and which
-// instances of the stepwise kernels they need. A compiler at run time makes kernels of it.
+// instances of the stepwise kernels or of the walks they need. A compiler at run time makes kernels
+// of it.
 #pragma once
 
 #include <string>
 #include <vector>
 
 #include "cells/program.h"
-#include "layer/sizes.h"
+#include "cuda/plan.h"
 
 namespace fusedrnn::cuda {
 
 struct KernelSource {
   std::string text;
-  // The kernels' names in C++: for each stage forward with one unit per thread, forward with 16
-  // bytes of them, and backward likewise.
-  std::vector<std::string> names;
+  std::vector<std::string> names;  // of the kernels in C++
 };
-constexpr int kKernelsOfStage = 4;
 
+// The stepwise kernels: for each stage forward with one unit per thread, forward with 16 bytes of
+// them, and backward likewise.
 KernelSource kernel_source(const Program& program, Dtype dtype);
+
+// One walk, for teams of one kind: of those, a call needs one in each pass, and each takes seconds
+// to compile.
+struct WalkKernel {
+  Pass pass;
+  Arithmetic arithmetic;
+  CudaTeam team;
+};
+KernelSource walk_source(const Program& program, const WalkKernel& walk);
 
 }  // namespace fusedrnn::cuda

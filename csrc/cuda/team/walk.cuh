@@ -1,6 +1,8 @@
 // What the forward and the backward walk share: where the steps and the rows of a sequence are.
 #pragma once
 
+#include <type_traits>
+
 #include "arithmetic.cuh"
 #include "team.cuh"
 #include "walk_problem.h"

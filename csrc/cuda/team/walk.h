@@ -20,7 +20,7 @@
 //   [rows / 8][k / per block][8 sequences][16 bytes]
 #pragma once
 
-#include "layer/problem.h"
+#include "layer/sizes.h"
 
 namespace fusedrnn::cuda {
 
@@ -53,26 +53,40 @@ constexpr int kPortableBlocks = 8, kMostBlocks = 16;  // of a cluster
 // them.
 constexpr int kHeldTiles = 3;
 
-constexpr int halves_of(Cell cell) {
-  return facts_of(cell).inputs % 2 ? 2 : 1;
-}  // eights in a group
-constexpr int tiles_of(Cell cell) {
-  return facts_of(cell).inputs * halves_of(cell) / 2;
-}  // of a group
+// What a walk has to know of a cell: how many slots of each kind it has.
+struct WalkedCell {
+  int inputs, products, late, saved, grads, states, unit_weights;
 
-constexpr int held_forward(Cell cell, Arithmetic a) {  // along the depth
-  const int fragments = a == Arithmetic::tf32 || facts_of(cell).has_late_input ? 16 : 20;
-  return a == Arithmetic::f32 ? 0 : fragments / tiles_of(cell);
-}
-constexpr int held_backward(Cell cell, Arithmetic a, CudaTeam team) {
-  if (a == Arithmetic::f32) return 0;
-  const int held = a == Arithmetic::tf32 || team == CudaTeam::block ? 6 : 7;
-  return facts_of(cell).unit_weights > 0 ? held - 1 : held;  // they take registers, too
-}
+  constexpr int halves() const { return products % 2 ? 2 : 1; }    // eights in a group
+  constexpr int tiles() const { return products * halves() / 2; }  // of a group
+  constexpr int biases() const { return products + late; }         // of a unit
+};
+template <class C>
+constexpr WalkedCell walked = {C::inputs, C::products, C::late,        C::saved,
+                               C::grads,  C::states,   C::unit_weights};
 
 constexpr int least(int a, int b) { return a < b ? a : b; }
 constexpr int most(int a, int b) { return a < b ? b : a; }
 constexpr int cut(int n, int by) { return (n + by - 1) / by; }
+
+// What a thread has besides: forward inputs, results and sums, backward what is kept and found. Of
+// a cell with much of that, less is held.
+constexpr int kHoldingRegisters = 102;
+
+constexpr int held_forward(const WalkedCell& cell, Arithmetic a) {  // along the depth
+  if (a == Arithmetic::f32) return 0;
+  const int others =
+      cell.halves() * (2 * cell.inputs + cell.saved * (is_half(a) ? 1 : 2)) + 4 * cell.tiles();
+  const int fragments = a == Arithmetic::tf32 || cell.late > 0 ? 16 : 20;
+  return most(least(fragments, (kHoldingRegisters - others) / 4), 0) / cell.tiles();
+}
+constexpr int held_backward(const WalkedCell& cell, Arithmetic a, CudaTeam team) {
+  if (a == Arithmetic::f32) return 0;
+  const int others = 2 * cell.saved + cell.grads * (is_half(a) ? 1 : 2) + 4;
+  const int held = a == Arithmetic::tf32 || team == CudaTeam::block ? 6 : 7;
+  const int room = most(least(held, (kHoldingRegisters - others) / (4 * kHeldTiles)), 0);
+  return most(cell.unit_weights > 0 ? room - 1 : room, 0);  // they take registers, too
+}
 
 // Lays regions of shared memory out one after the other.
 struct Regions {
@@ -117,11 +131,12 @@ struct ForwardSizes : WalkSizes {
   int biases = 0;  // and the unit weights
 };
 
-constexpr ForwardSizes forward_sizes(Cell cell, Arithmetic arithmetic, const Team& team) {
+constexpr ForwardSizes forward_sizes(const WalkedCell& cell, Arithmetic arithmetic,
+                                     const Team& team) {
   ForwardSizes s;
   s.blocks = team.blocks, s.units = team.units, s.rows = team.rows;
   s.columns = team.rows / kColumns;
-  const int k = team.blocks * team.units, G = facts_of(cell).inputs, halves = halves_of(cell);
+  const int k = team.blocks * team.units, halves = cell.halves();
   s.depth = k / fragment_depth(arithmetic);
   s.groups = team.units / (8 * halves);
   s.turns = cut(s.groups, kMostWarps);
@@ -131,17 +146,16 @@ constexpr ForwardSizes forward_sizes(Cell cell, Arithmetic arithmetic, const Tea
   s.parts = cut(s.depth, s.part_depth);  // none of them empty
   s.warps = s.leaders * s.parts;
   const int held = least(s.part_depth, held_forward(cell, arithmetic));
-  s.fragments_of_warp = (s.turns * s.part_depth - held) * tiles_of(cell);
+  s.fragments_of_warp = (s.turns * s.part_depth - held) * cell.tiles();
 
   Regions regions;
   s.column_bytes = kColumns * k * bytes_of(arithmetic);
   s.operand = s.columns * s.column_bytes;
   regions.take(2 * s.operand);
   s.fragments = regions.take(s.warps * s.fragments_of_warp * kFragmentBytes);
-  s.sums = regions.take(s.parts > 1 ? 2 * s.parts * s.groups * tiles_of(cell) * kLanes * 16 : 0);
-  s.biases = regions.take((G + 1 + facts_of(cell).unit_weights) * team.units * 4);
-  s.state = regions.take(s.turns * s.columns * halves * 2 * facts_of(cell).states * s.leaders *
-                         kLanes * 4);
+  s.sums = regions.take(s.parts > 1 ? 2 * s.parts * s.groups * cell.tiles() * kLanes * 16 : 0);
+  s.biases = regions.take((cell.biases() + cell.unit_weights) * team.units * 4);
+  s.state = regions.take(s.turns * s.columns * halves * 2 * cell.states * s.leaders * kLanes * 4);
   s.barriers = regions.take(16);
   s.bytes = regions.bytes;
   return s;
@@ -159,11 +173,12 @@ struct BackwardSizes : WalkSizes {
   bool shared_items = false;  // two warps have an item each, one every second sequence
 };
 
-constexpr BackwardSizes backward_sizes(Cell cell, Arithmetic arithmetic, const Team& team) {
+constexpr BackwardSizes backward_sizes(const WalkedCell& cell, Arithmetic arithmetic,
+                                       const Team& team) {
   BackwardSizes s;
   s.blocks = team.blocks, s.units = team.units, s.rows = team.rows;
   s.columns = team.rows / kColumns;
-  const int k = facts_of(cell).inputs * team.units;
+  const int k = cell.products * team.units;
   s.depth = k / fragment_depth(arithmetic);
   s.tiles = team.blocks * team.units / kTile;
   s.items = team.units / 8 * s.columns;
@@ -189,8 +204,8 @@ constexpr BackwardSizes backward_sizes(Cell cell, Arithmetic arithmetic, const T
   s.fragments = regions.take(
       (s.full_warps * s.fragments_of_warp + (s.warps - s.full_warps) * s.fragments_of_other) *
       kFragmentBytes);
-  s.unit_weights = regions.take(facts_of(cell).unit_weights * team.units * 4);
-  s.state = regions.take(cut(s.items, s.warps) * 2 * facts_of(cell).states * s.warps * kLanes * 4);
+  s.unit_weights = regions.take(cell.unit_weights * team.units * 4);
+  s.state = regions.take(cut(s.items, s.warps) * 2 * cell.states * s.warps * kLanes * 4);
   s.barriers = regions.take(16);
   s.bytes = regions.bytes;
   return s;

@@ -33,7 +33,7 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
   static constexpr int kSaved = kAtLeastOne<C::saved>;
   static constexpr int kStates = C::states - 1;  // except h
   static constexpr int kHeld =
-      held_backward(C::cell, A::arithmetic, Team::kind);  // along the depth
+      held_backward(walked<C>, A::arithmetic, Team::kind);  // along the depth
   using Held = HeldWeights<A, kHeldTiles, kHeld>;
 
  public:
@@ -433,8 +433,8 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team> {
       if (!mine(j) || b >= now.alive || unit >= w_.H) continue;
 #pragma unroll
       for (int slot = 0; slot < C::grads; ++slot) {
-        const int part = slot < C::products ? C::gate_of_product(slot) : slot;
-        grads[b * width + part * w_.H] = found.grads[slot].get(j);
+        const int column = C::template column_of_grad<C>(slot);
+        grads[b * width + column * w_.H] = found.grads[slot].get(j);
       }
     }
   }

@@ -30,12 +30,12 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
   using Base::sequences_, Base::first_unit_, Base::index, Base::note, Base::is_modified;
   using Base::w_, Base::z_, Base::seat_, Base::d_, Base::shared_, Base::team_;
   using typename Base::Direction;
-  static constexpr int kHalves = halves_of(C::cell), kTiles = tiles_of(C::cell);
+  static constexpr int kHalves = walked<C>.halves(), kTiles = walked<C>.tiles();
   static constexpr int kUnits = 8 * kHalves;  // of a group
   static constexpr int kSaved = kAtLeastOne<C::saved>;
-  static constexpr int kStates = C::states - 1;                       // except h
-  static constexpr int kFirstWeight = C::products + C::late;          // after biases
-  static constexpr int kHeld = held_forward(C::cell, A::arithmetic);  // along the depth
+  static constexpr int kStates = C::states - 1;                         // except h
+  static constexpr int kFirstWeight = walked<C>.biases();               // after them
+  static constexpr int kHeld = held_forward(walked<C>, A::arithmetic);  // along the depth
   using Held = HeldWeights<A, kTiles, kHeld>;
 
  public:
@@ -90,7 +90,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
  private:
   // What the input projection says of the units of a lane: [half][column of two][slot].
   struct Inputs {
-    float value[kHalves][2][C::inputs];
+    float value[kHalves][2][kAtLeastOne<C::inputs>];
   };
   // What a lane has computed and not stored yet; h is with the states.
   struct Results {
@@ -116,7 +116,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
     float* const all = reinterpret_cast<float*>(shared_ + z_.state);
     return all[((index + kind) * z_.leaders + first_group_) * kLanes + seat_.lane];
   }
-  // [products][units], then the late input's, then the unit weights
+  // [products][units], then the late inputs', then the unit weights
   __device__ __forceinline__ float* biases() const {
     return reinterpret_cast<float*>(shared_ + z_.biases);
   }
@@ -168,10 +168,11 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
     }
   }
   __device__ __forceinline__ float bias_of(int slot, int unit) const {
-    const bool late = slot == C::products;
-    const int of_input = late ? C::inputs - 1 : C::input_of_product(slot);
+    const bool late = slot >= C::products;
+    const int of_input =
+        late ? C::inputs - C::late + slot - C::products : C::input_of_product(slot);
     float bias = 0;
-    if (d_.b_ih && of_input >= 0) bias += widen(d_.b_ih[of_input * w_.H + unit]);
+    if (d_.b_ih && of_input >= 0) bias += widen(d_.b_ih[C::gate_of_input(of_input) * w_.H + unit]);
     if (d_.b_hh && !late) bias += widen(d_.b_hh[C::gate_of_product(slot) * w_.H + unit]);
     return bias;
   }
@@ -337,7 +338,8 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
         const bool there = b < at.alive && first + half * 8 < w_.H;
 #pragma unroll
         for (int slot = 0; slot < C::inputs; ++slot)
-          inputs.value[half][j][slot] = there ? gates[b * width + slot * w_.H + half * 8] : 0.0f;
+          inputs.value[half][j][slot] =
+              there ? gates[b * width + C::gate_of_input(slot) * w_.H + half * 8] : 0.0f;
       }
     }
   }
@@ -404,7 +406,9 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
           of.product[slot] = sum[eight / 2][eight % 2 * 2 + j] + bias[slot * z_.units];
           if (of_input >= 0) of.product[slot] += input[of_input < 0 ? 0 : of_input];
         }
-        if (C::late) of.late[0] = input[C::inputs - 1] + bias[C::products * z_.units];
+#pragma unroll
+        for (int i = 0; i < C::late; ++i)
+          of.late[i] = input[C::inputs - C::late + i] + bias[(C::products + i) * z_.units];
 #pragma unroll
         for (int i = 0; i < C::unit_weights; ++i)
           of.unit_weight[i] = bias[(kFirstWeight + i) * z_.units];

@@ -44,14 +44,17 @@ EMULATION_EXPORT const char* fusedrnn_emulation_without_nvrtc() {
   return why.c_str();
 }
 
-// The log of NVRTC and ptxas for the kernels of a program, compiled for a compute capability (times
-// ten), and how long the code is; or what failed, and 0.
-EMULATION_EXPORT const char* fusedrnn_emulation_nvrtc(const char* program, int dtype,
-                                                      int capability, uint64_t* bytes) {
+namespace {
+
+// The log of NVRTC and ptxas for a source, compiled for a compute capability (times ten), and how
+// long the code is; or what failed, and 0.
+template <class Source>
+const char* compile_by_nvrtc(const char* program, int capability, uint64_t* bytes,
+                             const Source& source_of) {
   thread_local std::string log;
   *bytes = 0;
   try {
-    const auto source = cuda::kernel_source(*Program::parse(program), Dtype(dtype));
+    const cuda::KernelSource source = source_of(*Program::parse(program));
     const cuda::Compiled compiled =
         cuda::compile_cuda(source.text, source.names, capability, {"--ptxas-options=-v"});
     log = compiled.log;
@@ -60,4 +63,23 @@ EMULATION_EXPORT const char* fusedrnn_emulation_nvrtc(const char* program, int d
     log = error.what();
   }
   return log.c_str();
+}
+
+}  // namespace
+
+EMULATION_EXPORT const char* fusedrnn_emulation_nvrtc(const char* program, int dtype,
+                                                      int capability, uint64_t* bytes) {
+  return compile_by_nvrtc(program, capability, bytes, [&](const Program& parsed) {
+    return cuda::kernel_source(parsed, Dtype(dtype));
+  });
+}
+
+// The same for a walk.
+EMULATION_EXPORT const char* fusedrnn_emulation_nvrtc_walk(const char* program, int pass,
+                                                           int arithmetic, int team, int capability,
+                                                           uint64_t* bytes) {
+  return compile_by_nvrtc(program, capability, bytes, [&](const Program& parsed) {
+    return cuda::walk_source(
+        parsed, {cuda::Pass(pass), cuda::Arithmetic(arithmetic), cuda::CudaTeam(team)});
+  });
 }
