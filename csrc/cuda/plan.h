@@ -36,15 +36,17 @@ struct WalkPlan {
   double step_ns = 0;  // predicted, of all teams: the longest of them, times the waves
 };
 
-// Whether teams walk a cell. In a cell of several stages, what a stage leaves would have to travel
-// within the step; what has more of anything than these walks have would not fit the registers.
-constexpr int kMostWalkedProducts = 6;
-constexpr bool is_walked(const Facts& facts) {
-  return facts.stages == 1 && facts.step_inputs == 0 && facts.products <= kMostWalkedProducts;
-}
 constexpr WalkedCell walked_cell(const Facts& facts) {
   return {facts.inputs, facts.products, facts.stage[0].late, facts.saved,
           facts.grads,  facts.states,   facts.unit_weights};
+}
+// Whether teams walk a cell. In a cell of several stages, what a stage leaves would have to travel
+// within the step; what has more of everything than these has more than fits the registers.
+constexpr int kMostWalkedProducts = 8;
+constexpr bool is_walked(const Facts& facts) {
+  const WalkedCell cell = walked_cell(facts);
+  return facts.stages == 1 && facts.step_inputs == 0 && cell.products <= kMostWalkedProducts &&
+         others_forward(cell, 4) <= kOtherRegisters && others_backward(cell, 4) <= kOtherRegisters;
 }
 
 struct CudaPlan {

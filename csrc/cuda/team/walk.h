@@ -70,22 +70,28 @@ constexpr int most(int a, int b) { return a < b ? b : a; }
 constexpr int cut(int n, int by) { return (n + by - 1) / by; }
 
 // What a thread has besides: forward inputs, results and sums, backward what is kept and found. Of
-// a cell with much of that, less is held.
-constexpr int kHoldingRegisters = 102;
+// a cell with much of that less is held, and one with more than this is not walked.
+constexpr int kOtherRegisters = 102;
+constexpr int others_forward(const WalkedCell& cell, int value_bytes) {
+  return cell.halves() * (2 * cell.inputs + cell.saved * value_bytes / 2) + 4 * cell.tiles();
+}
+constexpr int others_backward(const WalkedCell& cell, int value_bytes) {
+  return 2 * cell.saved + cell.grads * value_bytes / 2 + 4;
+}
 
 constexpr int held_forward(const WalkedCell& cell, Arithmetic a) {  // along the depth
   if (a == Arithmetic::f32) return 0;
-  const int others =
-      cell.halves() * (2 * cell.inputs + cell.saved * (is_half(a) ? 1 : 2)) + 4 * cell.tiles();
+  const int room = kOtherRegisters - others_forward(cell, bytes_of(a));
   const int fragments = a == Arithmetic::tf32 || cell.late > 0 ? 16 : 20;
-  return most(least(fragments, (kHoldingRegisters - others) / 4), 0) / cell.tiles();
+  return most(least(fragments, room / 4), 0) / cell.tiles();
 }
 constexpr int held_backward(const WalkedCell& cell, Arithmetic a, CudaTeam team) {
   if (a == Arithmetic::f32) return 0;
-  const int others = 2 * cell.saved + cell.grads * (is_half(a) ? 1 : 2) + 4;
+  const int room = kOtherRegisters - others_backward(cell, bytes_of(a));
   const int held = a == Arithmetic::tf32 || team == CudaTeam::block ? 6 : 7;
-  const int room = most(least(held, (kHoldingRegisters - others) / (4 * kHeldTiles)), 0);
-  return most(cell.unit_weights > 0 ? room - 1 : room, 0);  // they take registers, too
+  // What the cell itself computes with takes registers, too.
+  const int taken = (cell.unit_weights > 0) + (most(cell.inputs, cell.products) > 4);
+  return most(least(held, room / (4 * kHeldTiles)) - taken, 0);
 }
 
 // Lays regions of shared memory out one after the other.
