@@ -208,12 +208,14 @@ def test_the_end_of_a_process_ends_its_compiler(folder: Path, tmp_path: Path) ->
 
 @needs_compiler
 def test_a_fork_while_the_compiler_runs(tmp_path: Path) -> None:
-    command = compiler(tmp_path, "sleep 1")
+    started = tmp_path / "started"
+    command = compiler(tmp_path, f"touch {started}; sleep 1")
     call = "fusedrnn.Recurrent(tiny, 3, 4)(torch.randn(5, 2, 3))"
+    wait = f"while not os.path.exists('{started}'): time.sleep(0.01)"
     child = "child = os.fork()"
     check = "assert 'float32, bfloat16, float16: compiled, ' in tiny.explain()"
     end = "assert not child or os.waitpid(child, 0)[1] == 0"
-    done = run(call, child, "tiny.compile()", check, end, CXX=command)
+    done = run(call, wait, child, "tiny.compile()", check, end, CXX=command)
     assert done.returncode == 0, done.stderr
 
 
@@ -337,3 +339,57 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiled_source_says_what_it_expects() -> None:
     with pytest.raises(RuntimeError, match="cell: expected the program of a cell"):
         _C.compiled_source("mgu", "float")
+
+
+# ---- What is compiled for CUDA -------------------------------------------------------------------
+
+
+def images(folder: Path) -> list[Path]:
+    return [*folder.glob("*.cuda")]
+
+
+def test_an_image_is_made_once(folder: Path) -> None:
+    made: list[bytes] = []
+
+    def make() -> bytes:
+        made.append(b"code %d" % len(made))
+        return made[-1]
+
+    for _ in range(2):
+        assert compiling.image(b"recipe", make) == b"code 0"
+    assert compiling.image(b"another recipe", make) == b"code 1"
+    assert len(images(folder)) == 2
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in images(folder))
+    assert not [file for file in folder.iterdir() if file.suffix != ".cuda"]
+
+
+def test_an_image_that_cannot_be_made(folder: Path) -> None:
+    assert compiling.image(b"recipe", lambda: None) is None
+    assert images(folder) == []
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b"", lambda b: b"x" + b[1:]])
+def test_a_corrupt_image_is_made_again(folder: Path, change: Callable[[bytes], bytes]) -> None:
+    compiling.image(b"recipe", lambda: b"code")
+    (file,) = images(folder)
+    file.write_bytes(change(file.read_bytes()))
+    assert compiling.image(b"recipe", lambda: b"new code") == b"new code"
+    assert compiling.image(b"recipe", lambda: None) == b"new code"
+
+
+def test_an_image_that_others_may_write_to(folder: Path) -> None:
+    compiling.image(b"recipe", lambda: b"code")
+    folder.chmod(0o777)
+    assert compiling.image(b"recipe", lambda: b"new code") == b"new code"
+    folder.chmod(0o700)
+    images(folder)[0].chmod(0o666)
+    assert compiling.image(b"recipe", lambda: b"newer code") == b"newer code"
+
+
+def test_images_without_a_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEDRNN_CELL_COMPILE", "0")
+    assert compiling.image(b"recipe", lambda: b"code") == b"code"
+    assert not folder.exists()
+    folder.write_text("a file")
+    monkeypatch.setenv("FUSEDRNN_CELL_COMPILE", "1")
+    assert compiling.image(b"recipe", lambda: b"code") == b"code"

@@ -36,7 +36,7 @@ from written_cells import WRITTEN, mgu, reset_before, wide
 
 import fusedrnn
 from fusedrnn import _C
-from fusedrnn._engine import ops
+from fusedrnn._engine import compiling, ops
 from fusedrnn._engine.autograd import _runs_elsewhere
 from fusedrnn._engine.layer import Modifiers, Operands, layer_of
 from fusedrnn.cells import WrittenCell, cell_named, cell_of_written, facts
@@ -199,6 +199,43 @@ def test_no_races_and_no_unwritten_memory(case: Case) -> None:
 
 def test_no_races_of_step_inputs() -> None:
     check_layouts(staged, torch.float32, "race")
+
+
+def test_what_was_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cells that differ in a name of Python's have the same kernels."""
+    monkeypatch.setenv("FUSEDRNN_CELL_COMPILE", "1")
+    monkeypatch.setenv("FUSEDRNN_CACHE", str(tmp_path))
+    compiled: list[bytes] = []
+
+    @emulated.CompileBy
+    def compile(source: bytes, names: bytes) -> int | None:
+        compiled.append(source)
+        return emulated._compile_program("plain", source, names)
+
+    def run(name: str) -> Tensor:
+        def step(x, u, h):  # type: ignore[no-untyped-def]
+            return torch.tanh(x.a + u.a) * 0.75 + h * 0.125
+
+        step.__name__ = name
+        torch.manual_seed(0)
+        layer = fusedrnn.Recurrent(fusedrnn.cell(gates="a")(step), 3, 5)
+        output: Tensor = layer(torch.randn(4, 2, 3))[0]
+        return output
+
+    with emulated.installed(plan=STEPWISE) as emulation:
+        emulation.fusedrnn_emulation_compile_by(compile)
+        try:
+            first = run("first")
+            (file,) = tmp_path.glob("*.cuda")
+            assert torch.equal(run("second"), first) and len(compiled) == 1
+            # What cannot be loaded is compiled again.
+            kept = compiling.image
+            monkeypatch.setattr(compiling, "image", lambda recipe, make: b"/no/such/library")
+            assert torch.equal(run("third"), first) and len(compiled) == 2
+            monkeypatch.setattr(compiling, "image", kept)
+        finally:
+            emulation.fusedrnn_emulation_compile_by(emulated._KEPT["plain"])
+    assert file.exists()
 
 
 # ---- Teams ---------------------------------------------------------------------------------------

@@ -72,6 +72,10 @@ FUSEDRNN_EXPORT const char* fusedrnn_cuda_make_program(const char* text, int dty
   });
 }
 
+FUSEDRNN_EXPORT void fusedrnn_cuda_keep_images_by(fusedrnn::cuda::KeepImages keep) {
+  fusedrnn::cuda::keep_images_by(keep);
+}
+
 FUSEDRNN_EXPORT const fusedrnn::Backend* fusedrnn_cuda_backend() {
   static const fusedrnn::Backend backend = {fusedrnn::cuda::forward, fusedrnn::cuda::backward,
                                             true};

@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
+#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -35,11 +37,51 @@ void refuse_in_capture(const Program& program, cudaStream_t stream) {
                            "graph is captured; call the layer once before the capture");
 }
 
+std::atomic<KeepImages> g_keep_images{nullptr};
+
+// An image on its way.
+struct Work {
+  const KernelSource& source;
+  int capability;
+  std::string image, error;
+};
+
+const char* compile_work(void* work, uint64_t* bytes) {
+  Work& of = *static_cast<Work*>(work);
+  try {
+    of.image = compile_image(of.source, of.capability);
+  } catch (const std::exception& error) {
+    of.error = error.what();
+    return nullptr;
+  }
+  *bytes = of.image.size();
+  return of.image.data();
+}
+
+std::vector<const void*> kernels_of(const KernelSource& source, int capability) {
+  const KeepImages keep = g_keep_images;
+  if (!keep) return load_image(compile_image(source, capability));
+  std::string recipe = compiler_of_images(capability) + source.text;
+  for (const std::string& name : source.names) recipe += name + "\n";
+  Work work{source, capability, {}, {}};
+  uint64_t bytes = 0;
+  const char* const kept = keep(recipe.c_str(), compile_work, &work, &bytes);
+  if (!work.error.empty()) throw std::runtime_error(work.error);
+  const bool compiled = !work.image.empty();
+  if (kept && !compiled) {
+    try {
+      return load_image({kept, bytes});
+    } catch (const std::runtime_error&) {  // the driver may be another one than it was
+    }
+  }
+  return load_image(compiled ? work.image : compile_image(source, capability));
+}
+
 std::unique_ptr<const Made> make(const Program& program, const KernelSource& source,
                                  int capability) {
   auto made = std::make_unique<Made>();
   try {
-    made->kernels = load_kernels(source, capability);
+    made->kernels = kernels_of(source, capability);
   } catch (const std::runtime_error& error) {
     made->error = std::string("cell: no CUDA kernels could be made of ") +
                   program.facts.names.cell + ": " + error.what();
@@ -66,6 +108,8 @@ const std::vector<const void*>& kernels_of_part(const Program& program, int pass
 }
 
 }  // namespace
+
+void keep_images_by(KeepImages keep) { g_keep_images = keep; }
 
 const std::vector<const void*>& program_kernels(const Program& program, Dtype dtype, void* stream) {
   return kernels_of_part(program, kStepwise, static_cast<int>(dtype), CudaTeam::stepwise, stream,

@@ -2,9 +2,10 @@
 // (stepwise/program_source.h), NVRTC compiles that for the current device, and the runtime loads it
 // (program_library.h). This happens once for each program, dtype and kind of device in a process,
 // and takes some tenths of a second; for a team's walk once more in each pass, and some seconds.
-// What is made then stays.
+// What is made then stays; between processes, whoever says so keeps it (`keep_images_by`).
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "stepwise/program_source.h"
@@ -18,5 +19,14 @@ const std::vector<const void*>& program_kernels(const Program& program, Dtype dt
 
 // The same for a walk.
 const void* program_walk(const Program& program, const WalkKernel& walk, void* stream);
+
+// Keeps images (program_library.h) between processes. It is given a recipe, which names all that an
+// image depends on, and a function that compiles it: compile(work, &bytes) returns the image, or
+// null if that failed. It returns what it had, or what that made, for as long as the calling thread
+// does not call it again; or null, and no more than once is compiled.
+using CompileImage = const char* (*)(void* work, uint64_t* bytes);
+using KeepImages = const char* (*)(const char* recipe, CompileImage compile, void* work,
+                                   uint64_t* bytes);
+void keep_images_by(KeepImages keep);
 
 }  // namespace fusedrnn::cuda

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <sstream>
 #include <stdexcept>
 
 #include "nvrtc/nvrtc.h"
@@ -22,14 +23,26 @@ void check(cudaError_t error, const char* what) {
 
 }  // namespace
 
-std::vector<const void*> load_kernels(const KernelSource& source, int capability) {
+// The symbols of the kernels, one to a line, an empty line, and the code.
+std::string compile_image(const KernelSource& source, int capability) {
   const Compiled compiled = compile_cuda(source.text, source.names, capability);
+  std::string image;
+  for (const std::string& symbol : compiled.symbols) image += symbol + "\n";
+  return image + "\n" + compiled.image;
+}
+
+std::string compiler_of_images(int capability) { return nvrtc_and_headers(capability); }
+
+std::vector<const void*> load_image(const std::string& image) {
+  const std::size_t end = image.find("\n\n");
+  if (end == std::string::npos) throw std::runtime_error("CUDA: an image without symbols");
+  const std::string code = image.substr(end + 2);  // which has an alignment of its own
   cudaLibrary_t library = nullptr;
-  check(cudaLibraryLoadData(&library, compiled.image.c_str(), nullptr, nullptr, 0, nullptr, nullptr,
-                            0),
+  check(cudaLibraryLoadData(&library, code.c_str(), nullptr, nullptr, 0, nullptr, nullptr, 0),
         "loading kernels");
   std::vector<const void*> handles;
-  for (const std::string& symbol : compiled.symbols) {
+  std::istringstream symbols(image.substr(0, end));
+  for (std::string symbol; std::getline(symbols, symbol);) {
     cudaKernel_t kernel = nullptr;
     check(cudaLibraryGetKernel(&kernel, library, symbol.c_str()), "finding a kernel");
     handles.push_back(kernel);
@@ -41,7 +54,11 @@ std::string why_no_kernels() { return why_no_nvrtc(); }
 
 #else
 
-std::vector<const void*> load_kernels(const KernelSource&, int) {
+std::string compile_image(const KernelSource&, int) { throw std::runtime_error(why_no_kernels()); }
+
+std::string compiler_of_images(int) { return {}; }
+
+std::vector<const void*> load_image(const std::string&) {
   throw std::runtime_error(why_no_kernels());
 }
 

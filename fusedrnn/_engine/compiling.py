@@ -1,4 +1,4 @@
-"""Compiles the programs of written cells, where there is a compiler.
+"""Compiles the programs of written cells, where there is a compiler, and keeps what was compiled.
 
 The kernels of the CPU interpret a program tile by tile. What they do to the values of a tile can
 also be compiled: that is one C++ file of some kilobytes (`_C.compiled_source`), half a second to a
@@ -8,13 +8,15 @@ whatever runs; it computes the same bits.
     wanted(program, dtype)     before each call of a layer; the first time it looks into the cache,
                                or starts a compiler
     compiled(program, dtype)   the same, and waits
+    image(recipe, compile)     for CUDA, whose library calls NVRTC; only the cache is here
 
-The cache holds a library for each program, value type, version and instruction set. A library is
-code that this process will run, so the folder and each file must belong to this user, and nobody
-else may write to them. Each ends in a digest of itself, and gets its name when it is complete.
+The cache holds a library for each program, value type, version and instruction set, and for CUDA an
+image for each source, version, NVRTC and compute capability. All of it is code that this process
+will run, so the folder and each file must belong to this user, and nobody else may write to them.
+Each ends in a digest of itself, and gets its name when it is complete.
 
-FUSEDRNN_CELL_COMPILE=0 forbids to compile and to load what was compiled. FUSEDRNN_CACHE names the
-folder; without it, it is fusedrnn in XDG_CACHE_HOME, or in ~/.cache. CXX names the compiler.
+FUSEDRNN_CELL_COMPILE=0 forbids to compile for the CPU, and to use the cache. FUSEDRNN_CACHE names
+the folder; without it, it is fusedrnn in XDG_CACHE_HOME, or in ~/.cache. CXX names the compiler.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ import stat
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -98,12 +100,9 @@ class Compilation:
     def _load_cached(self) -> bool:
         """Loads the file of the cache; if there is none that can be used, says why in `kept`."""
         try:
-            folder = cache_folder()
-            file = folder / f"{self.key}.so"
-            _check_private(folder)
-            if not file.exists():
+            file = cache_folder() / f"{self.key}.so"
+            if _read(file) is None:
                 return False
-            _check_private(file)
             self._load(file)
         except (Unusable, OSError) as error:
             self.kept = str(error)
@@ -111,12 +110,6 @@ class Compilation:
         return True
 
     def _load(self, file: Path) -> None:
-        content = file.read_bytes()
-        if (
-            len(content) <= DIGEST
-            or hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]
-        ):
-            raise Unusable(f"{file} is not complete, or was changed")
         use = ctypes.CDLL(str(native.LIBRARY)).fusedrnn_use_compiled
         use.argtypes, use.restype = [ctypes.c_char_p] * 3, ctypes.c_char_p
         error = use(self.program.encode(), self.key.encode(), os.fsencode(file))
@@ -142,9 +135,7 @@ class Compilation:
             raise
 
     def _compile_into_cache(self) -> None:
-        folder = cache_folder()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_private(folder)
+        folder = _made_folder()
         with _alone(folder / f"{self.key}.lock"):
             if self._load_cached():  # another process was first
                 return
@@ -156,17 +147,15 @@ class Compilation:
 
     def _run_compiler(self, folder: Path) -> Path:
         """The file that the compiler makes, with its digest."""
-        file = folder / "cell.so"
+        source, file = folder / "cell.cpp", folder / "cell.so"
+        source.write_text(self.source, encoding="utf-8")
         command = [*self.compiler, *self.flags, f"-I{HEADERS}", f'-DFUSEDRNN_KEY="{self.key}"']
-        done = _run([*command, "-x", "c++", "-", "-o", str(file)], self.source)
-        if done.returncode or not file.exists():
-            lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-            lines = lines or done.stderr.splitlines() or [f"it ended with {done.returncode}"]
+        code, errors = _run([*command, str(source), "-o", str(file)], folder / "errors")
+        if code or not file.exists():
+            lines = [line for line in errors.splitlines() if "error" in line.lower()]
+            lines = lines or errors.splitlines() or [f"it ended with {code}"]
             raise Failed(f"{shlex.join(self.compiler)} failed: {lines[0].strip()}")
-        content = file.read_bytes()
-        with open(file, "ab") as end:
-            end.write(hashlib.sha256(content).digest())
-        file.chmod(0o600)
+        _write(file, file.read_bytes())
         return file
 
 
@@ -217,6 +206,60 @@ def told(program: str) -> list[str]:
         else:
             lines.append(f"{dtypes}: compiled, {found.file}")
     return lines
+
+
+def image(recipe: bytes, compile: Callable[[], bytes | None]) -> bytes | None:
+    """What `compile` makes for CUDA, from the cache if that has it; None if it makes nothing.
+
+    `recipe` is all that it depends on, beside this version.
+    """
+    made: list[bytes | None] = []
+
+    def make() -> bytes | None:
+        if not made:
+            made.append(compile())
+        return made[0]
+
+    try:
+        if not _is_allowed():
+            return make()
+        key = hashlib.sha256(fusedrnn.__version__.encode() + b"\0" + recipe).hexdigest()
+        folder = _made_folder()
+        file = folder / f"{key}.cuda"
+        with _alone(folder / f"{key}.lock"):
+            with contextlib.suppress(Unusable):
+                found = _read(file)
+                if found is not None:
+                    return found
+            found = make()
+            if found is not None:
+                with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                    _write(Path(temporary, "image"), found)
+                    os.replace(Path(temporary, "image"), file)
+            return found
+    except (Unusable, OSError):  # each process compiles for itself
+        return make()
+
+
+def keep_images_of(library: ctypes.CDLL) -> None:
+    """Has a library of CUDA kernels keep what NVRTC compiles of written cells in the cache."""
+    library.fusedrnn_cuda_keep_images_by(_KEEP_IMAGE)
+
+
+def _keep_image(recipe: bytes, compile: Any, work: int, size: Any) -> int | None:
+    """As csrc/cuda/program_kernels.h has it."""
+
+    def compiled() -> bytes | None:
+        of = ctypes.c_uint64()
+        address = compile(work, ctypes.byref(of))
+        return ctypes.string_at(address, of.value) if address else None
+
+    found = image(recipe, compiled)
+    if found is None:
+        return None
+    _thread.image = ctypes.create_string_buffer(found, len(found))
+    size[0] = len(found)
+    return ctypes.addressof(_thread.image)
 
 
 def cache_folder() -> Path:
@@ -273,6 +316,36 @@ def _compiler() -> list[str]:
     raise Unusable(f"no C++ compiler was found (looked for {looked})")
 
 
+def _made_folder() -> Path:
+    """The cache's folder, which is made if it is not there."""
+    folder = cache_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(folder)
+    return folder
+
+
+def _read(file: Path) -> bytes | None:
+    """What a file of the cache has, or None if there is none.
+
+    Raises:
+        Unusable: it is not whole, or others could have written it.
+    """
+    _check_private(file.parent)
+    if not file.exists():
+        return None
+    _check_private(file)
+    content = file.read_bytes()
+    if len(content) <= DIGEST or hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
+        raise Unusable(f"{file} is not complete, or was changed")
+    return content[:-DIGEST]
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Writes a file of the cache, which gets its name later."""
+    file.write_bytes(content + hashlib.sha256(content).digest())
+    file.chmod(0o600)
+
+
 def _check_private(path: Path) -> None:
     """Only this user can have written what is there. Nothing being there is right, too."""
     with contextlib.suppress(FileNotFoundError):
@@ -289,10 +362,12 @@ def _alone(lock: Path) -> Iterator[None]:
     """No other process compiles this meanwhile."""
     import fcntl
 
-    with open(
-        lock, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
-    ) as file:
+    with _forking:
+        file = open(  # noqa: SIM115, it is closed below
+            lock, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
+        )
         _locks.add(file)
+    with file:
         with contextlib.suppress(OSError):  # a file system without locks: both compile it
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -306,26 +381,30 @@ def _alone(lock: Path) -> Iterator[None]:
             _locks.discard(file)
 
 
-def _run(command: list[str], text: str) -> subprocess.CompletedProcess[str]:
-    """Runs a compiler, which the end of this process also ends."""
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env=os.environ | {"LC_ALL": "C"},
-    ) as process:
-        _running.add(process)
+def _run(command: list[str], errors: Path) -> tuple[int, str]:
+    """Runs a compiler, which the end of this process also ends; how it ended, and what it said.
+
+    No pipe leads to it: a fork of this process would have its ends, too, and keep them open.
+    """
+    with open(errors, "wb") as file:
+        with _forking:  # of the pipe within Popen, the same is true
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                env=os.environ | {"LC_ALL": "C"},
+            )
+            _running.add(process)
         try:
-            _, errors = process.communicate(text, timeout=SECONDS)
+            code = process.wait(timeout=SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
             raise Failed(f"{command[0]} took more than {SECONDS} seconds") from None
         finally:
             _running.discard(process)
-    return subprocess.CompletedProcess(command, process.returncode, "", errors)
+    return code, errors.read_text(errors="replace")
 
 
 @atexit.register
@@ -339,8 +418,8 @@ def _stop() -> None:
 
 def _after_fork() -> None:
     """A child has none of the threads: what they were at begins anew."""
-    global _lock
-    _lock = threading.Lock()
+    global _lock, _forking
+    _lock, _forking = threading.Lock(), threading.Lock()
     _running.clear()
     for file in _locks:  # else it would wait for the lock that it holds itself
         file.close()
@@ -350,8 +429,22 @@ def _after_fork() -> None:
 
 
 _lock = threading.Lock()
-_running: set[subprocess.Popen[str]] = set()
+_forking = (
+    threading.Lock()
+)  # held by who forks, and while what a child must not have is not yet noted
+_running: set[subprocess.Popen[bytes]] = set()
 _locks: set[IO[str]] = set()
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 _compilations: dict[tuple[str, torch.dtype], Compilation] = {}
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(
+    before=lambda: _forking.acquire(),
+    after_in_parent=lambda: _forking.release(),
+    after_in_child=_after_fork,
+)
+
+_thread = threading.local()  # its image stays until its next one
+_COUNT = ctypes.POINTER(ctypes.c_uint64)
+_COMPILE_IMAGE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, _COUNT)
+_KEEP_IMAGE = ctypes.CFUNCTYPE(
+    ctypes.c_void_p, ctypes.c_char_p, _COMPILE_IMAGE, ctypes.c_void_p, _COUNT
+)(_keep_image)

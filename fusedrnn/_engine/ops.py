@@ -126,6 +126,7 @@ def _load_cuda() -> str | None:
     library.fusedrnn_cuda_backend.restype = ctypes.c_void_p
     library.fusedrnn_cuda_without_programs.restype = ctypes.c_char_p
     library.fusedrnn_cuda_make_program.restype = ctypes.c_char_p
+    compiling.keep_images_of(library)
     _libraries.append(library)
     use_backend("cuda", library.fusedrnn_cuda_backend())
     return None

@@ -16,11 +16,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from cuda_emulation.build import MissingHeaders, cuda_include, library, program_kernels
 
-from fusedrnn._engine import ops
+from fusedrnn._engine import compiling, ops
 
 
 def missing() -> str:
@@ -44,26 +43,23 @@ def load(variant: str = "plain") -> ctypes.CDLL:
     loaded.fusedrnn_emulation_nvrtc_walk.restype = ctypes.c_char_p
     _KEPT[variant] = CompileBy(partial(_compile_program, variant))
     loaded.fusedrnn_emulation_compile_by(_KEPT[variant])
+    compiling.keep_images_of(loaded)
     return loaded
 
 
-CompileBy = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)
-)
+CompileBy = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p)
 _KEPT: dict[str, object] = {}  # what C++ has the address of
 
 
-def _compile_program(variant: str, source: bytes, names: bytes, kernels: Any) -> int:
-    """Makes the kernels of a program, and stores their addresses."""
-    lines = names.decode().splitlines()
+def _compile_program(variant: str, source: bytes, names: bytes) -> int | None:
+    """Makes the kernels of a program, and returns the address of their library's path."""
     try:
-        made = ctypes.CDLL(str(program_kernels(variant, source.decode(), lines)))
+        library = program_kernels(variant, source.decode(), names.decode().splitlines())
     except (OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
-        return 1
-    for i, address in enumerate((ctypes.c_void_p * len(lines)).in_dll(made, "kernels")):
-        kernels[i] = address
-    return 0
+        return None
+    path = _KEPT[f"{variant} path"] = ctypes.create_string_buffer(os.fsencode(library))
+    return ctypes.addressof(path)
 
 
 @contextmanager

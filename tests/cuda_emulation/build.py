@@ -202,7 +202,7 @@ def library(
 
 
 def program_kernels(variant: str, source: str, names: Sequence[str]) -> Path:
-    """Builds the kernels of a source that a library made; `kernels` has their addresses.
+    """Builds the kernels of a source that a library made; `kernels` has their addresses, in order.
 
     The library, `kernels.so` of the variant, has the emulated device, and is to be loaded by then.
     """
@@ -211,6 +211,8 @@ def program_kernels(variant: str, source: str, names: Sequence[str]) -> Path:
         f"{source}\n"
         'extern "C" __attribute__((visibility("default"))) const void* const kernels[];\n'
         f"const void* const kernels[] = {{{table}}};\n"
+        'extern "C" __attribute__((visibility("default"))) const int kernel_count;\n'
+        f"const int kernel_count = {len(names)};\n"
     )
     folder = BUILD / variant / "programs" / hashlib.sha256(text.encode()).hexdigest()[:20]
     folder.mkdir(parents=True, exist_ok=True)

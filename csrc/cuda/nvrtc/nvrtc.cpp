@@ -30,6 +30,7 @@ struct Nvrtc {
   int (*ptx)(void* program, char* image);
   int (*count_architectures)(int* count);
   int (*architectures)(int* numbers);
+  int (*version)(int* major, int* minor);
   const char* (*error_text)(int result);
 };
 
@@ -53,6 +54,7 @@ bool find_all(void* library, Nvrtc& nvrtc) {
          find(library, "nvrtcGetPTX", nvrtc.ptx) &&
          find(library, "nvrtcGetNumSupportedArchs", nvrtc.count_architectures) &&
          find(library, "nvrtcGetSupportedArchs", nvrtc.architectures) &&
+         find(library, "nvrtcVersion", nvrtc.version) &&
          find(library, "nvrtcGetErrorString", nvrtc.error_text);
 }
 
@@ -173,6 +175,17 @@ std::string why_no_nvrtc() {
                : "no NVRTC was found (libnvrtc.so.13 or .12): install the package "
                  "nvidia-cuda-nvrtc of torch's CUDA version, or set " +
                      std::string(kVariable) + " to the library's path";
+}
+
+std::string nvrtc_and_headers(int capability) {
+  int major = 0, minor = 0;
+  if (const Nvrtc* const nvrtc = find_nvrtc()) nvrtc->version(&major, &minor);
+  std::string text = "NVRTC " + std::to_string(major) + "." + std::to_string(minor) + ", " +
+                     std::to_string(capability) + "\n";
+  const EmbeddedHeaders headers = embedded_headers();
+  for (int i = 0; i < headers.count; ++i)
+    text.append(headers.begin[i].name).append("\n").append(headers.begin[i].text);
+  return text;
 }
 
 Compiled compile_cuda(const std::string& source, const std::vector<std::string>& names,

@@ -20,6 +20,10 @@ struct Compiled {
 Compiled compile_cuda(const std::string& source, const std::vector<std::string>& names,
                       int capability, const std::vector<std::string>& more_options = {});
 
+// Names all that what it makes depends on, beside its source and names: NVRTC's version, the
+// capability, and the headers' text.
+std::string nvrtc_and_headers(int capability);
+
 // Why there is no NVRTC, and what to do about it; empty if there is one.
 std::string why_no_nvrtc();
 

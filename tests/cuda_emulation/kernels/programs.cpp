@@ -3,6 +3,8 @@
 // and NVRTC, if there is one, only compiles them for tests.
 #include "cuda/program_library.h"
 
+#include <dlfcn.h>
+
 #include <stdexcept>
 
 #include "cuda/nvrtc/nvrtc.h"
@@ -12,20 +14,31 @@
 namespace fusedrnn::cuda {
 namespace {
 
-// Stores the addresses of the kernels of a source; their names are one to a line. Returns 0 if it
-// could.
-using CompileBy = int (*)(const char* source, const char* names, const void** kernels);
+// The path of a library of a source's kernels, whose names are one to a line; null if it could not
+// be made. It stays until the next call.
+using CompileBy = const char* (*)(const char* source, const char* names);
 CompileBy compile = nullptr;
 
 }  // namespace
 
-std::vector<const void*> load_kernels(const KernelSource& source, int) {
-  std::vector<const void*> kernels(source.names.size());
+// The path of a library.
+std::string compile_image(const KernelSource& source, int) {
   std::string names;
   for (const std::string& name : source.names) names += name + "\n";
-  if (!compile || compile(source.text.c_str(), names.c_str(), kernels.data()))
-    throw std::runtime_error("the emulation could not compile them");
-  return kernels;
+  const char* const path = compile ? compile(source.text.c_str(), names.c_str()) : nullptr;
+  if (!path) throw std::runtime_error("the emulation could not compile them");
+  return path;
+}
+
+std::string compiler_of_images(int capability) { return std::to_string(capability) + "\n"; }
+
+std::vector<const void*> load_image(const std::string& image) {
+  void* const library = dlopen(image.c_str(), RTLD_NOW);
+  if (!library) throw std::runtime_error(dlerror());
+  const auto* const kernels = static_cast<const void* const*>(dlsym(library, "kernels"));
+  const auto* const count = static_cast<const int*>(dlsym(library, "kernel_count"));
+  if (!kernels || !count) throw std::runtime_error("no kernels in " + image);
+  return std::vector<const void*>(kernels, kernels + *count);
 }
 
 std::string why_no_kernels() { return {}; }
