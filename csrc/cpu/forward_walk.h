@@ -156,6 +156,7 @@ class ForwardWalk {
     ProgramGates<E, F>& to = programs_[stage] = {};
     to.pass = at.bind(pass, ops, compiled_pass<F>(*p_.program, stage, kind));
     to.late = facts.first_late * Hp_;
+    to.reads_h = reads(pass, Space::h);
     to.late_sums = facts.products * memory_.strides().slot;
     ProgramBlock<E, F>* next = to.blocks;
     for (const Block& block : blocks_[stage]) {

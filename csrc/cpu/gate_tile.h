@@ -103,6 +103,7 @@ struct ProgramGates {
   BoundPass<F> pass;
   ProgramBlock<E, F> blocks[Blocks::kMost + 1];  // the first one that has no tile ends them
   int64_t late = 0, late_sums = 0;               // where the late inputs are
+  bool reads_h = false;
 };
 
 // One tile of the walk: rows x the units of one group.

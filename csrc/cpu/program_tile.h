@@ -96,7 +96,7 @@ void run_program_tile(bool project, int64_t rows, int64_t nv, const GateTile<E, 
   at[Space::weight] = const_cast<F*>(t.unit_weights);
   at[Space::saved] = t.save ? t.save : at.unsaved;
   if constexpr (kConvert) {
-    copy_rows(R, nv * L, t.h_prev, t.h_prev_row, at.h, at.row);
+    if (program.reads_h) copy_rows(R, nv * L, t.h_prev, t.h_prev_row, at.h, at.row);
   } else {
     at[Space::h] = const_cast<F*>(t.h_prev);
     at[Space::result] = t.result;
