@@ -367,8 +367,8 @@ def cuda_files() -> list[tuple[Path, str, list[str]]]:
     return files
 
 
-def with_included(header: str) -> dict[str, str]:
-    """A header and all of ours that it includes: their text by their path in csrc/.
+def with_included(*headers: str) -> dict[str, str]:
+    """Headers and all of ours that they include: their text by their path in csrc/.
 
     They include each other by these paths.
     """
@@ -390,13 +390,15 @@ def with_included(header: str) -> dict[str, str]:
         beside = path.parent / name
         return beside.resolve() if beside.exists() else csrc / name
 
-    add(csrc / header)
+    for header in headers:
+        add(csrc / header)
     return texts
 
 
 def embedded_headers() -> str:
     """C++ of what NVRTC is given to include: the headers of the kernels, as text."""
-    texts = with_included("cuda/team/program_walk.cuh")
+    kernels = ("stepwise/stage", "team/walk_forward", "team/walk_backward")
+    texts = with_included("cuda/program_pass.cuh", *(f"cuda/{name}.cuh" for name in kernels))
     for path in sorted(ROOT.glob("csrc/cuda/nvrtc/include/*")):  # in place of others' headers
         texts[path.name] = path.read_text("utf-8")
     lines = ['#include "cuda/nvrtc/nvrtc.h"', "namespace fusedrnn::cuda {"]

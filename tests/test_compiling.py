@@ -46,7 +46,7 @@ def tiny(x, u, h):  # type: ignore[no-untyped-def]
 
 
 def renamed(program: str, name: str) -> str:
-    """The same program as one of another cell."""
+    """The program under another name."""
     version, _, rest = program.partition("\n")
     return f"{' '.join(version.split()[:2])} {name}\n{rest}"
 
@@ -86,8 +86,7 @@ def assert_equal_bits(program: str, dtypes: tuple[torch.dtype, ...] = DTYPES) ->
         found = compiling.compiled(again, dtype)
         assert found.file is not None and found.program == again
         for ours, theirs in zip(results(again, dtype), results(program, dtype), strict=True):
-            assert torch.equal(ours, theirs) or torch.equal(ours.isnan(), theirs.isnan())
-            assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 @needs_compiler
@@ -290,7 +289,7 @@ def test_a_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("CXX", "no-such-compiler", "no C++ compiler was found (looked for CXX=no-such-compiler)"),
         ("CXX", "false", "false failed: it ended with 1"),
-        ("FUSEDRNN_CELL_COMPILE", "0", "FUSEDRNN_CELL_COMPILE=0 forbids to compile it"),
+        ("FUSEDRNN_CELL_COMPILE", "0", "FUSEDRNN_CELL_COMPILE=0 forbids compiling it"),
         ("FUSEDRNN_CELL_COMPILE", "2", "expected 0 or 1 or nothing, got '2'"),
     ],
 )

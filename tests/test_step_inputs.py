@@ -343,7 +343,7 @@ def test_resets() -> None:
 
 
 def test_with_dropouts_residual_and_all_states() -> None:
-    """The same masks, the same numbers: in training, by checkpoints and in a graph of autograd."""
+    """With the same masks, training, checkpoints and a graph of autograd give the same numbers."""
     options: dict[str, Any] = {
         "zoneout": 0.3, "recurrent_dropout": 0.2, "weight_dropout": 0.1, "input_dropout": 0.1,
         "residual": True, "learn_initial_state": True,

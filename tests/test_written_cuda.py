@@ -162,7 +162,7 @@ def layouts(dtype: torch.dtype, *sizes: int) -> dict[str, Tensor]:
 
 
 def check_layouts(written: WrittenCell, dtype: torch.dtype, variant: str = "plain") -> None:
-    """The same bits, whether a thread has one unit or 16 bytes of them."""
+    """A thread that has one unit and one that has 16 bytes of them compute the same bits."""
     T, B, I, H = 3, 4, 3, 16  # noqa: E741
     cell, sizes = cell_of_written(written), torch.tensor([4, 3, 3])
     torch.manual_seed(0)

@@ -78,7 +78,7 @@ struct Stage {
   static constexpr bool has_carry = false;  // h_prev reaches h other than through a product
   static constexpr bool restores = false;   // backward computes forward's result again
   static constexpr Needs backward_needs = Needs::nothing;
-  // What only programs (program.h) have that are compiled.
+  // Only stages of compiled programs (program.h) have these.
   static constexpr bool reads_h = false;          // forward reads h_prev, also without a carry
   static constexpr bool reads_all_saved = false;  // backward reads what other stages saved
   static constexpr int takes_back = 0;            // handed gradients that a later stage left
@@ -200,7 +200,7 @@ constexpr int first_unit_grad = C::grads - C::unit_weights;
 // How many values per unit the stages hand on within a step.
 template <class C>
 constexpr int handed_of = StageOf<C, 0>::gives;
-// The same of gradients, on the way back.
+// How many gradients per unit they hand on, on the way back.
 template <class C>
 constexpr int handed_back_of = LastStage<C>::gives_back;
 

@@ -2,33 +2,22 @@
 
 #include <cmath>
 #include <cstdio>
+#include <initializer_list>
 #include <map>
 #include <utility>
 
 namespace fusedrnn {
 namespace {
 
-struct SpaceName {
-  const char* function;  // of At
-  const char* variable;
+struct Accessor {
+  const char* name;  // of At
   bool numbered;
 };
-constexpr SpaceName kNames[kSpaces] = {
-    {"product", "p", true},
-    {"late", "x", true},
-    {"h", "h", false},
-    {"state", "s", true},
-    {"handed", "k", true},
-    {"weight", "w", true},
-    {"step_input", "e", true},
-    {"saved", "save", true},
-    {"result", "r", false},
-    {"gradient", "g", true},
-    {"of_result", "dr", false},
-    {"carry", "carry", false},
-    {"of_step_input", "de", true},
-    {nullptr, nullptr, false},
-    {nullptr, nullptr, false}};  // numbers and temporaries are nowhere else
+constexpr Accessor kAccessors[kSpaces] = {
+    {"product", true},       {"late", true},     {"h", false},         {"state", true},
+    {"handed", true},        {"weight", true},   {"step_input", true}, {"saved", true},
+    {"result", false},       {"gradient", true}, {"of_result", false}, {"carry", false},
+    {"of_step_input", true}, {nullptr, false},   {nullptr, false}};  // numbers, temporaries
 
 std::string number(double value) {
   if (std::isnan(value)) return "M::nan()";
@@ -40,8 +29,8 @@ std::string number(double value) {
   return "M::number(" + text + ")";
 }
 
-// The text of one pass. Each value has a variable of its own. Nothing is written to `unwanted`,
-// which the program has for values that it needs itself.
+// The text of one pass. Each value has a variable of its own. A pass may compute values of the
+// space `unwanted` for its own use; the text does not write them out.
 class Text {
  public:
   Text(const Pass& pass, Space unwanted) : pass_(pass) {
@@ -50,7 +39,7 @@ class Text {
       if (op.code == OpCode::copy) {
         held = operand(op.a);
       } else {
-        const std::string value = expression(op);  // of what `to` held before, too
+        const std::string value = expression(op);  // which may read what `to` held before
         held = "v" + std::to_string(values_++);
         define(held, value);
       }
@@ -63,7 +52,7 @@ class Text {
 
  private:
   static std::pair<Space, int> key(Place at) { return {at.space, at.index}; }
-  static const SpaceName& names(Place at) { return kNames[static_cast<int>(at.space)]; }
+  static const Accessor& accessor(Place at) { return kAccessors[static_cast<int>(at.space)]; }
 
   void line(const std::string& words) { text += "  " + words + ";\n"; }
   void define(const std::string& name, const std::string& value) {
@@ -72,61 +61,44 @@ class Text {
 
   // A function of At: to read, or to write a value.
   static std::string access(Place at, const std::string& value = {}) {
-    std::string arguments = names(at).numbered ? std::to_string(at.index) : "";
+    std::string arguments = accessor(at).numbered ? std::to_string(at.index) : "";
     if (!arguments.empty() && !value.empty()) arguments += ", ";
-    return std::string(names(at).function) + "(" + arguments + value + ")";
+    return std::string(accessor(at).name) + "(" + arguments + value + ")";
   }
 
   std::string operand(Place at) {
     if (at.space == Space::number) return number(pass_.numbers[at.index]);
     std::string& held = variables_[key(at)];
     if (held.empty()) {
-      held = names(at).variable + (names(at).numbered ? std::to_string(at.index) : "");
+      held = accessor(at).name + (accessor(at).numbered ? std::to_string(at.index) : "");
       define(held, "at." + access(at));
     }
     return held;
   }
 
+  static std::string call(const char* name, std::initializer_list<std::string> arguments) {
+    std::string words;
+    for (const std::string& argument : arguments) words += (words.empty() ? "" : ", ") + argument;
+    return std::string("M::") + name + "(" + words + ")";
+  }
+
   std::string expression(const Op& op) {
     const std::string a = operand(op.a), b = operand(op.b), c = operand(op.c);
-    const auto of_one = [&](const char* name) { return "M::" + (name + ("(" + a + ")")); };
-    const auto of_two = [&](const char* name) {
-      return "M::" + (name + ("(" + a + ", " + b + ")"));
-    };
     switch (op.code) {
       case OpCode::copy: return a;
       case OpCode::neg: return "-" + a;
-      case OpCode::reciprocal: return of_one("reciprocal");
-      case OpCode::sqrt: return of_one("sqrt");
-      case OpCode::abs: return of_one("abs");
-      case OpCode::sign: return of_one("sign");
-      case OpCode::relu: return of_one("relu");
-      case OpCode::sigmoid: return of_one("sigmoid");
-      case OpCode::tanh: return of_one("tanh");
-      case OpCode::exp: return of_one("exp");
-      case OpCode::expm1: return of_one("expm1");
-      case OpCode::log: return of_one("log");
-      case OpCode::log1p: return of_one("log1p");
-      case OpCode::softplus: return of_one("softplus");
-      case OpCode::erf: return of_one("erf");
-      case OpCode::sin: return of_one("sin");
-      case OpCode::cos: return of_one("cos");
       case OpCode::add: return a + " + " + b;
       case OpCode::sub: return a + " - " + b;
       case OpCode::mul: return a + " * " + b;
       case OpCode::div: return a + " / " + b;
-      case OpCode::maximum: return of_two("maximum");
-      case OpCode::minimum: return of_two("minimum");
-      case OpCode::gt: return of_two("gt");
-      case OpCode::ge: return of_two("ge");
-      case OpCode::eq: return of_two("eq");
-      case OpCode::ne: return of_two("ne");
-      case OpCode::fma: return "M::multiply_add(" + a + ", " + b + ", " + c + ")";
-      case OpCode::fms: return "M::multiply_add(" + a + ", " + b + ", -" + c + ")";
-      case OpCode::fnma: return "M::multiply_add(-" + a + ", " + b + ", " + c + ")";
-      case OpCode::where: return "M::select(" + a + ", " + b + ", " + c + ")";
+      case OpCode::fma: return call("multiply_add", {a, b, c});
+      case OpCode::fms: return call("multiply_add", {a, b, "-" + c});
+      case OpCode::fnma: return call("multiply_add", {"-" + a, b, c});
+      case OpCode::where: return call("select", {a, b, c});
+      default: break;
     }
-    return {};
+    const Operation& operation = operation_of(op.code);
+    return operation.operands == 1 ? call(operation.name, {a}) : call(operation.name, {a, b});
   }
 
   const Pass& pass_;

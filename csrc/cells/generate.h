@@ -1,12 +1,11 @@
-// C++ of a program (program.h), for a compiler at hand to make of it what the interpreter does
-// operation by operation: g++ for the CPU, NVRTC for a GPU. The text is the same for all: it
-// computes one value, or vector, of each slot, and says neither where they are nor what they are
-// made of.
+// C++ of a program (program.h), for a compiler: g++ on the CPU, NVRTC on a GPU. It does what the
+// interpreter does operation by operation. The text is the same for all of them: it computes one
+// value (or vector) of each slot, and leaves it to `At` where they are, and to `M` what they are.
 //
 //   template <class M, class At>
 //   FUSEDRNN_CELL void forward_0(At& at) {     stage 0; also forward_saving_0, backward_0, and
-//     const auto p1 = at.product(1);           backward_restoring_0 where a stage restores
-//     const auto v0 = M::sigmoid(p1);
+//     const auto product1 = at.product(1);     backward_restoring_0 where a stage restores
+//     const auto v0 = M::sigmoid(product1);
 //     ...
 //     at.set_result(v7);
 //   }

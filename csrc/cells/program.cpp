@@ -20,10 +20,6 @@ constexpr std::size_t kMostBytes = 1 << 20, kMostOps = 1000;
 constexpr int kMostUnitWeights = 8;
 static_assert(2 * kMostGates + kMostUnitWeights <= kMostGrads);
 
-struct Operation {
-  const char* name;
-  int operands;
-};
 constexpr Operation kOperations[] = {
     {"copy", 1},  {"neg", 1},      {"reciprocal", 1}, {"sqrt", 1},    {"abs", 1},     {"sign", 1},
     {"relu", 1},  {"sigmoid", 1},  {"tanh", 1},       {"exp", 1},     {"expm1", 1},   {"log", 1},
@@ -69,12 +65,10 @@ class Places {
   std::array<bool, kSpaces * 256> places_ = {};
 };
 
-int operands_of(const Op& op) { return kOperations[static_cast<std::size_t>(op.code)].operands; }
-
 template <class F>
 void for_each_source(const Op& op, const F& f) {
   const Place sources[] = {op.a, op.b, op.c};
-  for (int i = 0; i < operands_of(op); ++i) f(sources[i]);
+  for (int i = 0; i < operation_of(op.code).operands; ++i) f(sources[i]);
 }
 
 // The pass without what is not needed for the places that are `live` in the end.
@@ -92,6 +86,8 @@ Pass pruned(const Pass& whole, Places live) {
 }
 
 }  // namespace
+
+const Operation& operation_of(OpCode code) { return kOperations[static_cast<std::size_t>(code)]; }
 
 bool reads(const Pass& pass, Space space) {
   return std::any_of(pass.ops.begin(), pass.ops.end(), [&](const Op& op) {
@@ -387,18 +383,13 @@ class ProgramReader {
     }
   }
 
-  // A first stage adds to what the second one carried, also where the program knows that to be
-  // zero: with zoneout, what passes the cell by is there, too.
+  // The first stage adds to the carry of the second, even where the program knows that to be zero:
+  // with zoneout, the share of the gradient that bypasses the cell is there, too.
   void add_to_carry(Pass& pass) const {
     constexpr Place carry{Space::carry, 0};
-    Op* write = nullptr;
-    for (Op& op : pass.ops) {
-      if (op.to.space == Space::carry) write = &op;
-      bool reads = false;
-      for_each_source(op, [&](Place from) { reads |= from.space == Space::carry; });
-      if (reads) return;
-    }
-    if (!write) return;
+    const auto write = std::find_if(pass.ops.begin(), pass.ops.end(),
+                                    [](const Op& op) { return op.to.space == Space::carry; });
+    if (write == pass.ops.end() || reads(pass, Space::carry)) return;
     if (pass.temporaries == kMostTemporaries) fail("more temporaries than there is room for");
     const Place own{Space::temporary, static_cast<uint8_t>(pass.temporaries++)};
     write->to = own;

@@ -21,9 +21,28 @@
 #include <vector>
 
 #include "list.h"
-#include "space.h"
 
 namespace fusedrnn {
+
+// What a program reads and writes; the name of each in the text comes first.
+enum class Space : uint8_t {
+  product,        // p     forward: the sums of the stage's products
+  late,           // x     forward: its late inputs
+  h,              // h     h before the step or, in backward, what `needs` says
+  state,          // s     forward: the states after h, from s1 on. Backward: ds, their gradients
+  handed,         // k     from the first stage to the second. Backward: dk, the other way
+  weight,         // w     unit weights
+  step_input,     // e     what is given for each step beside the input
+  saved,          // save  from forward to backward
+  result,         // r     the stage's result; in backward restored
+  gradient,       // g     backward: the slots of the cell's gradients
+  of_result,      // dr    backward
+  carry,          // carry backward
+  of_step_input,  // de    backward: the gradients of the step inputs
+  number,         // #     constants
+  temporary,      // t
+};
+constexpr int kSpaces = 15;
 
 enum class OpCode : uint8_t {
   copy,
@@ -59,6 +78,12 @@ enum class OpCode : uint8_t {
   where
 };  // program.cpp has their names in this order
 
+struct Operation {
+  const char* name;
+  int operands;
+};
+const Operation& operation_of(OpCode code);
+
 struct Place {
   Space space;
   uint8_t index;
@@ -80,13 +105,14 @@ struct Pass {
   uint64_t gradients = 0;       // a bit for each slot that is written
   uint32_t of_step_inputs = 0;  // likewise
 };
+// Whether some operation of the pass reads from a space.
 bool reads(const Pass& pass, Space space);
 
-constexpr int kMostTemporaries = 64, kMostSaved = 24, kMostHanded = 8, kMostStepInputs = 8;
+constexpr int kMostTemporaries = 64, kMostSaved = 24, kMostHanded = 8, kMostStepInputs = 4;
 constexpr int64_t kNumberBytes = 256;  // of a number, in numbers32 or numbers64
 
-// Forward without what only fills saved slots, and with it; backward without what only gives the
-// result again, and with it.
+// Forward without the operations that only fill saved slots, and with them; backward without those
+// that only restore the result, and with them.
 enum class PassKind : int { forward, forward_saving, backward, backward_restoring };
 constexpr int kPassKinds = 4;
 

@@ -1,7 +1,7 @@
 // Programs that were compiled. Python finds a compiler, runs it on the text that cells/generate.h
-// gives, and keeps the result (fusedrnn/cells/compiling.py). Here it is loaded, and from then on
-// the walks' tiles call it. It does to each vector what the interpreter does, with the same bits,
-// so that it makes no difference when that happens.
+// gives, and keeps the result (fusedrnn/_engine/compiling.py). Here it is loaded, and from then on
+// the tiles of the walks call it. It computes the same bits as the interpreter, so it makes no
+// difference when that happens.
 #pragma once
 
 #include <string>
@@ -11,7 +11,7 @@
 
 namespace fusedrnn::cpu {
 
-// What was compiled for values of so many bytes; null if nothing was yet.
+// The code for values of this many bytes; null until there is some.
 inline const CompiledCell* compiled_cell(const Program& program, std::size_t bytes) {
   const void* const cell = program.compiled[bytes == 4].load(std::memory_order_acquire);
   return static_cast<const CompiledCell*>(cell);

@@ -46,7 +46,7 @@ class ProgramTable {
     table_.handed = facts.stage[0].gives;
     table_.handed_back = program.stage[facts.stages - 1].handed_back;
   }
-  // In the order of stepwise/program_source.h.
+  // In the order of program_source.h.
   void set_steps(const std::vector<const void*>& kernels) {
     auto next = kernels.begin();
     for (StageKernels<E>* stage = stages_; next != kernels.end(); ++stage) {

@@ -232,7 +232,7 @@ class Layer {
   }
   int64_t joined_count(int64_t count) const { return D_ == 1 ? 0 : D_ * count; }
 
-  // The same of W_hh (`width` is R) and b_hh (1), with the gates in the order of the stages.
+  // W_hh (`width` is R) or b_hh (1) of all directions, with the gates in the order of the stages.
   const E* in_order(const void* Weights::* weight, E* scratch, int64_t width) const {
     if (order_.as_weights) return joined(weight, scratch, hidden_rows_ * width);
     const int64_t gate = H_ * width;

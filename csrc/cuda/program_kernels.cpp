@@ -8,8 +8,9 @@
 #include <memory>
 #include <mutex>
 #include <stdexcept>
-#include <tuple>
 #include <unordered_map>
+#include <utility>
+#include <variant>
 
 #include "device.h"
 #include "program_library.h"
@@ -22,10 +23,14 @@ struct Made {
   std::vector<const void*> kernels;
   std::string error;
 };
-// What is made together: for a capability the kernels of a dtype, or a pass, arithmetic and team.
-using Part = std::tuple<int, int, int, int>;
-using OfProgram = std::map<Part, std::unique_ptr<const Made>>;
-constexpr int kStepwise = -1;  // in the place of a pass
+// What is compiled together: the stepwise kernels of a dtype, or one walk.
+using Part = std::variant<Dtype, WalkKernel>;
+using OfProgram = std::map<std::pair<int, Part>, std::unique_ptr<const Made>>;  // by capability
+
+KernelSource source_of(const Program& program, const Part& part) {
+  if (const Dtype* const dtype = std::get_if<Dtype>(&part)) return kernel_source(program, *dtype);
+  return walk_source(program, std::get<WalkKernel>(part));
+}
 
 void refuse_in_capture(const Program& program, cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -39,7 +44,7 @@ void refuse_in_capture(const Program& program, cudaStream_t stream) {
 
 std::atomic<KeepImages> g_keep_images{nullptr};
 
-// An image on its way.
+// An image that is to be compiled.
 struct Work {
   const KernelSource& source;
   int capability;
@@ -58,7 +63,7 @@ const char* compile_work(void* work, uint64_t* bytes) {
   return of.image.data();
 }
 
-std::vector<const void*> kernels_of(const KernelSource& source, int capability) {
+std::vector<const void*> load(const KernelSource& source, int capability) {
   const KeepImages keep = g_keep_images;
   if (!keep) return load_image(compile_image(source, capability));
   std::string recipe = compiler_of_images(capability) + source.text;
@@ -71,7 +76,7 @@ std::vector<const void*> kernels_of(const KernelSource& source, int capability) 
   if (kept && !compiled) {
     try {
       return load_image({kept, bytes});
-    } catch (const std::runtime_error&) {  // the driver may be another one than it was
+    } catch (const std::runtime_error&) {  // another driver, perhaps: it is compiled again
     }
   }
   return load_image(compiled ? work.image : compile_image(source, capability));
@@ -81,7 +86,7 @@ std::unique_ptr<const Made> make(const Program& program, const KernelSource& sou
                                  int capability) {
   auto made = std::make_unique<Made>();
   try {
-    made->kernels = kernels_of(source, capability);
+    made->kernels = load(source, capability);
   } catch (const std::runtime_error& error) {
     made->error = std::string("cell: no CUDA kernels could be made of ") +
                   program.facts.names.cell + ": " + error.what();
@@ -89,19 +94,15 @@ std::unique_ptr<const Made> make(const Program& program, const KernelSource& sou
   return made;
 }
 
-// The kernels of a part, which source() is of.
-template <class Source>
-const std::vector<const void*>& kernels_of_part(const Program& program, int pass, int number,
-                                                CudaTeam team, void* stream, const Source& source) {
+const std::vector<const void*>& kernels_of(const Program& program, const Part& part, void* stream) {
   const int capability = ask_device().capability;
   static std::mutex mutex;
   static auto& known = *new std::unordered_map<std::string, OfProgram>;  // stays to the end
   const std::lock_guard<std::mutex> guard(mutex);
-  std::unique_ptr<const Made>& made =
-      known[program.text][{capability, pass, number, static_cast<int>(team)}];
+  std::unique_ptr<const Made>& made = known[program.text][{capability, part}];
   if (!made) {
     refuse_in_capture(program, static_cast<cudaStream_t>(stream));
-    made = make(program, source(), capability);
+    made = make(program, source_of(program, part), capability);
   }
   if (!made->error.empty()) throw std::runtime_error(made->error);
   return made->kernels;
@@ -112,14 +113,11 @@ const std::vector<const void*>& kernels_of_part(const Program& program, int pass
 void keep_images_by(KeepImages keep) { g_keep_images = keep; }
 
 const std::vector<const void*>& program_kernels(const Program& program, Dtype dtype, void* stream) {
-  return kernels_of_part(program, kStepwise, static_cast<int>(dtype), CudaTeam::stepwise, stream,
-                         [&] { return kernel_source(program, dtype); });
+  return kernels_of(program, dtype, stream);
 }
 
 const void* program_walk(const Program& program, const WalkKernel& walk, void* stream) {
-  return kernels_of_part(program, static_cast<int>(walk.pass), static_cast<int>(walk.arithmetic),
-                         walk.team, stream, [&] { return walk_source(program, walk); })
-      .front();
+  return kernels_of(program, walk, stream).front();
 }
 
 }  // namespace fusedrnn::cuda

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "stepwise/program_source.h"
+#include "program_source.h"
 
 namespace fusedrnn::cuda {
 

@@ -135,8 +135,8 @@ struct DeviceMath {
   __device__ __forceinline__ static S relu(S x) { return x <= 0 ? 0 : x; }
   __device__ __forceinline__ static S where_positive(S h, S x) { return h <= 0 ? 0 : x; }
 
-  // What programs ask for beside these (cells/generate.h), with the ends and the NaNs that
-  // cpu/functions.h has.
+  // Programs (cells/generate.h) also need these. Infinities and NaNs are treated as in
+  // cpu/functions.h.
   __device__ __forceinline__ static S number(double x) { return static_cast<S>(x); }
   __device__ __forceinline__ static S infinity() {
     return static_cast<S>(__longlong_as_double(0x7ff0000000000000));

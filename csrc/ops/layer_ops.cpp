@@ -536,7 +536,7 @@ BackwardResults place_gradients(Gradients& gradients, const std::vector<Tensor>&
   return results;
 }
 
-// The same of the step inputs. Packed sequences have none after their ends.
+// Places the gradient of the step inputs. After the end of a packed sequence it is zero.
 Tensor place_grad_step_inputs(Gradients& gradients, Call& call, const Tensor& input) {
   BackwardProblem& p = call.problem;
   const int64_t kinds = p.facts().step_inputs;

@@ -7,7 +7,7 @@
 //
 // The latter three have shape [T, D, B, width], in which T, D and B may be 1: that value is for
 // all. (D and B of reset_states may not, since each direction and sequence has a gradient of its
-// own.) Of K values that the cell reads at each step beside the input, all at once,
+// own.) The K values that the cell reads at each step beside the input are one tensor,
 //
 //   step_inputs        [T, D, B, K, H], any of whose strides may be 0
 //
@@ -85,7 +85,7 @@ inline void place_step_inputs(const Tensor& ready, Problem& p) {
   to.kind = ready.stride(3), to.unit = p.H == 1 ? 1 : ready.stride(4);
 }
 
-// Those of one of several layers, [layers, T, B, ...].
+// Places the step inputs of one layer of [layers, T, B, ...].
 inline void place_step_inputs(const Tensor& ready, int64_t layer, Problem& p) {
   StepInputs<const void>& to = p.modifiers.step_inputs;
   to.data = static_cast<const char*>(data_of("step_inputs", ready)) +

@@ -15,8 +15,8 @@ image for each source, version, NVRTC and compute capability. All of it is code 
 will run, so the folder and each file must belong to this user, and nobody else may write to them.
 Each ends in a digest of itself, and gets its name when it is complete.
 
-FUSEDRNN_CELL_COMPILE=0 forbids to compile for the CPU, and to use the cache. FUSEDRNN_CACHE names
-the folder; without it, it is fusedrnn in XDG_CACHE_HOME, or in ~/.cache. CXX names the compiler.
+FUSEDRNN_CELL_COMPILE=0 forbids compiling for the CPU and using the cache. FUSEDRNN_CACHE names the
+folder; without it, it is fusedrnn in XDG_CACHE_HOME, or in ~/.cache. CXX names the compiler.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ HEADERS = native.LIBRARY.with_name("include")
 FLAGS = "-std=c++17 -O2 -DNDEBUG -shared -fPIC -fvisibility=hidden -fno-math-errno -Wno-psabi"
 # The interpreter rounds each product; what it adds in one rounding is spelled out.
 FLAGS += " -ffp-contract=off"
-# Else g++ moves what it computes of a tile's rows down to where each row is stored, which may be
-# conditional, and then the rows wait for each other: a cell takes half as long again.
+# Otherwise g++ moves the computation of each row of a tile down to where the row is stored. Rows
+# then no longer overlap, and a cell takes half as long again.
 FLAGS += " -fno-tree-sink"
 SECONDS = 120  # that a compiler may take
 DIGEST = 32  # bytes at the end of a file
@@ -79,7 +79,7 @@ class Compilation:
         """Loads what the cache has, or starts a thread that compiles it."""
         try:
             if not _is_allowed():
-                raise Unusable("FUSEDRNN_CELL_COMPILE=0 forbids to compile it")
+                raise Unusable("FUSEDRNN_CELL_COMPILE=0 forbids compiling it")
             self.source, self.flags = _C.compiled_source(self.program, self.type), _flags()
             self.key = _key(self.source, self.flags)
             if self._load_cached():
@@ -175,7 +175,7 @@ def wanted(program: str, dtype: torch.dtype) -> Compilation:
 
 
 def compiled(program: str, dtype: torch.dtype) -> Compilation:
-    """The same when it has ended.
+    """The compilation of a program, once it has ended.
 
     Raises:
         RuntimeError: the program cannot be compiled.
@@ -372,11 +372,11 @@ def _alone(lock: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
-            # Whoever waits for this lock finds the library when it gets it, as does whoever makes
-            # another file of this name.
+            # The library is there by now: processes that wait for this lock will find it, and so
+            # will those that make a new lock of this name.
             lock.unlink(missing_ok=True)
         finally:
-            with contextlib.suppress(OSError):  # closing it does not, if a fork has it, too
+            with contextlib.suppress(OSError):  # closing does not unlock it while a fork has it
                 fcntl.flock(file, fcntl.LOCK_UN)
             _locks.discard(file)
 
@@ -384,10 +384,10 @@ def _alone(lock: Path) -> Iterator[None]:
 def _run(command: list[str], errors: Path) -> tuple[int, str]:
     """Runs a compiler, which the end of this process also ends; how it ended, and what it said.
 
-    No pipe leads to it: a fork of this process would have its ends, too, and keep them open.
+    It has no pipes: a fork of this process would inherit their ends and keep them open.
     """
     with open(errors, "wb") as file:
-        with _forking:  # of the pipe within Popen, the same is true
+        with _forking:  # nor may a fork get the ends of the pipe that Popen itself uses
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -421,7 +421,7 @@ def _after_fork() -> None:
     global _lock, _forking
     _lock, _forking = threading.Lock(), threading.Lock()
     _running.clear()
-    for file in _locks:  # else it would wait for the lock that it holds itself
+    for file in _locks:  # otherwise the child would wait for a lock that it holds itself
         file.close()
     _locks.clear()
     for key in [key for key, found in _compilations.items() if not found.done.is_set()]:
@@ -429,9 +429,8 @@ def _after_fork() -> None:
 
 
 _lock = threading.Lock()
-_forking = (
-    threading.Lock()
-)  # held by who forks, and while what a child must not have is not yet noted
+# Held by a fork, and while something is opened that a child has to close.
+_forking = threading.Lock()
 _running: set[subprocess.Popen[bytes]] = set()
 _locks: set[IO[str]] = set()
 _TYPES = {torch.float32: "float", torch.float64: "double"}

@@ -19,7 +19,7 @@ __device__ __forceinline__ void store_slots(const V (&from)[M][N], const At& at)
 #pragma unroll
   for (int slot = 0; slot < count; ++slot) store<N>(from[slot], at(slot));
 }
-// The same of step inputs of a sequence.
+// N units of each step input of a sequence.
 template <int count, int M, int N, class T, class V>
 __device__ __forceinline__ void load_step_inputs(const StepInputValues<T>& from, const Place& at,
                                                  V (&to)[M][N]) {

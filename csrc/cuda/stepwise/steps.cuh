@@ -43,8 +43,8 @@ template <class E>
 struct ForwardSteps {
   int64_t H = 0, Hp = 0, states_row = 0;
   ForwardStep<E> direction[kMaxDirections];
-  // Of each direction, where the cell has some. They come last, so that all else is in the same
-  // place for the kernels of cells that have none.
+  // By direction, if the cell has any. They come last, so that kernels of cells without them find
+  // everything else where it always was.
   StepInputValues<const E> step_inputs[kMaxDirections];
 };
 

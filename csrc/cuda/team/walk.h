@@ -69,8 +69,9 @@ constexpr int least(int a, int b) { return a < b ? a : b; }
 constexpr int most(int a, int b) { return a < b ? b : a; }
 constexpr int cut(int n, int by) { return (n + by - 1) / by; }
 
-// What a thread has besides: forward inputs, results and sums, backward what is kept and found. Of
-// a cell with much of that less is held, and one with more than this is not walked.
+// Registers of a thread for everything else: inputs, results and sums in forward, what was kept and
+// what is found in backward. A cell that needs many leaves fewer for weights, and one that needs
+// more than these is not walked.
 constexpr int kOtherRegisters = 102;
 constexpr int others_forward(const WalkedCell& cell, int value_bytes) {
   return cell.halves() * (2 * cell.inputs + cell.saved * value_bytes / 2) + 4 * cell.tiles();

@@ -87,7 +87,7 @@ EMULATION_EXPORT const char* fusedrnn_emulation_nvrtc(const char* program, int d
   });
 }
 
-// The same for a walk.
+// The log for a walk.
 EMULATION_EXPORT const char* fusedrnn_emulation_nvrtc_walk(const char* program, int pass,
                                                            int arithmetic, int team, int capability,
                                                            uint64_t* bytes) {

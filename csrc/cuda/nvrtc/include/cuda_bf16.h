@@ -1,5 +1,5 @@
-// In place of the toolkit's header, which need not be where kernels are compiled at run time: the
-// type, and the conversions that the stepwise kernels ask for.
+// Replaces the toolkit's header, which may be missing where kernels are compiled at run time. It
+// has the type, and the conversions that the kernels use.
 #pragma once
 
 struct __align__(2) __nv_bfloat16 {

@@ -1,4 +1,4 @@
-// In place of the toolkit's header, as cuda_bf16.h here.
+// Replaces the toolkit's header, as cuda_bf16.h does.
 #pragma once
 
 struct __align__(2) __half {

@@ -1,8 +1,9 @@
-// What the passes of a program (cells/generate.h) read and write, as the kernels of a stage have
-// it. A source that is made at run time (program_source.h) includes this, and nothing else.
+// Where the passes of a program (cells/generate.h) find their operands, and leave their results, in
+// the kernels: `At` of the generated text. A source that is made at run time (program_source.h)
+// includes this, and the header of its kernels.
 #pragma once
 
-#include "stage.cuh"
+#include "cells/cell.h"
 
 namespace fusedrnn::cuda {
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cells/program.h"
@@ -20,12 +21,16 @@ struct KernelSource {
 // them, and backward likewise.
 KernelSource kernel_source(const Program& program, Dtype dtype);
 
-// One walk, for teams of one kind: of those, a call needs one in each pass, and each takes seconds
-// to compile.
+// One walk, for teams of one kind. A call needs one for each pass, and each takes seconds to
+// compile.
 struct WalkKernel {
   Pass pass;
   Arithmetic arithmetic;
   CudaTeam team;
+
+  bool operator<(const WalkKernel& o) const {
+    return std::tie(pass, arithmetic, team) < std::tie(o.pass, o.arithmetic, o.team);
+  }
 };
 KernelSource walk_source(const Program& program, const WalkKernel& walk);
 

@@ -1,7 +1,7 @@
 #include "program_source.h"
 
 #include "cells/generate.h"
-#include "order.h"
+#include "stepwise/order.h"
 
 namespace fusedrnn::cuda {
 namespace {
@@ -153,12 +153,14 @@ std::string stage(const Program& program, const GateOrder& order, int i) {
   return to.text();
 }
 
-// The program's structs, for the kernels of a header.
+// The program's structs, and the header of the kernels that take them.
 std::string text_of(const Program& program, const std::string& header) {
   const GateOrder order(program.facts);
   const int stages = program.facts.stages;
   std::string text =
-      "#include \"" + header + "\"\nnamespace fusedrnn::cuda::program {\n" + generated(program);
+      "#include \"" + header +
+      "\"\n#include \"cuda/program_pass.cuh\"\nnamespace fusedrnn::cuda::program {\n" +
+      generated(program);
   for (int i = 0; i < stages; ++i) text += "struct " + stage_name(i) + ";\n";
   text += cell(program.facts);
   for (int i = 0; i < stages; ++i) text += stage(program, order, i);
@@ -174,7 +176,7 @@ std::string instance(const std::string& kernel, int stage, const std::string& mo
 }  // namespace
 
 KernelSource kernel_source(const Program& program, Dtype dtype) {
-  KernelSource source = {text_of(program, "cuda/stepwise/program_stage.cuh"), {}};
+  KernelSource source = {text_of(program, "cuda/stepwise/stage.cuh"), {}};
   const std::string wide = std::to_string(16 / size_of(dtype));
   for (int i = 0; i < program.facts.stages; ++i)
     for (const char* kernel : {"forward_cell", "backward_cell"})
@@ -184,10 +186,10 @@ KernelSource kernel_source(const Program& program, Dtype dtype) {
 }
 
 KernelSource walk_source(const Program& program, const WalkKernel& walk) {
-  const char* const kernel = walk.pass == Pass::forward ? "walk_forward" : "walk_backward";
+  const std::string kernel = walk.pass == Pass::forward ? "walk_forward" : "walk_backward";
   const char* const team = walk.team == CudaTeam::cluster ? "ClusterTeam" : "BlockTeam";
   const std::string space = "fusedrnn::cuda::";
-  return {text_of(program, "cuda/team/program_walk.cuh"),
+  return {text_of(program, "cuda/team/" + kernel + ".cuh"),
           {instance(kernel, 0, space + name_of(walk.arithmetic) + ", " + space + team)}};
 }
 
