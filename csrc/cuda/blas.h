@@ -17,5 +17,5 @@ struct Cublas {
   int (*get_math_mode)(void* handle, int* mode);
   int (*set_math_mode)(void* handle, int mode);
 };
-const Cublas* find_cublas();  // null: no cuBLAS in this process
+const Cublas* find_cublas();  // torch's; null: none in this process, or several to guess from
 }  // namespace fusedrnn::cuda

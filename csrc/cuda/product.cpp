@@ -46,7 +46,9 @@ Products::Products(const Context& context, Dtype operands)
     : cublas_(find_cublas()), handle_(context.blas), dtype_(operands) {
   if (!cublas_)
     throw std::runtime_error(
-        "no cuBLAS was found in this process; torch's own is expected (libcublas.so.12 or .13)");
+        "torch's cuBLAS was not found in this process: libtorch_cuda.so does not depend on one, "
+        "and "
+        "by name there is none, or several");
   compute_ = operands == Dtype::f64                         ? kCompute64F
              : operands == Dtype::f32 && context.allow_tf32 ? kCompute32FFastTf32
                                                             : kCompute32F;
