@@ -266,6 +266,11 @@ class Planted:
 
 RACE_AT = r"race: (read|write) at faults.cu:\d+ by thread \d+ of block \d"
 FAULTS = {
+DIVERGED = r"in a diverged warp: another lane is at faults.cu:\d+, at faults.cu:\d+"
+UNFENCED = (
+    r" at faults.cu:\d+ by thread 0 of block \d, "
+    r"without a proxy fence after the store at faults.cu:\d+ by thread \d+ of block \d"
+)
     "missing_barrier": Planted(RACE_AT),
     "missing_second_barrier": Planted(RACE_AT),
     "missing_syncwarp": Planted(RACE_AT),
@@ -280,6 +285,13 @@ FAULTS = {
     "lane_outside_mask": Planted("calling lane is not in its mask at faults.cu", plain=True),
     "lane_past_the_end": Planted("reads lane 8, which does not exist", plain=True),
     "racing_blocks": Planted(RACE_AT + ".* not ordered after the write at .* of block"),
+    "diverged_barrier": Planted(r"__syncthreads, which is .aligned, " + DIVERGED, plain=True),
+    "half_a_warp_at_a_barrier": Planted(
+        r"named barrier, which is .aligned, in a diverged warp: 16 of its 32 lanes have come, at",
+        plain=True,
+    ),
+    "diverged_matrix_load": Planted(r"ldmatrix, which is .aligned, " + DIVERGED, plain=True),
+    "diverged_product": Planted(r"mma, which is .aligned, " + DIVERGED, plain=True),
     "write_outside_shared": Planted("write outside the shared memory of `s`", plain=True),
     "read_outside_shared": Planted(r"read outside shared memory at faults.cu:\d+"),
     "write_outside_dynamic_shared": Planted("outside the shared memory of `.dynamic.`", plain=True),
@@ -295,6 +307,20 @@ FAULTS = {
     "early_exit": Planted("may exit before the access to its shared memory|has exited, at faults"),
     "relaxed_cluster_arrive": Planted(RACE_AT),
     "early_copy_read": Planted("bytes of an asynchronous copy not waited for at faults.cu"),
+    "diverged_cluster_barrier": Planted(
+        r"cluster barrier, which is .aligned, " + DIVERGED, plain=True
+    ),
+    "diverged_cluster_wait": Planted(
+        r"cluster barrier, which is .aligned, " + DIVERGED, plain=True
+    ),
+    "unfenced_copy": Planted("bulk copy: read" + UNFENCED),
+    "copy_fenced_late": Planted("bulk copy: read" + UNFENCED),
+    "unfenced_store_under_a_copy": Planted("bulk copy: write" + UNFENCED),
+    "store_under_a_copy_fenced_late": Planted("bulk copy: write" + UNFENCED),
+    "unfenced_mbarrier": Planted(r"mbarrier of another block that was not fenced", plain=True),
+    "mbarrier_fenced_late": Planted(r"mbarrier of another block that was not fenced", plain=True),
+    "remote_arrival_unfenced": Planted(r"mbarrier of another block that was not", plain=True),
+    "st_async_alone": Planted("st.async in a cluster of one block at faults.cu", plain=True),
     "copy_never_waited_for": Planted("exits with cp.async copies", plain=True),
     "early_bulk_read": Planted(
         r"asynchronous copy not waited for at faults.cu:\d+|"

@@ -81,6 +81,14 @@ def test_no_races_and_no_unwritten_memory(case: Case, dtype: torch.dtype, team: 
 @pytest.mark.parametrize("team", ["team=block", "team=cluster"])
 @pytest.mark.parametrize("cell", WALKED)
 def test_a_walk_is_one_launch(cell: str, team: str, packed: str) -> None:
+def test_bulk_copies_come_after_fences() -> None:
+    """Slices of 2560 bytes go by bulk copies, to and from where threads have stored before."""
+    case = Case(cell="rnn_tanh", T=3, B=33, I=2, H=20)
+    for seed in (0, 1, 2):
+        with emulated.installed("race", seed=seed, plan="team=cluster,rows=40"):
+            case.run(case.module(dtype=torch.float32), case.inputs(), grads=False)
+
+
     launches = []
     for steps in (2, 9):
         case = Case(cell=cell, T=steps, B=9, I=3, H=20, bidirectional=True, packed=packed)

@@ -62,6 +62,7 @@ void grid_barrier(Where where);
 void cluster_arrive(bool release, Where where);
 void cluster_wait(Where where);
 void fence(bool device_scope);
+void proxy_fence();       // between what this thread wrote to shared memory and bulk copies
 void yield(Where where);  // a thread that waits for another lets the others run
 
 enum Order { relaxed = 0, acquire = 1, release = 2 };
@@ -95,6 +96,8 @@ void copy_commit();
 void copy_wait(unsigned groups, Where where);
 
 void mbarrier_init(uint64_t* barrier, unsigned arrivals, Where where);
+void mbarrier_init_fence();
+uint64_t* mbarrier_at_rank(uint64_t* own, unsigned rank, Where where);
 void mbarrier_update(uint64_t* barrier, unsigned arrivals, int tx, Where where);
 bool mbarrier_try_wait(uint64_t* barrier, unsigned parity, Where where);
 // A store (`bytes` at most 16) or a bulk copy, to this block's shared memory or that at a rank.

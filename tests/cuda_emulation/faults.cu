@@ -72,6 +72,53 @@ __global__ void lane_past_the_end(float* data, int) {
 }
 
 template <bool planted>
+__global__ void diverged_barrier(float* data, int) {
+  if (planted && threadIdx.x % 2) {
+    data[threadIdx.x] = 1;
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+}
+
+template <bool planted>
+__global__ void half_a_warp_at_a_barrier(float* data, int) {  // two halves are not one warp
+  if (!planted) {
+    ptx::barrier(1, 64);
+  } else if (threadIdx.x % 32 < 16) {
+    ptx::barrier(1, 32);
+  }
+  data[threadIdx.x] = 1;
+}
+
+template <bool planted>
+__global__ void diverged_matrix_load(float* data, int) {
+  FUSEDRNN_SHARED(float4, s, [8]);
+  if (threadIdx.x < 8) s[threadIdx.x] = {1, 1, 1, 1};
+  __syncthreads();
+  uint32_t r[1];
+  if (planted && threadIdx.x % 2) {
+    ptx::ldmatrix(r, &s[threadIdx.x % 8]);
+  } else {
+    ptx::ldmatrix(r, &s[threadIdx.x % 8]);
+  }
+  data[threadIdx.x] = __uint_as_float(r[0]);
+}
+
+template <bool planted>
+__global__ void diverged_product(float* data, int) {
+  const uint32_t a[4] = {}, b[2] = {};
+  const float c[4] = {};
+  float d[4];
+  if (planted && threadIdx.x % 2) {
+    ptx::mma_m16n8k16_f16(d, a, b, c);
+  } else {
+    ptx::mma_m16n8k16_f16(d, a, b, c);
+  }
+  data[threadIdx.x] = d[0];
+}
+
+template <bool planted>
 __global__ void racing_blocks(float* data, int) {  // two blocks write one element
   data[planted ? threadIdx.x : blockIdx.x * blockDim.x + threadIdx.x] = float(blockIdx.x);
 }
@@ -250,6 +297,129 @@ __global__ void relaxed_cluster_arrive(float* data, int) {  // publishes nothing
 #endif
 }
 
+template <bool planted>
+__global__ void diverged_cluster_barrier(float* data, int) {
+#if HAS_CLUSTERS
+  if (planted && threadIdx.x % 2) {
+    ptx::cluster_arrive();
+  } else {
+    ptx::cluster_arrive();
+  }
+  ptx::cluster_wait();
+  data[blockIdx.x * 32 + threadIdx.x] = 1;
+#endif
+}
+
+template <bool planted>
+__global__ void diverged_cluster_wait(float* data, int) {
+#if HAS_CLUSTERS
+  ptx::cluster_arrive();
+  if (planted && threadIdx.x % 2) {
+    ptx::cluster_wait();
+  } else {
+    ptx::cluster_wait();
+  }
+  data[blockIdx.x * 32 + threadIdx.x] = 1;
+#endif
+}
+
+// ---- Proxies and mbarriers ------------------------------------------------------------------
+
+// Blocks of a cluster send each other what all threads have stored, over what all have stored. The
+// fences are for what is sent, for what is overwritten, and for the mbarriers: in time, after the
+// cluster's barrier, or missing.
+enum class Fence { in_time, late, missing };
+
+template <Fence source, Fence target, Fence init>
+__device__ void exchange(float* data) {
+#if HAS_CLUSTERS
+  const cg::cluster_group cluster = cg::this_cluster();
+  FUSEDRNN_SHARED(float4, sent, [32]);
+  FUSEDRNN_SHARED(float4, received, [32]);
+  FUSEDRNN_SHARED(uint64_t, arrived, );
+  const float own = float(blockIdx.x);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&arrived, 1);
+    if (init == Fence::in_time) ptx::mbarrier_init_fence();
+  }
+  if (target == Fence::in_time) received[threadIdx.x] = {0, 0, 0, 0};
+  if (target == Fence::in_time) ptx::fence_before_bulk_copy();
+  sent[threadIdx.x] = {own, own, own, own};
+  if (source == Fence::in_time) ptx::fence_before_bulk_copy();
+  if (target != Fence::in_time) received[threadIdx.x] = {0, 0, 0, 0};
+  cluster.sync();
+  if (init == Fence::late) ptx::mbarrier_init_fence();
+  if (source == Fence::late || target == Fence::late) ptx::fence_before_bulk_copy();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_arrive_expect_tx(&arrived, sizeof received);
+    ptx::bulk_copy_to_rank(received, sent, sizeof received, &arrived, cluster.block_rank() ^ 1);
+  }
+  ptx::mbarrier_wait(&arrived, 0);
+  data[blockIdx.x * 32 + threadIdx.x] = received[threadIdx.x].w;
+  cluster.sync();
+#endif
+}
+constexpr Fence in_time = Fence::in_time, late = Fence::late, missing = Fence::missing;
+
+template <bool planted>
+__global__ void unfenced_copy(float* data, int) {
+  exchange<planted ? missing : in_time, in_time, in_time>(data);
+}
+template <bool planted>
+__global__ void copy_fenced_late(float* data, int) {
+  exchange<planted ? late : in_time, in_time, in_time>(data);
+}
+template <bool planted>
+__global__ void unfenced_store_under_a_copy(float* data, int) {
+  exchange<in_time, planted ? missing : in_time, in_time>(data);
+}
+template <bool planted>
+__global__ void store_under_a_copy_fenced_late(float* data, int) {
+  exchange<in_time, planted ? late : in_time, in_time>(data);
+}
+template <bool planted>
+__global__ void unfenced_mbarrier(float* data, int) {
+  exchange<in_time, in_time, planted ? missing : in_time>(data);
+}
+template <bool planted>
+__global__ void mbarrier_fenced_late(float* data, int) {
+  exchange<in_time, in_time, planted ? late : in_time>(data);
+}
+
+template <bool planted>
+__global__ void remote_arrival_unfenced(float* data, int) {
+#if HAS_CLUSTERS
+  FUSEDRNN_SHARED(uint64_t, arrived, );
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&arrived, 32);
+    if (!planted) ptx::mbarrier_init_fence();
+  }
+  const cg::cluster_group cluster = cg::this_cluster();
+  cluster.sync();
+  ptx::mbarrier_arrive_at_rank(&arrived, cluster.block_rank() ^ 1);
+  ptx::mbarrier_wait(&arrived, 0);
+  data[blockIdx.x * 32 + threadIdx.x] = 1;
+  cluster.sync();
+#endif
+}
+
+template <bool>  // the launch is the fault: a cluster of one block
+__global__ void st_async_alone(float* data, int) {
+#if HAS_CLUSTERS
+  FUSEDRNN_SHARED(float4, received, [32]);
+  FUSEDRNN_SHARED(uint64_t, arrived, );
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&arrived, 1);
+    ptx::mbarrier_arrive_expect_tx(&arrived, sizeof received);
+  }
+  __syncthreads();
+  const unsigned own = cg::this_cluster().block_rank();
+  ptx::st_async(&received[threadIdx.x], float4{1, 2, 3, 4}, &arrived, own);
+  ptx::mbarrier_wait(&arrived, 0);
+  data[blockIdx.x * 32 + threadIdx.x] = received[threadIdx.x].w;
+#endif
+}
+
 // ---- Asynchronous copies --------------------------------------------------------------------
 
 template <bool planted>
@@ -327,6 +497,10 @@ const Fault faults[] = {
     FAULT(diverged_collective, 1, 32),
     FAULT(lane_outside_mask, 1, 32),
     FAULT(lane_past_the_end, 1, 40),
+    FAULT(diverged_barrier, 1, 64),
+    FAULT(half_a_warp_at_a_barrier, 1, 64),
+    FAULT(diverged_matrix_load, 1, 32),
+    FAULT(diverged_product, 1, 32),
     FAULT(racing_blocks, 2, 32),
     FAULT(write_outside_shared, 1, 32),
     FAULT(read_outside_shared, 1, 32),
@@ -346,6 +520,16 @@ const Fault faults[] = {
     FAULT(missing_cluster_barrier, 4, 32, 2),
     FAULT(early_exit, 4, 32, 2),
     FAULT(relaxed_cluster_arrive, 4, 32, 2),
+    FAULT(diverged_cluster_barrier, 4, 32, 2),
+    FAULT(diverged_cluster_wait, 4, 32, 2),
+    FAULT(unfenced_copy, 4, 32, 2),
+    FAULT(copy_fenced_late, 4, 32, 2),
+    FAULT(unfenced_store_under_a_copy, 4, 32, 2),
+    FAULT(store_under_a_copy_fenced_late, 4, 32, 2),
+    FAULT(unfenced_mbarrier, 4, 32, 2),
+    FAULT(mbarrier_fenced_late, 4, 32, 2),
+    FAULT(remote_arrival_unfenced, 4, 32, 2),
+    FAULT(st_async_alone, 4, 32, 2),
     FAULT(early_copy_read, 1, 32),
     FAULT(copy_never_waited_for, 1, 32),
     FAULT(early_bulk_read, 1, 32),
@@ -364,6 +548,7 @@ extern "C" __attribute__((visibility("default"))) int fusedrnn_fault(const char*
     Shape shape = fault.shape;
     const bool is_of_the_launch = !strcmp(name, "grid_barrier") || !strcmp(name, "waiting_blocks");
     if (planted && is_of_the_launch) shape.cooperative = false;
+    if (planted && !strcmp(name, "st_async_alone")) shape.cluster = 1;
     return launch(shape, planted ? fault.planted : fault.corrected, data, n);
   }
   return cudaErrorInvalidValue;

@@ -194,7 +194,7 @@ void land(const Transfer& transfer) {
 void start(Transfer transfer, const void* own, uint64_t* own_barrier, unsigned rank,
            unsigned alignment, Where where) {
   transfer.to = static_cast<char*>(at_rank(own, rank, where));
-  transfer.barrier = static_cast<uint64_t*>(at_rank(own_barrier, rank, where));
+  transfer.barrier = mbarrier_at_rank(own_barrier, rank, where);
   transfer.source = self().block;
   transfer.target = &transfer.source->cluster->blocks[rank];
   const auto bits = reinterpret_cast<uintptr_t>(transfer.to) |
@@ -216,6 +216,29 @@ void mbarrier_init(uint64_t* barrier, unsigned arrivals, Where where) {
   race::access(barrier, sizeof *barrier, true, race::site(where));
   const Mbarrier m{uint16_t(arrivals), uint16_t(arrivals), 0};
   memcpy(barrier, &m, sizeof m);
+  self().block->unfenced.insert(barrier);
+  self().mbarriers.push_back(barrier);
+}
+
+void mbarrier_init_fence() {
+  Thread& t = self();
+  for (const uint64_t* barrier : t.mbarriers) t.block->unfenced.erase(barrier);
+  t.mbarriers.clear();
+}
+
+// By PTX's letter ("membar / fence") fence.mbarrier_init is a release at the scope of the cluster
+// for nothing but the initialisations of its thread, so that a relaxed arrival may follow, and a
+// releasing arrival would do without. CUTLASS's pipelines have the fence before either, and here it
+// is asked for in the same way: initialise, fence, the cluster's barrier, then another's use.
+uint64_t* mbarrier_at_rank(uint64_t* own, unsigned rank, Where where) {
+  auto* const there = static_cast<uint64_t*>(at_rank(own, rank, where));
+  const Block& owner = self().block->cluster->blocks[rank];
+  if (&owner != self().block && owner.unfenced.count(there)) {
+    fail(where,
+         "an mbarrier of another block that was not fenced between its initialisation and "
+         "the barrier of the cluster");
+  }
+  return there;
 }
 
 void mbarrier_update(uint64_t* barrier, unsigned arrivals, int tx, Where where) {
@@ -245,6 +268,9 @@ bool mbarrier_try_wait(uint64_t* barrier, unsigned parity, Where where) {
 
 void store_at_rank(void* own, const void* value, unsigned bytes, uint64_t* own_barrier,
                    unsigned rank, Where where) {
+  if (self().block->cluster->blocks.size() < 2) {
+    fail(where, "st.async in a cluster of one block");  // undefined, by PTX
+  }
   Transfer transfer{};
   transfer.bytes = bytes;
   memcpy(transfer.value, value, bytes);

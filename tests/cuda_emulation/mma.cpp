@@ -85,18 +85,11 @@ void multiply(Slot* slots) {
   }
 }
 
-void need_whole_warp(const char* op, Where where) {
-  const Thread& t = self();
-  if ((t.rank / 32 + 1) * 32 > t.block->threads.size()) {
-    fail(where, "%s in a warp of fewer than 32 threads", op);
-  }
-}
-
 }  // namespace
 
 void mma(Operand operand, float* d, const uint32_t* a, const uint32_t* b, const float* c,
          Where where) {
-  need_whole_warp("mma", where);
+  need_converged_warp("mma", where);
   const Combine combine = operand == Operand::bf16  ? multiply<Operand::bf16>
                           : operand == Operand::f16 ? multiply<Operand::f16>
                                                     : multiply<Operand::tf32>;
@@ -106,7 +99,7 @@ void mma(Operand operand, float* d, const uint32_t* a, const uint32_t* b, const 
 }
 
 void ldmatrix(unsigned matrices, bool transposed, uint32_t* r, const void* row, Where where) {
-  need_whole_warp("ldmatrix", where);
+  need_converged_warp("ldmatrix", where);
   const unsigned lane = builtins.lane;
   if (lane < 8 * matrices) {
     if (reinterpret_cast<uintptr_t>(row) % 16) {
@@ -129,7 +122,7 @@ void ldmatrix(unsigned matrices, bool transposed, uint32_t* r, const void* row, 
 }
 
 uint32_t transpose(uint32_t pair, Where where) {
-  need_whole_warp("movmatrix", where);
+  need_converged_warp("movmatrix", where);
   const Slot* slots = meet(~0u, "movmatrix", &pair, sizeof pair, where);
   uint16_t values[2];
   for (unsigned i = 0; i < 2; ++i) {

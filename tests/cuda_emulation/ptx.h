@@ -86,13 +86,12 @@ inline void cluster_wait(EMULATION_HERE) { emulation::cluster_wait(where); }
 inline void mbarrier_init(uint64_t* barrier, unsigned arrivals, EMULATION_HERE) {
   emulation::mbarrier_init(barrier, arrivals, where);
 }
-inline void mbarrier_init_fence() {}
+inline void mbarrier_init_fence() { emulation::mbarrier_init_fence(); }
 inline void mbarrier_arrive(uint64_t* barrier, EMULATION_HERE) {
   emulation::mbarrier_update(barrier, 1, 0, where);
 }
 inline void mbarrier_arrive_at_rank(uint64_t* barrier, unsigned rank, EMULATION_HERE) {
-  auto there = static_cast<uint64_t*>(emulation::at_rank(barrier, rank, where));
-  emulation::mbarrier_update(there, 1, 0, where);
+  emulation::mbarrier_update(emulation::mbarrier_at_rank(barrier, rank, where), 1, 0, where);
 }
 inline void mbarrier_expect_tx(uint64_t* barrier, unsigned bytes, EMULATION_HERE) {
   emulation::mbarrier_update(barrier, 0, int(bytes), where);
@@ -121,6 +120,6 @@ inline void bulk_copy_to_rank(void* place, const void* from, unsigned bytes, uin
                               unsigned rank, EMULATION_HERE) {
   emulation::bulk_copy(place, from, bytes, barrier, rank, where);
 }
-inline void fence_before_bulk_copy() {}
+inline void fence_before_bulk_copy() { emulation::proxy_fence(); }
 
 }  // namespace fusedrnn::cuda::ptx

@@ -58,6 +58,7 @@ struct ThreadClock {
   SharedClock known, known_at_release;    // of others
   SharedClock device_fence, block_fence;  // what the latest of these published
   std::shared_ptr<Clock> seen;            // by relaxed loads; counts after a fence
+  std::vector<uint32_t> proxy_fences;     // the clocks that ended with one, ascending
   uint32_t own = 1;
 };
 
@@ -151,6 +152,20 @@ bool is_ordered(const Epoch& e) {
   return known && clock_of(*known, e.thread) >= e.clock;
 }
 
+// Whether a bulk copy that this thread starts may find what a store left, or write over it: the
+// store's thread has fenced it, and this thread knows that.
+bool is_fenced(const Epoch& store) {
+  if (store.thread == kNobody || store.site == kNowhere) return true;
+  const uint32_t rank = store.thread % stride;
+  const auto& block = clocks[store.thread / stride];
+  if (rank == block_threads || block.empty()) return true;  // no store; of a block that is gone
+  const auto& fences = block[rank].proxy_fences;
+  const auto next = std::lower_bound(fences.begin(), fences.end(), store.clock);
+  if (next == fences.end()) return false;
+  const SharedClock& known = mine().known;
+  return store.thread == me() || (known && clock_of(*known, store.thread) >= *next);
+}
+
 // ---- The shadow -----------------------------------------------------------------------------
 
 Cell& cell_at(uintptr_t address) {
@@ -234,6 +249,15 @@ void touch(uintptr_t address, size_t bytes, bool writes, Epoch now) {
 
 void touch(const void* p, size_t bytes, bool writes, bool is_atomic, Site site) {
   touch(reinterpret_cast<uintptr_t>(p), bytes, writes, Epoch(me(), mine().own, is_atomic, site));
+}
+
+// A bulk copy that this thread starts reads or writes shared memory.
+void check_fenced(const void* p, size_t bytes, const char* what, Site site) {
+  for_cells(p, bytes, [&](const Cell& cell) {
+    if (cell.life != Life::global && !is_fenced(cell.write)) {
+      report(what, site, "without a proxy fence after the store", cell.write, me());
+    }
+  });
 }
 
 void set_life(const void* p, size_t bytes, Life life) {
@@ -380,6 +404,11 @@ void fence(bool device_scope) {
   if (device_scope) t.device_fence = t.block_fence;
 }
 
+void proxy_fence() {  // what this thread writes from here on has another clock
+  ThreadClock& t = mine();
+  t.proxy_fences.push_back(t.own++);
+}
+
 void atomic(const void* p, size_t bytes, bool writes, bool reads, int order, Site site) {
   ThreadClock& t = mine();
   touch(p, bytes, writes, true, site);
@@ -428,7 +457,11 @@ Departure transfer_starts(const void* to, const void* from, size_t bytes, const 
   const uint32_t block = me() / stride;
   const Epoch now(transfers_of(block), ++transfer_clocks[block], false, site);
   touch(barrier, sizeof(uint64_t), true, true, site);
-  if (from) touch(reinterpret_cast<uintptr_t>(from), bytes, false, now);
+  if (from) {  // a bulk copy; st.async has a value
+    check_fenced(from, bytes, "bulk copy: read", site);
+    check_fenced(to, bytes, "bulk copy: write", site);
+    touch(reinterpret_cast<uintptr_t>(from), bytes, false, now);
+  }
   touch(reinterpret_cast<uintptr_t>(to), bytes, true, now);
   for_cells(to, bytes, [](Cell& cell) { cell.life = Life::in_flight; });
   auto known = publish(mine());

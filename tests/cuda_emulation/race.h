@@ -8,6 +8,14 @@
 // nothing has written, accesses just outside it, to that of a block that may not have started or
 // may have exited, and to the destination of a copy under way.
 //
+// Bulk copies read and write shared memory in the async proxy, everything else in the generic one:
+// ordinary accesses, cp.async, st.async, and the mbarriers of all of them (PTX ISA, "Async Proxy",
+// and "This instruction accesses its mbarrier operand using generic-proxy"). To be ordered after a
+// thread's store is then not enough for a copy. The thread also has to have executed
+// fence.proxy.async between its store and what the copy's order comes from. What is not looked at:
+// what an st.async or a copy has written (a copy's end is a fence by itself, the other would need
+// one), and the source of a copy in global memory.
+//
 // In the other builds all of this is nothing.
 #pragma once
 
@@ -46,6 +54,7 @@ void release(Meeting&);
 void complete(Meeting&);
 void acquire(Meeting&);
 void fence(bool device_scope);
+void proxy_fence();
 void atomic(const void* p, size_t bytes, bool writes, bool reads, int order, Site);
 void access(const void* p, size_t bytes, bool writes, Site);
 void read_only(const void* p, size_t bytes, Site);
@@ -69,6 +78,7 @@ inline void release(Meeting&) {}
 inline void complete(Meeting&) {}
 inline void acquire(Meeting&) {}
 inline void fence(bool) {}
+inline void proxy_fence() {}
 inline void atomic(const void*, size_t, bool, bool, int, Site) {}
 inline void access(const void*, size_t, bool, Site) {}
 inline void read_only(const void*, size_t, Site) {}

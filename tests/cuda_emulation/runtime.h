@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -69,15 +70,23 @@ struct Thread {
 extern Thread* current;  // the CUDA thread that runs; null in host code
 inline Thread& self() { return *current; }
 
+  std::vector<const uint64_t*> mbarriers;  // initialised since the latest fence for that
 struct Barrier {  // a phase ends when `needed` threads have arrived
   unsigned needed = 0, arrived = 0, counted = 0, last_count = 0;
   uint64_t phase = 0;
   std::vector<Thread*> waiting;
+// The lanes of a warp at an .aligned instruction, in one phase of a barrier.
+struct Lanes {
+  uint64_t phase = 0;
+  unsigned count = 0;
+  Where where{};
+};
   race::Meeting meeting;
 };
 
 struct alignas(16) Slot {
   unsigned char bytes[64];
+  std::vector<Lanes> arriving, leaving;  // by warp: where it arrives; where it waits, in a cluster
 };
 // For the lanes of one mask. Two sets of slots: a fast lane may be a round ahead of a slow one.
 struct Collective {
@@ -115,6 +124,7 @@ struct Block {
 struct Cluster {
   std::vector<Block> blocks;
   Barrier barrier;
+  std::set<const uint64_t*> unfenced;    // mbarriers that others must not use
   unsigned live = 0;  // threads
 };
 
@@ -170,6 +180,8 @@ const Slot* meet(uint32_t mask, const char* op, const void* value, size_t bytes,
 // ---- memory.cpp
 void end_of_block(Block&);
 void free_shared(Block&);
+// Before an instruction that is .aligned: all lanes of the warp are there, or on their way to it.
+void need_converged_warp(const char* op, Where where);
 
 // ---- api.cpp
 std::string check_launch(const Launch&);              // why it cannot be, or nothing

@@ -5,6 +5,8 @@
 
 #include "runtime.h"
 
+#define DIVERGED "%s, which is .aligned, in a diverged warp: another lane is at %s:%d,"
+
 namespace emulation {
 namespace {
 
@@ -21,6 +23,45 @@ uint64_t arrive(Barrier& barrier, bool releases) {
     wake(barrier.waiting, false);
   }
   return phase;
+}
+
+bool is_same(Where a, Where b) {
+  return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0);
+}
+
+// A lane comes to an instruction that is .aligned: all lanes of its warp have to execute that one.
+// A warp whose lanes are at different places has diverged. (Lanes that come one after the other
+// through the same place may have diverged as well; only the compiler could tell.)
+void come_as_warp(std::vector<Lanes>& warps, uint64_t phase, const char* op, Where where) {
+  const Thread& t = self();
+  const unsigned warp = t.block->rank * unsigned(t.block->warps.size()) + t.rank / 32;
+  if (warps.size() <= warp) warps.resize(warp + 1);
+  Lanes& lanes = warps[warp];
+  if (lanes.count == 0 || lanes.phase != phase) lanes = {phase, 0, where};
+  if (!is_same(lanes.where, where)) {
+    fail(where, DIVERGED, op, file_name(lanes.where), lanes.where.line);
+  }
+  ++lanes.count;
+}
+
+// The last thread comes to a barrier: no warp may have sent only some of its lanes.
+void check_whole_warps(const std::vector<Lanes>& warps, const Barrier& barrier, const char* op) {
+  const Block& block = *self().block;
+  for (unsigned i = 0; i < warps.size(); ++i) {
+    const Lanes& lanes = warps[i];
+    if (lanes.count == 0 || lanes.phase != barrier.phase) continue;
+    const unsigned first = i % unsigned(block.warps.size()) * 32;
+    const unsigned all = std::min(32u, unsigned(block.threads.size()) - first);
+    if (lanes.count < all) {
+      fail(lanes.where, "%s, which is .aligned, in a diverged warp: %u of its %u lanes have come,",
+           op, lanes.count, all);
+    }
+  }
+}
+
+void arrive_as_warp(Barrier& barrier, const char* op, Where where) {
+  come_as_warp(barrier.arriving, barrier.phase, op, where);
+  if (barrier.arrived + 1 == barrier.needed) check_whole_warps(barrier.arriving, barrier, op);
 }
 
 void wait(Barrier& barrier, uint64_t phase, const char* op, Where where) {
@@ -43,8 +84,10 @@ void block_barrier(Where where, unsigned id, unsigned threads) {
   if (barrier.needed != needed) {
     fail(where, "barrier %u with two counts of threads", id);
   }
+  const char* const op = id ? "a named barrier" : "__syncthreads";
+  arrive_as_warp(barrier, op, where);
   const uint64_t phase = arrive(barrier, true);
-  wait(barrier, phase, id ? "a named barrier" : "__syncthreads", where);
+  wait(barrier, phase, op, where);
   preempt();
 }
 
@@ -68,7 +111,10 @@ void cluster_arrive(bool release, Where where) {
   if (t.arrived_at_cluster) {
     fail(where, "cluster barrier: a second arrive without a wait");
   }
-  t.cluster_phase = arrive(t.block->cluster->barrier, release);
+  Barrier& barrier = t.block->cluster->barrier;
+  arrive_as_warp(barrier, "the cluster barrier", where);
+  t.mbarriers.clear();  // a fence comes too late for them now
+  t.cluster_phase = arrive(barrier, release);
   t.arrived_at_cluster = true;
 }
 
@@ -77,7 +123,9 @@ void cluster_wait(Where where) {
   if (!t.arrived_at_cluster) {
     fail(where, "cluster barrier: a wait without an arrive");
   }
-  wait(t.block->cluster->barrier, t.cluster_phase, "the cluster barrier", where);
+  Barrier& barrier = t.block->cluster->barrier;
+  come_as_warp(barrier.leaving, t.cluster_phase, "the cluster barrier", where);
+  wait(barrier, t.cluster_phase, "the cluster barrier", where);
   t.arrived_at_cluster = false;
 }
 
@@ -87,6 +135,8 @@ void fence(bool device_scope) {
   race::fence(device_scope);
   preempt();
 }
+
+void proxy_fence() { race::proxy_fence(); }
 
 void before_atomic(const void* p, unsigned bytes, bool writes, int order, Where where) {
   if (reinterpret_cast<uintptr_t>(p) % bytes) {
@@ -171,6 +221,19 @@ const Slot* meet(uint32_t mask, const char* op, const void* value, size_t bytes,
   }
   if (orders_memory) race::acquire(c.meeting);
   return slots;
+}
+
+void need_converged_warp(const char* op, Where where) {
+  const Thread& t = self();
+  if ((t.rank / 32 + 1) * 32 > t.block->threads.size()) {
+    fail(where, "%s in a warp of fewer than 32 threads", op);
+  }
+  const auto& collectives = t.block->warps[t.rank / 32].collectives;
+  const auto found = collectives.find(~0u);
+  if (found == collectives.end() || found->second.arrived == 0) return;
+  if (!is_same(found->second.where, where) && strcmp(found->second.op, op) == 0) {
+    fail(where, DIVERGED, op, file_name(found->second.where), found->second.where.line);
+  }
 }
 
 void warp_barrier(uint32_t mask, Where where) {

@@ -340,7 +340,9 @@ __device__ __forceinline__ void bulk_copy_to_rank(void* place, const void* from,
       "r"(shared_address(from)), "r"(bytes), "r"(shared_address(barrier)), "r"(rank)
       : "memory");
 }
-// What this thread wrote to shared memory, for bulk copies that read it.
+// What this thread wrote to shared memory, for bulk copies that read it or write there later. They
+// belong to the async proxy, and all else here to the generic one, st.async and the mbarriers
+// included (PTX ISA, "Async Proxy"). In the other direction the end of a copy is a fence by itself.
 __device__ __forceinline__ void fence_before_bulk_copy() {
   FUSEDRNN_SINCE(900)
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -52,6 +52,11 @@ class ClusterTeam {
 
   // Everyone is there, with all that they wrote before.
   __device__ __forceinline__ void begin() const {
+    // Bulk copies of the others will write over the first operand, which this thread wrote to by
+    // ordinary stores. They write in another proxy: a barrier alone does not order the two. The
+    // first of them comes after a fence in `publish` as it is, but nothing here should rely on
+    // that.
+    ptx::fence_before_bulk_copy();
     if (threadIdx.x == 0) {
       ptx::mbarrier_init(&barriers_[0], 1);
       ptx::mbarrier_init(&barriers_[1], 1);
