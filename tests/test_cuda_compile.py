@@ -20,12 +20,11 @@ from pathlib import Path
 
 import pytest
 from cuda_emulation.build import load_setup
+from cuda_emulation.registers import ARCHITECTURES, TABLE, rows, short
 
 from fusedrnn.cells import CELLS
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE = Path(__file__).with_name("cuda_kernels.txt")
-ARCHITECTURES = ("sm_75", "sm_80", "sm_90a", "sm_100")
 NVCC = shutil.which(
     "nvcc", path=f"{os.environ['CUDA_HOME']}/bin" if "CUDA_HOME" in os.environ else None
 )
@@ -89,13 +88,6 @@ def kernels_in(log: str) -> list[Kernel]:
     ]
 
 
-def short(name: str) -> str:
-    """`void fusedrnn::cuda::forward_cell<fusedrnn::LstmCell, ...>(...)` without what repeats."""
-    for noise in ("void ", "(anonymous namespace)::", "fusedrnn::cuda::", "fusedrnn::", "__nv_"):
-        name = name.replace(noise, "")
-    return name.split("(")[0]
-
-
 Kernels = dict[str, list[Kernel]]  # by architecture
 
 ALL = [(source, architecture) for source in SOURCES for architecture in ARCHITECTURES]
@@ -132,16 +124,6 @@ def table(kernels: Kernels) -> str:
         registers = " ".join(f"{kernel.registers:3}" for kernel in found)
         lines.append(f"{registers}  {max(kernel.shared for kernel in found):5}  {name}")
     return "\n".join(lines) + "\n"
-
-
-def rows() -> dict[str, tuple[list[int], int]]:
-    """The committed table: a kernel's registers for each architecture, and its shared memory."""
-    found = {}
-    for line in TABLE.read_text().splitlines()[1:]:
-        *numbers, name = line.split(maxsplit=len(ARCHITECTURES) + 1)
-        *registers, shared = map(int, numbers)
-        found[name] = (registers, shared)
-    return found
 
 
 @needs_nvcc

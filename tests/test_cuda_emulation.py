@@ -15,12 +15,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cuda_emulation import build
+from cuda_emulation import build, registers
 from cuda_emulation.selftest import (
     SOURCES,
     Array,
@@ -265,12 +266,12 @@ class Planted:
 
 
 RACE_AT = r"race: (read|write) at faults.cu:\d+ by thread \d+ of block \d"
-FAULTS = {
 DIVERGED = r"in a diverged warp: another lane is at faults.cu:\d+, at faults.cu:\d+"
 UNFENCED = (
     r" at faults.cu:\d+ by thread 0 of block \d, "
     r"without a proxy fence after the store at faults.cu:\d+ by thread \d+ of block \d"
 )
+FAULTS = {
     "missing_barrier": Planted(RACE_AT),
     "missing_second_barrier": Planted(RACE_AT),
     "missing_syncwarp": Planted(RACE_AT),
@@ -284,7 +285,6 @@ UNFENCED = (
     ),
     "lane_outside_mask": Planted("calling lane is not in its mask at faults.cu", plain=True),
     "lane_past_the_end": Planted("reads lane 8, which does not exist", plain=True),
-    "racing_blocks": Planted(RACE_AT + ".* not ordered after the write at .* of block"),
     "diverged_barrier": Planted(r"__syncthreads, which is .aligned, " + DIVERGED, plain=True),
     "half_a_warp_at_a_barrier": Planted(
         r"named barrier, which is .aligned, in a diverged warp: 16 of its 32 lanes have come, at",
@@ -292,6 +292,7 @@ UNFENCED = (
     ),
     "diverged_matrix_load": Planted(r"ldmatrix, which is .aligned, " + DIVERGED, plain=True),
     "diverged_product": Planted(r"mma, which is .aligned, " + DIVERGED, plain=True),
+    "racing_blocks": Planted(RACE_AT + ".* not ordered after the write at .* of block"),
     "write_outside_shared": Planted("write outside the shared memory of `s`", plain=True),
     "read_outside_shared": Planted(r"read outside shared memory at faults.cu:\d+"),
     "write_outside_dynamic_shared": Planted("outside the shared memory of `.dynamic.`", plain=True),
@@ -306,7 +307,6 @@ UNFENCED = (
     "missing_cluster_barrier": Planted("shared memory of a block that may not have started"),
     "early_exit": Planted("may exit before the access to its shared memory|has exited, at faults"),
     "relaxed_cluster_arrive": Planted(RACE_AT),
-    "early_copy_read": Planted("bytes of an asynchronous copy not waited for at faults.cu"),
     "diverged_cluster_barrier": Planted(
         r"cluster barrier, which is .aligned, " + DIVERGED, plain=True
     ),
@@ -321,6 +321,7 @@ UNFENCED = (
     "mbarrier_fenced_late": Planted(r"mbarrier of another block that was not fenced", plain=True),
     "remote_arrival_unfenced": Planted(r"mbarrier of another block that was not", plain=True),
     "st_async_alone": Planted("st.async in a cluster of one block at faults.cu", plain=True),
+    "early_copy_read": Planted("bytes of an asynchronous copy not waited for at faults.cu"),
     "copy_never_waited_for": Planted("exits with cp.async copies", plain=True),
     "early_bulk_read": Planted(
         r"asynchronous copy not waited for at faults.cu:\d+|"
@@ -414,6 +415,80 @@ def test_refuses_the_launch(
     with pytest.raises(Fault, match="bad launch: " + report):
         plain.check(plain.lib.fusedrnn_launch(*sizes, data))
     assert data[0] == 0
+
+
+def test_refuses_more_threads_than_registers_allow(plain: Device) -> None:
+    """A warp takes its lanes' registers in pieces of 256: 65536 are enough for 12 warps of 168."""
+    data = (ctypes.c_float * 8)()
+    plain.configure()
+    try:
+        for count, threads, fits in ((168, 384, True), (169, 384, False), (255, 256, True)):
+            assert registers.tell(plain.lib, plain.path, {"nothing": count}) == {"nothing"}
+            if fits:
+                plain.check(plain.lib.fusedrnn_launch(1, threads, 1, 0, 0, 0, data))
+                continue
+            with pytest.raises(Fault, match="bad launch: 384 threads take 67584 registers"):
+                plain.check(plain.lib.fusedrnn_launch(1, threads, 1, 0, 0, 0, data))
+    finally:
+        registers.tell(plain.lib, plain.path, {})
+
+
+# Bits of the cluster sizes that a device lists or refuses.
+TEN, SIXTEEN = 1 << 10, 1 << 16
+OF_A_MULTIPROCESSOR = 200000  # bytes, so that a block has one to itself
+
+
+def test_clusters_need_a_gpc_to_themselves(plain: Device) -> None:
+    def clusters(size: int, options: str) -> int:
+        plain.configure(options=options)
+        return int(plain.lib.fusedrnn_clusters(size, OF_A_MULTIPROCESSOR))
+
+    assert clusters(16, "") == 132 // 16 and clusters(10, "") == 13
+    assert clusters(16, "gpc=18") == 7 and clusters(10, "gpc=18") == 7
+    assert clusters(16, "gpc=17 multiprocessors=33") == 2  # the second has 16
+    assert clusters(16, "gpc=14") == 0 and clusters(8, "gpc=14") == 9
+    assert clusters(10, f"unlisted={TEN}") == 0 and clusters(9, f"unlisted={TEN}") == 14
+    assert clusters(10, f"refused={TEN}") == 13
+
+
+def test_refuses_clusters_as_it_said_or_in_spite_of_it(plain: Device) -> None:
+    data = (ctypes.c_float * 8)()
+    launch = [10, 32, 10, 0, OF_A_MULTIPROCESSOR, OF_A_MULTIPROCESSOR, data]
+    for options in ("gpc=9", f"unlisted={TEN}"):
+        plain.configure(options=options)
+        assert plain.lib.fusedrnn_clusters(10, OF_A_MULTIPROCESSOR) == 0  # allows large ones, too
+        with pytest.raises(Fault, match="bad launch: no cluster of 10 blocks fits the device"):
+            plain.check(plain.lib.fusedrnn_launch(*launch))
+    for refusal in (None, 9, 701, 912):
+        plain.configure(options=f"refused={TEN}" + (f" refusal={refusal}" if refusal else ""))
+        assert plain.lib.fusedrnn_launch(*launch) == (refusal or 912)
+        assert "the device refuses a cluster of 10 blocks" in plain.report()
+        assert plain.lib.fusedrnn_last_error().decode() == plain.report()
+    assert data[0] == 0
+    plain.configure(options=f"refused={SIXTEEN}")
+    plain.check(plain.lib.fusedrnn_launch(*launch))
+    assert data[0] == 1
+
+
+@pytest.mark.parametrize("what", ["asking", "setting", "occupancy", "launching"])
+def test_a_kernel_is_not_loaded_in_a_capture(plain: Device, what: str) -> None:
+    in_capture = partial(plain.lib.fusedrnn_in_capture, what.encode())
+    plain.configure(options="capturing=1")
+    assert in_capture(0) == 900
+    assert "loading a kernel while a graph is captured" in plain.lib.fusedrnn_last_error().decode()
+    plain.configure(options="capturing=1")
+    assert in_capture(1) == 0
+    assert in_capture(0) == 0  # it is there now
+
+
+def test_a_capture_is_ruined_by_what_it_forbids(plain: Device) -> None:
+    for relaxed in (0, 1):
+        plain.configure(options="capturing=1")
+        assert plain.lib.fusedrnn_in_capture(b"launching", 1) == 0
+        assert plain.lib.fusedrnn_in_capture(b"waiting", relaxed) == 900
+        assert plain.lib.fusedrnn_in_capture(b"launching", 1) == 901
+    plain.configure()
+    assert plain.lib.fusedrnn_in_capture(b"waiting", 0) == 0
 
 
 def test_pretends_to_be_the_device_asked_for(plain: Device) -> None:

@@ -77,10 +77,6 @@ def test_no_races_and_no_unwritten_memory(case: Case, dtype: torch.dtype, team: 
             assert emulation.fusedrnn_emulation_launches() > before
 
 
-@pytest.mark.parametrize("packed", ["", "sorted"], ids=["padded", "packed"])
-@pytest.mark.parametrize("team", ["team=block", "team=cluster"])
-@pytest.mark.parametrize("cell", WALKED)
-def test_a_walk_is_one_launch(cell: str, team: str, packed: str) -> None:
 def test_bulk_copies_come_after_fences() -> None:
     """Slices of 2560 bytes go by bulk copies, to and from where threads have stored before."""
     case = Case(cell="rnn_tanh", T=3, B=33, I=2, H=20)
@@ -89,6 +85,10 @@ def test_bulk_copies_come_after_fences() -> None:
             case.run(case.module(dtype=torch.float32), case.inputs(), grads=False)
 
 
+@pytest.mark.parametrize("packed", ["", "sorted"], ids=["padded", "packed"])
+@pytest.mark.parametrize("team", ["team=block", "team=cluster"])
+@pytest.mark.parametrize("cell", WALKED)
+def test_a_walk_is_one_launch(cell: str, team: str, packed: str) -> None:
     launches = []
     for steps in (2, 9):
         case = Case(cell=cell, T=steps, B=9, I=3, H=20, bidirectional=True, packed=packed)
@@ -218,6 +218,15 @@ def test_a_large_layer_on_a_small_device_runs_stepwise() -> None:
     case = Case(T=2, B=3, I=5, H=200)
     with emulated.installed(options="capability=80 shared_bytes=101376", plan="team=block"):
         check(case, torch.bfloat16)
+
+
+@pytest.mark.parametrize("team", ["", "team=block", "team=cluster", "team=stepwise"])
+def test_a_first_call_may_be_captured(team: str) -> None:
+    """The device was not asked before, and no kernel is loaded."""
+    case = Case(T=3, B=3, I=3, H=20, bidirectional=True)
+    options = f"capturing=1 multiprocessors={80 + len(team)}"
+    with emulated.installed(options=options, plan=team):
+        check(case, torch.float32)
 
 
 def test_a_launch_that_fails_is_told() -> None:

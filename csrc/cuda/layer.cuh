@@ -21,7 +21,8 @@
 // product for each. The order of a direction's steps: the first walks t = 0, 1, ..., the second
 // T-1, T-2, ...; backward from the end.
 //
-// All is enqueued on one stream, nothing waits for the host: fit for capture in a CUDA graph.
+// All is enqueued on one stream, nothing waits for the host: fit for capture in a CUDA graph, even
+// a first call (capture.h).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -31,6 +32,7 @@
 #include <string>
 #include <type_traits>
 
+#include "capture.h"
 #include "device.h"
 #include "kernels.h"
 #include "launch.cuh"

@@ -237,6 +237,7 @@ class LayerForward : Layer<E> {
 
 template <class E>
 void layer_forward(const Problem& problem, const Context& context) {
+  const RelaxedCapture relaxed;
   LayerForward<E>(problem, context).run();
 }
 

@@ -12,6 +12,7 @@
 #include <utility>
 #include <variant>
 
+#include "capture.h"
 #include "device.h"
 #include "program_library.h"
 
@@ -85,6 +86,7 @@ std::vector<const void*> load(const KernelSource& source, int capability) {
 std::unique_ptr<const Made> make(const Program& program, const KernelSource& source,
                                  int capability) {
   auto made = std::make_unique<Made>();
+  const RelaxedCapture relaxed;  // of another thread's stream
   try {
     made->kernels = load(source, capability);
   } catch (const std::runtime_error& error) {

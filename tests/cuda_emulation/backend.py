@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from cuda_emulation import registers
 from cuda_emulation.build import MissingHeaders, cuda_include, library, program_kernels
 
 from fusedrnn._engine import compiling, ops
@@ -34,13 +35,15 @@ def missing() -> str:
 @functools.cache
 def load(variant: str = "plain") -> ctypes.CDLL:
     """The emulated backend, built if need be."""
-    loaded = ctypes.CDLL(str(library(variant)))
+    path = library(variant)
+    loaded = ctypes.CDLL(str(path))
     loaded.fusedrnn_emulated_backend.restype = ctypes.c_void_p
     loaded.fusedrnn_emulation_launches.restype = ctypes.c_uint64
     loaded.fusedrnn_emulation_configure.argtypes = [ctypes.c_uint64, ctypes.c_char_p]
     loaded.fusedrnn_emulation_without_nvrtc.restype = ctypes.c_char_p
     loaded.fusedrnn_emulation_nvrtc.restype = ctypes.c_char_p
     loaded.fusedrnn_emulation_nvrtc_walk.restype = ctypes.c_char_p
+    registers.tell(loaded, path, registers.most_registers())
     _KEPT[variant] = CompileBy(partial(_compile_program, variant))
     loaded.fusedrnn_emulation_compile_by(_KEPT[variant])
     compiling.keep_images_of(loaded)

@@ -571,3 +571,41 @@ extern "C" __attribute__((visibility("default"))) int fusedrnn_launch(int blocks
                     size_t(dynamic_bytes)};
   return launch(shape, nothing, data);
 }
+
+// What a host may not do while a graph is captured, or only in a thread whose mode is relaxed.
+extern "C" __attribute__((visibility("default"))) int fusedrnn_in_capture(const char* what,
+                                                                          int relaxed) {
+  cudaStreamCaptureMode mode = relaxed ? cudaStreamCaptureModeRelaxed : cudaStreamCaptureModeGlobal;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  cudaError_t error = cudaErrorInvalidValue;
+  int blocks = 0;
+  float out = 0;
+  cudaFuncAttributes attributes;
+  if (!strcmp(what, "asking")) error = cudaFuncGetAttributes(&attributes, nothing);
+  if (!strcmp(what, "setting"))
+    error = cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 1024);
+  if (!strcmp(what, "occupancy"))
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, nothing, 32, 0);
+  if (!strcmp(what, "launching")) error = launch(Shape{}, nothing, &out);
+  if (!strcmp(what, "waiting")) error = cudaStreamSynchronize(nullptr);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  return error;
+}
+
+// How many clusters fit that take as much of a multiprocessor as there is; negative: an error.
+extern "C" __attribute__((visibility("default"))) int fusedrnn_clusters(int blocks,
+                                                                        int shared_bytes) {
+  cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  cudaFuncSetAttribute(nothing, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(32);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.attrs = &cluster, config.numAttrs = 1;
+  int clusters = 0;
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, nothing, &config);
+  return error == cudaSuccess ? clusters : -static_cast<int>(error);
+}

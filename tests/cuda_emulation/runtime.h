@@ -23,8 +23,12 @@ struct Options {
   unsigned resident = 2;     // clusters alive at once in a launch that is not cooperative
   unsigned late_copies = 1;  // asynchronous copies land at the wait (a seed: or before); 0: at once
   unsigned truncated_mma = 0;  // sums as tensor cores make them: cut to 24+2 bits, not rounded
-  unsigned capturing = 0;      // 1: every stream says that a graph is being captured
+  unsigned capturing = 0;      // 1: every stream is captured, in torch's mode (global)
   unsigned multiprocessors = 132;
+  unsigned gpc = 0;       // multiprocessors that one cluster may be spread over; 0: all
+  unsigned unlisted = 0;  // bit n: no cluster of n blocks fits, says the occupancy
+  unsigned refused = 0;   // bit n: one fits, it says, and its launch is refused with this error
+  unsigned refusal = cudaErrorInvalidClusterSize;
   unsigned capability = 90;
   unsigned compiled = 90;          // the capability that the kernels were compiled for
   unsigned block_threads = 1024;   // that a block may have
@@ -66,27 +70,27 @@ struct Thread {
   uint64_t cluster_phase = 0;
   unsigned copy_groups = 0;
   std::vector<Copy> copies;
+  std::vector<const uint64_t*> mbarriers;  // initialised since the latest fence for that
 };
 extern Thread* current;  // the CUDA thread that runs; null in host code
 inline Thread& self() { return *current; }
 
-  std::vector<const uint64_t*> mbarriers;  // initialised since the latest fence for that
-struct Barrier {  // a phase ends when `needed` threads have arrived
-  unsigned needed = 0, arrived = 0, counted = 0, last_count = 0;
-  uint64_t phase = 0;
-  std::vector<Thread*> waiting;
 // The lanes of a warp at an .aligned instruction, in one phase of a barrier.
 struct Lanes {
   uint64_t phase = 0;
   unsigned count = 0;
   Where where{};
 };
+struct Barrier {  // a phase ends when `needed` threads have arrived
+  unsigned needed = 0, arrived = 0, counted = 0, last_count = 0;
+  uint64_t phase = 0;
+  std::vector<Thread*> waiting;
   race::Meeting meeting;
+  std::vector<Lanes> arriving, leaving;  // by warp: where it arrives; where it waits, in a cluster
 };
 
 struct alignas(16) Slot {
   unsigned char bytes[64];
-  std::vector<Lanes> arriving, leaving;  // by warp: where it arrives; where it waits, in a cluster
 };
 // For the lanes of one mask. Two sets of slots: a fast lane may be a round ahead of a slow one.
 struct Collective {
@@ -120,11 +124,11 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::map<unsigned, Barrier> barriers;  // by number; 0 is __syncthreads
+  std::set<const uint64_t*> unfenced;    // mbarriers that others must not use
 };
 struct Cluster {
   std::vector<Block> blocks;
   Barrier barrier;
-  std::set<const uint64_t*> unfenced;    // mbarriers that others must not use
   unsigned live = 0;  // threads
 };
 
@@ -176,16 +180,22 @@ bool chance(unsigned one_in);  // false without a seed
 using Combine = void (*)(Slot* slots);
 const Slot* meet(uint32_t mask, const char* op, const void* value, size_t bytes, Where where,
                  Combine combine = nullptr, bool orders_memory = false);
+// Before an instruction that is .aligned: all lanes of the warp are there, or on their way to it.
+void need_converged_warp(const char* op, Where where);
 
 // ---- memory.cpp
 void end_of_block(Block&);
 void free_shared(Block&);
-// Before an instruction that is .aligned: all lanes of the warp are there, or on their way to it.
-void need_converged_warp(const char* op, Where where);
 
 // ---- api.cpp
-std::string check_launch(const Launch&);              // why it cannot be, or nothing
-cudaError_t launch_ended(const std::string& report);  // an empty report: all was well
+// Why a launch cannot be; the error says what its launcher is told, cudaSuccess that it can.
+struct Refusal {
+  cudaError_t error = cudaSuccess;
+  std::string why;
+};
+Refusal check_launch(const Launch&);
+// A report on a launch that is told as an error; without an error all was well.
+cudaError_t launch_ended(cudaError_t error, const std::string& report);
 
 // ---- symbols.cpp
 std::string kernel_name(const void* kernel);

@@ -242,14 +242,16 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, Body bo
   read_attributes(l, config);
   enter_host();
   running = &l;
-  l.failure = check_launch(l);
-  if (l.failure.empty()) run_to_the_end();
+  const Refusal refusal = check_launch(l);
+  l.failure = refusal.why;
+  if (refusal.error == cudaSuccess) run_to_the_end();
   std::string report;
   const std::string races = race::reports();
   if (!l.failure.empty()) report = headline(l.failure) + l.details;
   if (!races.empty()) report += (report.empty() ? "" : "\n") + headline("faults") + races;
   running = nullptr;
-  return launch_ended(report);
+  if (refusal.error != cudaSuccess) return launch_ended(refusal.error, report);
+  return launch_ended(report.empty() ? cudaSuccess : cudaErrorLaunchFailure, report);
 }
 
 void fail(Where where, const char* format, ...) {

@@ -22,7 +22,8 @@ class Device:
     """The emulated device, with the test kernels, in one variant."""
 
     def __init__(self, variant: str) -> None:
-        self.lib = ctypes.CDLL(str(build.library(variant, SOURCES, name="selftest")))
+        self.path = build.library(variant, SOURCES, name="selftest")
+        self.lib = ctypes.CDLL(str(self.path))
         self.lib.fusedrnn_emulation_report.restype = ctypes.c_char_p
         self.lib.fusedrnn_emulation_launches.restype = ctypes.c_uint64
         self.lib.fusedrnn_last_error.restype = ctypes.c_char_p
