@@ -8,6 +8,10 @@ several launches for one walk.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
 import pytest
 import torch
 from conftest import WALKED, cases_of
@@ -218,6 +222,107 @@ def test_a_large_layer_on_a_small_device_runs_stepwise() -> None:
     case = Case(T=2, B=3, I=5, H=200)
     with emulated.installed(options="capability=80 shared_bytes=101376", plan="team=block"):
         check(case, torch.bfloat16)
+
+
+# ---- What a device refuses, and when it is asked -----------------------------------------------
+
+
+@contextmanager
+def launches(options: str, plan: str = "") -> Iterator[Callable[[], int]]:
+    """On an emulated device with these options; counts the launches since it was last asked."""
+    with emulated.installed(seed=1, options=options, plan=plan) as emulation:
+        before = 0
+
+        def count() -> int:
+            nonlocal before
+            now = int(emulation.fusedrnn_emulation_launches())
+            before, since = now, now - before
+            return since
+
+        count()
+        yield count
+
+
+@pytest.mark.parametrize("refusal", [9, 701, 912], ids=["configuration", "resources", "size"])
+def test_a_refused_cluster_is_struck_off(refusal: int) -> None:
+    """The call is planned again, forward and backward, and the size is not asked for any more."""
+    case = Case(T=2, B=3, I=3, H=100, bidirectional=True)  # of 2 to 7 blocks
+    module, inputs = case.module(dtype=torch.float32), case.inputs()
+    # A device for each test: what one has refused it never gets again.
+    options = f"multiprocessors={100 + refusal % 10} refusal={refusal} refused="
+    with launches(options + "0", "team=cluster") as count:
+        expected, usual = case.run(module, inputs), count()
+    refused = [n for n in range(2, 17) if n != 3]
+    with launches(f"{options}{sum(1 << n for n in refused)}", "team=cluster") as count:
+        found, first = case.run(module, inputs), count()
+        case.run(module, inputs)
+        again = count()
+    assert again == usual < first
+    for name, value in found.items():
+        assert torch.allclose(value, expected[name], rtol=1e-5, atol=1e-6), name
+    with launches(options + "0", "team=cluster,blocks=7") as count:
+        case.run(module, inputs, grads=False)
+        assert count() == case.T  # stepwise: nobody asks for seven again
+
+
+def test_without_any_cluster_it_runs_stepwise() -> None:
+    case = Case(T=4, B=3, I=3, H=40)
+    every = sum(1 << n for n in range(2, 17))
+    with launches(f"multiprocessors=97 refused={every}", "team=cluster") as count:
+        check(case, torch.float32)
+        assert count() > case.T
+        module, inputs = case.module(dtype=torch.float32), case.inputs()
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda _: case.run(module, inputs, grads=False), range(4)))
+        assert count() == 4 * case.T
+
+
+def test_backward_may_be_refused_what_forward_had() -> None:
+    case = Case(T=4, B=3, I=3, H=40, bidirectional=True)
+    module, x = case.module(dtype=torch.float32), torch.randn(4, 3, 3, requires_grad=True)
+    with emulated.installed(
+        seed=1, options="multiprocessors=96", plan="team=cluster,blocks=3"
+    ) as emulation:
+        (expected,) = torch.autograd.grad(module(x)[0].sum(), x)
+        output = module(x)[0].sum()
+        before = emulation.fusedrnn_emulation_launches()
+        emulation.fusedrnn_emulation_configure(1, b"multiprocessors=96 refused=8")
+        (found,) = torch.autograd.grad(output, x)
+        assert emulation.fusedrnn_emulation_launches() - before > case.T  # stepwise
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_only_a_refused_launch_is_made_again() -> None:
+    """What else goes wrong with a cluster is told, and strikes nothing off."""
+    module, x = fusedrnn.LSTM(3, 40), torch.zeros(2, 2, 3)
+    with launches("multiprocessors=95 refused=8 refusal=719", "team=cluster,blocks=3") as count:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="the forward walk failed: the device refuses"):
+                module(x)
+            assert count() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "hidden", "team"),
+    [
+        ("multiprocessors=16 gpc=16", 96, "cluster"),  # a slice of a GPU by MIG
+        ("multiprocessors=14 gpc=7", 96, "cluster"),  # six blocks fit, eight do not
+        ("multiprocessors=20 gpc=5", 96, "stepwise"),
+        ("multiprocessors=60 gpc=1", 64, "stepwise"),  # no cluster at all
+    ],
+)
+def test_a_shared_gpu_lists_other_clusters_than_the_guess(
+    options: str, hidden: int, team: str
+) -> None:
+    """The plan takes what is listed: the emulation refuses any other launch, and loudly."""
+    case = Case(T=5, B=3, I=3, H=hidden)
+    module, inputs = case.module(dtype=torch.float32), case.inputs()
+    expected = case.run(module, inputs, grads=False)
+    with launches(f"{options} shared_bytes=60000", "rows=8") as count:
+        found = case.run(module, inputs, grads=False)
+        assert count() == {"cluster": 1, "stepwise": case.T}[team]
+    for name, value in found.items():
+        assert torch.allclose(value, expected[name], rtol=1e-5, atol=1e-6), name
 
 
 @pytest.mark.parametrize("team", ["", "team=block", "team=cluster", "team=stepwise"])

@@ -26,19 +26,41 @@ struct Planned {
   }
 };
 
+// The devices of this process, and what they said when they were asked further.
+struct Known {
+  std::mutex mutex;
+  std::vector<std::pair<CudaDevice, CudaDevice>> devices;
+
+  // The answer of a device that was asked; only with the mutex.
+  CudaDevice* answer_of(const CudaDevice& device) {
+    for (auto& [asked, answer] : devices)
+      if (asked == device) return &answer;
+    return nullptr;
+  }
+};
+Known& known() {
+  static Known all;
+  return all;
+}
+
 }  // namespace
 
 CudaDevice current_device() {
   const CudaDevice device = ask_device();
-  static std::mutex mutex;
-  static std::vector<std::pair<CudaDevice, CudaDevice>> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  for (const auto& [asked, answer] : known)
-    if (asked == device) return answer;
+  const std::lock_guard<std::mutex> lock(known().mutex);
+  if (const CudaDevice* const answer = known().answer_of(device)) return *answer;
   CudaDevice answer = device;
   ask_further(answer);
-  known.emplace_back(device, answer);
+  known().devices.emplace_back(device, answer);
   return answer;
+}
+
+// Plans are remembered with the device that they were made for, its list of clusters included: the
+// ones that take such a cluster are not found again.
+void strike_off(int blocks) {
+  const CudaDevice device = ask_device();
+  const std::lock_guard<std::mutex> lock(known().mutex);
+  if (CudaDevice* const answer = known().answer_of(device)) answer->clusters[blocks] = 0;
 }
 
 CudaPlan plan_here(const Shape& shape, Pass pass, bool allow_tf32) {

@@ -12,9 +12,8 @@
 
 namespace fusedrnn::cuda {
 
-inline void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // not left for whoever asks next
+// What the failure of `what` is told as.
+inline std::string told(cudaError_t error, const char* what) {
   std::string text = std::string("CUDA: ") + what + " failed: " + cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice)
     text +=
@@ -24,7 +23,13 @@ inline void check(cudaError_t error, const char* what) {
     text += "; this build is of CUDA " + std::to_string(CUDART_VERSION / 1000) + "." +
             std::to_string(CUDART_VERSION % 1000 / 10) +
             ": update the driver, or build with a CUDA toolkit that it serves";
-  throw std::runtime_error(text);
+  return text;
+}
+
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // not left for whoever asks next
+  throw std::runtime_error(told(error, what));
 }
 
 template <class... Parameters, class... Arguments>

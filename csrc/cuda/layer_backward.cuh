@@ -348,7 +348,7 @@ class LayerBackward : Layer<E> {
 template <class E>
 void layer_backward(const BackwardProblem& problem, const Context& context) {
   const RelaxedCapture relaxed;
-  LayerBackward<E>(problem, context).run();
+  until_launched([&] { LayerBackward<E>(problem, context).run(); });
 }
 
 }  // namespace fusedrnn::cuda

@@ -238,7 +238,7 @@ class LayerForward : Layer<E> {
 template <class E>
 void layer_forward(const Problem& problem, const Context& context) {
   const RelaxedCapture relaxed;
-  LayerForward<E>(problem, context).run();
+  until_launched([&] { LayerForward<E>(problem, context).run(); });
 }
 
 }  // namespace fusedrnn::cuda
