@@ -265,6 +265,23 @@ def test_a_refused_cluster_is_struck_off(refusal: int) -> None:
         assert count() == case.T  # stepwise: nobody asks for seven again
 
 
+def test_a_refused_launch_adds_nothing_to_sums() -> None:
+    """What backward adds to is not added to twice, and forward may be cut into launches."""
+    torch.manual_seed(0)
+    module, x, reset = fusedrnn.LSTM(3, 40), torch.randn(6, 3, 3), torch.rand(6, 3) < 0.4
+    states = tuple(torch.randn(1, 3, 40, requires_grad=True) for _ in range(2))
+    found, counted = [], []
+    for refused in (0, 1 << 3):
+        options = f"multiprocessors=93 refused={refused}"
+        with launches(options, "team=cluster,forward_steps=2") as count:
+            output = module(x, reset=reset, reset_states=states)[0]
+            found.append(torch.autograd.grad(output.sin().sum(), [*states, *module.parameters()]))
+            counted.append(count())
+    assert counted[0] < counted[1]  # some were refused
+    for first, second in zip(*found, strict=True):
+        assert torch.allclose(first, second, rtol=1e-5, atol=1e-6)
+
+
 def test_without_any_cluster_it_runs_stepwise() -> None:
     case = Case(T=4, B=3, I=3, H=40)
     every = sum(1 << n for n in range(2, 17))
