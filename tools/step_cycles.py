@@ -10,9 +10,9 @@ training call gives it (walk_parameters.cpp), all but the data, and works out wh
 is issued (tools/sass/). What machine code does not say is assumed: tools/sass/assumptions.py.
 
 A step of a cluster is counted from its top, when what the other blocks sent has come, to the first
-byte that the last of its own sending warps sends. `again` is from one top to where all warps wait
-for the next: where it is more than that and the way to the others together, it is what a step
-takes. A step of one block goes from one barrier that publishes to the next.
+byte that the last of the sending warps sends. `sent` is until the last byte of all of them, `again`
+until all warps wait for the next top: a step takes at least `again`, and at least as long as what
+was sent last needs to arrive. A step of one block goes from one barrier that publishes to the next.
 
 The cycles belong to parts of a step along its critical path: where a warp waits at a barrier, that
 of the warp that came last. The part is known by the functions that an instruction is from (PARTS).
@@ -25,15 +25,16 @@ import hashlib
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
-import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 from sass.assumptions import Assumptions
 from sass.code import Instruction, Kernel, disassemble
@@ -93,14 +94,9 @@ def line_of(instruction: Instruction) -> str:
 
 
 @lru_cache
-def load_setup() -> ModuleType:
-    """setup.py, which knows how the kernels are compiled."""
-    spec = importlib.util.spec_from_file_location("fusedrnn_setup", ROOT / "setup.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def in_setup() -> SimpleNamespace:
+    """What setup.py has, which knows how the kernels are compiled."""
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
 
 
 def find_nvdisasm() -> str | None:
@@ -113,6 +109,37 @@ def find_nvdisasm() -> str | None:
     return found or next(iter(packaged), None) or shutil.which("nvdisasm")
 
 
+def release_of(nvcc: str) -> str:
+    """nvcc's version, such as 13.0."""
+    return str(re.findall(r"release ([\d.]+)", run(nvcc, "--version"))[0])
+
+
+def place_of(name: str, suffix: str, release: str, flags: Sequence[str]) -> Path:
+    """Where what is compiled from our sources is kept, as long as none of them changes."""
+    digest = hashlib.sha256(repr((str(ROOT), release, *flags)).encode())
+    for file in sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file()):
+        digest.update(file.read_bytes())
+    return BUILD / f"{name}-{digest.hexdigest()[:20]}{suffix}"
+
+
+def keep(made: Path, place: Path) -> None:
+    """Puts what was compiled there, in the place of what older sources gave."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as beside:
+        shutil.copy(made, beside.name)
+    Path(beside.name).replace(place)
+    name = place.name.rpartition("-")[0]
+    for other in place.parent.iterdir():
+        if other != place and other.name.rpartition("-")[0] == name:
+            other.unlink(missing_ok=True)
+
+
+def cubin_place(flags: Sequence[str], release: str) -> Path:
+    """Where the machine code of a compilation of instance.cu is kept, by its flags."""
+    name = "instance-" + "-".join(flag.rpartition("=")[2] for flag in flags)
+    return place_of(name, ".cubin", release, (ARCHITECTURE, *flags))
+
+
 def run(*command: object) -> str:
     """What a command prints; a failure is an error with what it said."""
     done = subprocess.run([str(c) for c in command], cwd=ROOT, capture_output=True, text=True)
@@ -121,7 +148,7 @@ def run(*command: object) -> str:
     return done.stdout
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tools:
     """The compiler and the disassembler."""
 
@@ -130,36 +157,41 @@ class Tools:
 
     @staticmethod
     def find() -> Tools:
-        nvcc, nvdisasm = load_setup().Nvcc.find(), find_nvdisasm()
+        nvcc, nvdisasm = in_setup().Nvcc.find(), find_nvdisasm()
         if nvcc is None:
             raise SystemExit("nvcc was not found: put it on PATH or set CUDA_HOME")
         if nvdisasm is None:
             raise SystemExit("nvdisasm was not found: pip install nvidia-cuda-nvdisasm")
         return Tools(nvcc.path, nvdisasm)
 
+    @cached_property
     def release(self) -> str:
-        """nvcc's, such as 13.0."""
-        return re.findall(r"release ([\d.]+)", run(self.nvcc, "--version"))[0]
+        """nvcc's."""
+        return release_of(self.nvcc)
 
-    def compiled(self, source: Path, suffix: str, *flags: str) -> Path:
-        """Compiles a file of ours, unless nothing of csrc/ has changed since."""
-        digest = hashlib.sha256(repr((self.release(), source.name, suffix, flags)).encode())
-        for file in sorted([source, *(ROOT / "csrc").rglob("*.[chi]*")]):
-            digest.update(file.read_bytes())
-        target = BUILD / f"{source.stem}-{digest.hexdigest()[:20]}{suffix}"
-        if not target.exists():
-            BUILD.mkdir(parents=True, exist_ok=True)
-            made = target.with_suffix(f".{os.getpid()}")
-            run(self.nvcc, "-std=c++17", "-O3", "-DNDEBUG", "-Icsrc", *flags, source, "-o", made)
-            made.replace(target)
-        return target
+    def _compile(self, source: str, place: Path, *flags: str) -> Path:
+        if not place.exists():
+            with tempfile.TemporaryDirectory() as folder:
+                made = Path(folder, "made")
+                options = ("-std=c++17", "-O3", "-DNDEBUG", f"-I{ROOT / 'csrc'}", *flags)
+                run(self.nvcc, *options, ROOT / source, "-o", made)
+                keep(made, place)
+        return place
 
-    def walks(self, place: int, arithmetic: str) -> Path:
+    def walks(self, cell_at: int, arithmetic: str) -> Path:
         """The machine code of a cell's kernels in an arithmetic."""
-        flags = load_setup().cuda_instances()[f"{place} {ARITHMETICS[arithmetic]}"]
-        source = ROOT / "csrc/cuda/instance.cu"
-        options = ("-cubin", f"-arch={ARCHITECTURE}", "-lineinfo")
-        return self.compiled(source, ".cubin", *options, *flags)
+        flags = in_setup().cuda_instances()[f"{cell_at} {ARITHMETICS[arithmetic]}"]
+        options = ("-cubin", f"-arch={ARCHITECTURE}", "-lineinfo", *flags)
+        place = cubin_place(flags, self.release)
+        return self._compile("csrc/cuda/instance.cu", place, *options)
+
+    @cached_property
+    def parameters(self) -> Path:
+        """The program that says what a walk is launched with."""
+        source = "tools/walk_parameters.cpp"
+        text = (ROOT / source).read_text()
+        place = place_of("walk_parameters", "", self.release, (text,))
+        return self._compile(source, place, "-x", "cu")
 
 
 @dataclass(frozen=True)
@@ -191,8 +223,8 @@ def kernels_of(cubin: Path, nvdisasm: str) -> list[Kernel]:
 
 def kernel_of(kernels: Sequence[Kernel], walk: Walk) -> Kernel:
     """The kernel that a walk runs."""
-    team = "ClusterTeam" if walk.blocks > 1 else "BlockTeam"
-    found = [k for k in kernels if KERNELS[walk.pass_] in k.name and team in k.name]
+    words = (KERNELS[walk.pass_], "ClusterTeam" if walk.blocks > 1 else "BlockTeam")
+    found = [kernel for kernel in kernels if all(word in kernel.name for word in words)]
     if len(found) != 1:
         raise SystemExit(f"{walk}: expected one kernel, found {[k.name for k in found]}")
     return found[0]
@@ -207,6 +239,7 @@ class Step:
 
     parts: Counter[str]
     lines: Counter[str]
+    sent: int
     again: int
     warps: int
 
@@ -223,6 +256,7 @@ class Window:
     start: int
     warp: int
     index: int
+    sent: int
     again: int
 
 
@@ -234,13 +268,16 @@ def windows(machine: Machine, line: Timeline) -> Iterator[Window]:
         return
     for start, end in zip(tops, tops[1:], strict=False):
         first: dict[int, int] = {}  # that each warp sends
+        last = start
         for warp, trace in enumerate(line.traces):
             for index, event in enumerate(trace):
-                if event.sends and start <= line.issued[warp][index].cycle < end:
+                cycle = line.issued[warp][index].cycle
+                if event.sends and start <= cycle < end:
                     first.setdefault(warp, index)
+                    last = max(last, cycle)
         if first:
             slowest = max(first, key=lambda warp: line.issued[warp][first[warp]].cycle)
-            yield Window(start, slowest, first[slowest], end - start)
+            yield Window(start, slowest, first[slowest], last - start, end - start)
 
 
 def block_windows(line: Timeline) -> Iterator[Window]:
@@ -256,7 +293,7 @@ def block_windows(line: Timeline) -> Iterator[Window]:
         return
     found = repeated[publishing[0]]
     for (start, *_), (end, warp, index) in zip(found, found[1:], strict=False):
-        yield Window(start, warp, index, end - start)
+        yield Window(start, warp, index, end - start, end - start)
 
 
 def publishes(barrier: Instruction) -> bool:
@@ -274,20 +311,18 @@ def measure(kernel: Kernel, launch: Launch, assumptions: Assumptions) -> Step:
         raise SystemExit(f"{kernel.name}: {len(found)} steps in which something is published")
     step = found[-2]
     path = list(line.path(step.warp, step.index, step.start))
-    return Step(
-        cycles_by(iter(path), part_of), cycles_by(iter(path), line_of), step.again,
-        len(machine.warps),
-    )  # fmt: skip
+    parts, lines = cycles_by(path, part_of), cycles_by(path, line_of)
+    return Step(parts, lines, step.sent, step.again, len(machine.warps))
 
 
 # ---- The table ----------------------------------------------------------------------------------
 
 
-def header(release: str) -> str:
+def header(release: str, rows: int = ROWS) -> str:
     """The first lines of the table."""
-    columns = "".join(f"{name:>8}" for name in ("cycles", *COLUMNS, "again"))
+    columns = "".join(f"{name:>8}" for name in ("cycles", *COLUMNS, "sent", "again"))
     return (
-        f"# nvcc {release}, {ARCHITECTURE}, {ROWS} sequences; cycles of a step, as"
+        f"# nvcc {release}, {ARCHITECTURE}, {rows} sequences; cycles of a step, as"
         " tools/step_cycles.py defines them\n"
         f"{'# cell':14}{'pass':9}{'H':>4} {'blocks':>6}{'warps':>6}{columns}\n"
     )
@@ -298,17 +333,16 @@ def row(walk: Walk, step: Step | None) -> str:
     what = f"{walk.cell:9}{walk.arithmetic:5}{walk.pass_:9}{walk.H:4} {walk.blocks:6}"
     if step is None:
         return f"{what}     - more shared memory than a block may have\n"
-    numbers = (step.total, *(step.parts[part] for part in COLUMNS), step.again)
+    numbers = (step.total, *(step.parts[part] for part in COLUMNS), step.sent, step.again)
     return f"{what}{step.warps:6}{''.join(f'{number:8}' for number in numbers)}\n"
 
 
 def measured(walk: Walk, tools: Tools, assumptions: Assumptions) -> Step | None:
     """A walk's step; nothing if it needs more shared memory than there is."""
-    program = tools.compiled(ROOT / "tools/walk_parameters.cpp", "", "-x", "cu")
-    place, launch = walk.launched(program)
+    cell_at, launch = walk.launched(tools.parameters)
     if launch is None:
         return None
-    kernels = kernels_of(tools.walks(place, walk.arithmetic), tools.nvdisasm)
+    kernels = kernels_of(tools.walks(cell_at, walk.arithmetic), tools.nvdisasm)
     return measure(kernel_of(kernels, walk), launch, assumptions)
 
 
@@ -346,7 +380,7 @@ def main(words: Sequence[str] | None = None) -> None:
         TABLE.write_text(table(tools))
         return
     teams = [tuple(map(int, team.split("x"))) for team in given.team or ()] or TEAMS
-    print(header(tools.release()), end="")
+    print(header(tools.release, given.rows), end="")
     for walk in tabled(dict.fromkeys(given.cells, given.arithmetics), teams):
         if walk.pass_ not in given.passes:
             continue
@@ -361,7 +395,7 @@ def table(tools: Tools) -> str:
     """The committed table."""
     walks = tabled(TABLED, TEAMS)
     rows = [row(walk, measured(walk, tools, Assumptions())) for walk in walks]
-    return header(tools.release()) + "".join(rows)
+    return header(tools.release) + "".join(rows)
 
 
 if __name__ == "__main__":

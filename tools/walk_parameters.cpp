@@ -1,11 +1,11 @@
-// What a team's walk is launched with, for a shape: the bytes of its parameters, as an ordinary call
-// fills them (layer_forward.cuh, layer_backward.cuh), with pointers that nothing is behind.
+// What a team's walk is launched with, for a shape: the bytes of its parameters, as an ordinary
+// training call fills them (layer_forward.cuh, layer_backward.cuh), with pointers to nothing.
 //
 //   walk_parameters CELL ARITHMETIC PASS H BLOCKS ROWS STEPS
 //   walk_parameters lstm bf16 forward 512 16 8 6
 //
-// prints the cell's place in cells/list.h, warps, bytes of shared memory, what a device has of them,
-// and the parameters in hexadecimal.
+// prints the cell's place in cells/list.h, the block's warps, its bytes of shared memory, how many
+// a device has, and the parameters in hexadecimal.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -87,7 +87,8 @@ int print_pass(bool forward, const std::string& arithmetic, const Shape& shape) 
 }
 
 template <int i = 0>
-int print_cell(const std::string& name, bool forward, const std::string& arithmetic, const Shape& shape) {
+int print_cell(const std::string& name, bool forward, const std::string& arithmetic,
+               const Shape& shape) {
   if constexpr (i < kCells) {
     using C = typename Pick<i, Cells>::type;
     if (name != C::names.cell) return print_cell<i + 1>(name, forward, arithmetic, shape);

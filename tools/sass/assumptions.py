@@ -42,6 +42,7 @@ def _pipes() -> dict[str, tuple[str, int]]:
     return {
         # For each multiprocessor: shared memory, 128 bytes a cycle.
         "LDS": ("shared", 1), "LDS.64": ("shared", 2), "LDS.128": ("shared", 4),
+        "STAS": ("shared", 4),
         "STS": ("shared", 1), "STS.64": ("shared", 2), "STS.128": ("shared", 4),
         "LDSM.2": ("shared", 2), "LDSM.4": ("shared", 4), "LDSM": ("shared", 1),
         # For each scheduler: a tensor core, the unit of special functions (and conversions), 16

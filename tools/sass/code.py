@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import re
 import subprocess
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 NO_SCOREBOARD = 7
 INSTRUCTION_BYTES = 16
@@ -71,7 +72,7 @@ class Instruction:
     control: Control
     lines: tuple[Line, ...] = ()
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The opcode without its modifiers."""
         return self.opcode.split(".")[0]
@@ -88,6 +89,7 @@ class Kernel:
     name: str  # mangled
     instructions: list[Instruction]
     labels: dict[str, int]
+    prepared: dict[int, Any] = field(default_factory=dict, repr=False)  # by machine.py, for reuse
 
 
 INSTRUCTION = re.compile(

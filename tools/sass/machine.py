@@ -15,7 +15,7 @@ that each warp leaves.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,7 @@ RESERVED_SHARED = 1024  # bytes of each block's that are not the kernel's
 STACK_BYTES = 32768
 MOST_INSTRUCTIONS = 2_000_000  # of a warp: more is a loop without end
 
+UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 ALL, NONE = bytes([1] * 32), bytes(32)
 
 
@@ -146,8 +147,6 @@ class Machine:
         self.bank[0x28 // 4] = STACK_BYTES // 2
         self.bank[0x140 // 4] = launch.cluster_blocks > 1
         self.shared = np.zeros(RESERVED_SHARED + launch.shared_bytes, np.uint8)
-        self.runs: list[Run | None] = [None] * len(kernel.instructions)
-        self.guards: list[ReadBits | None] = [None] * len(kernel.instructions)
         self.warps = [Warp(self, number) for number in range(-(-launch.threads // 32))]
         self.barriers: dict[int, tuple[Meeting, list[Warp], int]] = {}
         self.phases: dict[tuple[int, int], Meeting] = {}
@@ -164,10 +163,8 @@ class Machine:
 
     def constants_at(self, places: Values, size: int) -> Values:
         """Constants at places of the bank, in bytes."""
-        views: dict[int, Values] = {1: self.bank.view(np.uint8), 2: self.bank.view(np.uint16)}
-        return views.get(size, self.bank)[places // size % (CONSTANT_BYTES // size)].astype(
-            np.uint32
-        )
+        at = places // size % (CONSTANT_BYTES // size)
+        return self.bank.view(UNSIGNED[size])[at].astype(np.uint32)
 
     def _shared_at(self, warp: Warp, places: Values, bytes_: int) -> Values:
         """Where shared addresses of the own block point; the upper byte is a block's rank."""
@@ -184,16 +181,13 @@ class Machine:
     def load_shared(self, warp: Warp, places: Values, words: int, size: int) -> list[Values]:
         """`words` registers from shared memory, or one of fewer bytes."""
         at = self._shared_at(warp, places, words * size)
-        if size < 4:
-            view = self.shared if size == 1 else self.shared.view(np.uint16)
-            return [view[at // size].astype(np.uint32)]
-        view = self.shared.view(np.uint32)
-        return [view[at // 4 + word] for word in range(words)]
+        view = self.shared.view(UNSIGNED[size])
+        return [view[at // size + word].astype(np.uint32) for word in range(words)]
 
     def store_shared(self, warp: Warp, places: Values, words: list[Values], size: int) -> None:
         """Registers to shared memory, or the lower bytes of one."""
         at = self._shared_at(warp, places, len(words) * size)
-        dtype = {1: np.uint8, 2: np.uint16, 4: np.uint32}[size]
+        dtype = UNSIGNED[size]
         view = self.shared.view(dtype)
         for word, values in enumerate(words):
             values = np.broadcast_to(values, 32).astype(dtype)
@@ -221,13 +215,12 @@ class Machine:
         return [warp.trace for warp in self.warps]
 
     def _run_to_barrier(self, warp: Warp) -> None:
-        code, runs, trace = self.kernel.instructions, self.runs, warp.trace
+        code, done, trace = self.kernel.instructions, self.kernel.prepared, warp.trace
         while not warp.blocked:
             at = warp.at
-            run = runs[at]
-            if run is None:
-                run = self._prepare(at)
-            guard = self.guards[at]
+            if at not in done:
+                done[at] = prepared(self.kernel, code[at])
+            guard, run = done[at]
             warp.at = at + 1
             if guard is None:
                 warp.lanes = None if warp.active.tobytes() == ALL else warp.active
@@ -248,12 +241,6 @@ class Machine:
                 return
             if len(trace) > MOST_INSTRUCTIONS:
                 raise RuntimeError(f"warp {warp.number} does not end: {code[at]}")
-
-    def _prepare(self, at: int) -> Run:
-        instruction = self.kernel.instructions[at]
-        self.guards[at], run = prepared(self.kernel, instruction)
-        self.runs[at] = run
-        return run
 
     def meet(self, warp: Warp, barrier: int, warps: int, waits: bool) -> None:
         """A barrier of some warps of the block."""

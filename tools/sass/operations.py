@@ -97,7 +97,8 @@ def _multiply_wide(i: Instruction) -> Run:
         return (values if kind is np.uint64 else signed(values)).astype(kind)
 
     def product(w: Warp) -> npt.NDArray[np.uint64]:
-        return (wide(x(w)) * wide(y(w))).astype(np.uint64) + z(w)
+        result: npt.NDArray[np.uint64] = (wide(x(w)) * wide(y(w))).astype(np.uint64) + z(w)
+        return result
 
     if has(i, "HI"):
         upper = write(to)
@@ -429,7 +430,7 @@ def vote(i: Instruction) -> Run:
 def elect(i: Instruction) -> Run:
     """ELECT: one lane of those that execute it, the first."""
     to = write_predicate(i.operands[0])
-    return lambda w: to(w, int(_executing(w).argmax()) == LANES)
+    return lambda w: to(w, LANES == int(_executing(w).argmax()))
 
 
 def shuffle(i: Instruction) -> Run:
@@ -715,7 +716,7 @@ OPERATIONS: dict[str, Make] = {
     "HMMA": _filled(_accumulators, ONE),
     "FSETP": compare_floats,
     "FCHK": check_quotient,
-    "I2F": float_of_integer,
+    **dict.fromkeys(("I2F", "I2FP"), float_of_integer),
     "F2I": integer_of_float,
     "MUFU": special_function,
 }  # fmt: skip

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .assumptions import Assumptions
@@ -165,20 +165,16 @@ def schedule(kernel: Kernel, traces: list[list[Event]], assumptions: Assumptions
         at.stalled_until = cycle + max(1, instruction.control.stall)
         if event.jumps:
             at.stalled_until += assumptions.taken_branch
-        meeting = event.meeting
-        if meeting is not None and meeting.warps > 1:
-            arrived[meeting] += 1
-            line.last[meeting] = warp, at.index - 1
+        if (met := event.meeting) is not None:
+            arrived[met] += 1
+            line.last[met] = warp, at.index - 1
             if event.waits:
-                blocked.setdefault(meeting, []).append(warp)
+                blocked.setdefault(met, []).append(warp)
             else:
                 push_next(warp)
-            if arrived[meeting] == meeting.warps:
-                release(meeting, cycle)
+            if arrived[met] == met.warps:
+                release(met, cycle)
             continue
-        if meeting is not None:
-            line.over[meeting] = cycle
-            line.last[meeting] = warp, at.index - 1
         latency = latencies[event.at] if event.executes else 0
         _set_boards(at, instruction, at.index - 1, result, latency, assumptions.operands_read)
         push_next(warp)
@@ -206,7 +202,7 @@ def _at_most(at: _Progress, instruction: Instruction) -> int:
 
 
 def cycles_by(
-    path: Iterator[tuple[Instruction, int]], part_of: Callable[[Instruction], str]
+    path: Iterable[tuple[Instruction, int]], part_of: Callable[[Instruction], str]
 ) -> Counter[str]:
     """The cycles of a path, by a name for each instruction."""
     total: Counter[str] = Counter()
