@@ -82,12 +82,14 @@ if torch.cuda.is_available() and fusedrnn.build_info()["cuda"]:
 TOGETHER = {
     "test_benchmark_peers": "TensorFlow",  # first: it sets the number of threads, once
     "test_compile": "compilers",
+    "test_cuda_compile": "nvcc",  # first: it leaves the next one's machine code
     "test_cuda_emulation": "emulation's own tests",
     "test_distributed": "processes",
     "test_docs": "site",
     "test_keras": "TensorFlow",
     "test_tensorflow1": "TensorFlow",
     "test_onnx": "ONNX",
+    "test_step_cycles": "nvcc",
     "test_wheel": "wheel",
 }
 

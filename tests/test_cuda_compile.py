@@ -22,6 +22,7 @@ import pytest
 from cuda_emulation.build import load_setup
 from cuda_emulation.registers import ARCHITECTURES, TABLE, rows, short
 
+import step_cycles
 from fusedrnn.cells import CELLS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,13 +64,16 @@ SOURCES = [Source(file, name, tuple(flags)) for file, name, flags in load_setup(
 def compile_for(source: Source, architecture: str, folder: Path) -> list[Kernel]:
     """Compiles to machine code; a warning is an error."""
     assert NVCC is not None
+    cubin = folder / f"{source}-{architecture}.cubin"
     done = subprocess.run(
         [NVCC, "-std=c++17", "-O3", "-DNDEBUG", f"-arch={architecture}", "-cubin", "-Xptxas=-v",
          "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror", f"-I{ROOT / 'csrc'}",
-         *source.flags, str(source.file), "-o", str(folder / f"{source}-{architecture}.cubin")],
+         "-lineinfo", *source.flags, str(source.file), "-o", str(cubin)],
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, f"{source} for {architecture}:\n{done.stderr[-4000:]}"
+    if source.file.name == "instance.cu" and architecture == step_cycles.ARCHITECTURE:
+        step_cycles.keep(cubin, step_cycles.cubin_place(source.flags, release()))
     return kernels_in(done.stderr)
 
 
@@ -106,8 +110,7 @@ def compile_all(jobs: list[tuple[Source, str]], folder: Path) -> Kernels:
 def release() -> str:
     """nvcc's version, such as 13.0."""
     assert NVCC is not None
-    text = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"release ([\d.]+)", text)[0]
+    return step_cycles.release_of(NVCC)
 
 
 def table(kernels: Kernels) -> str:
