@@ -383,17 +383,48 @@ TINY = """
     template __global__ void walk_forward<16, 12>(int, float, unsigned, float*);
 """
 
+# A step of a cluster, which waits once or twice.
+CLUSTER = """
+    #include "cuda/team/ptx.cuh"
+    namespace ptx = fusedrnn::cuda::ptx;
+    __device__ void wait_for_sent(uint64_t* barrier, int step) {
+      ptx::mbarrier_wait(barrier, step & 1);
+    }
+    __device__ void publish(uint64_t* barrier, float value, unsigned rank) {
+      float* const place = reinterpret_cast<float*>(barrier + 2 + threadIdx.x);
+      if (threadIdx.x % 2 == 0) ptx::st_async(place, value, barrier, rank);
+    }
+    template <int waits>
+    __global__ void walk_cluster(int steps, float by, unsigned rank, float* to) {
+      extern __shared__ uint64_t barriers[];
+      float sum = by;
+      #pragma unroll 1
+      for (int s = 0; s < steps; ++s) {
+        #pragma unroll
+        for (int i = 0; i < waits; ++i) {
+          wait_for_sent(barriers + i, s);
+          multiply<16>(sum, reinterpret_cast<volatile float*>(barriers)[8 + i]);
+        }
+        publish(barriers, sum, rank);
+      }
+      to[threadIdx.x] = sum;
+    }
+    template __global__ void walk_cluster<1>(int, float, unsigned, float*);
+    template __global__ void walk_cluster<2>(int, float, unsigned, float*);
+"""
+
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kernel]:
-    """The kernels of INTEGERS and TINY by their mangled names."""
+    """The kernels of these texts by their mangled names."""
     folder = tmp_path_factory.mktemp("sass") / "cuda" / "team"
     folder.mkdir(parents=True)
-    (folder / "walk_tiny.cuh").write_text(INTEGERS + TINY)
+    (folder / "walk_tiny.cuh").write_text(INTEGERS + TINY + CLUSTER)
     source = folder / "tiny.cu"
     source.write_text('#include "walk_tiny.cuh"\n')
     assert NVCC is not None and NVDISASM is not None
     command = [NVCC.path, "-std=c++17", "-O3", "-arch=sm_90a", "-lineinfo", "-cubin"]
+    command += [f"-I{step_cycles.ROOT / 'csrc'}"]
     cubin = folder / "tiny.cubin"
     subprocess.run([*command, source, "-o", cubin], check=True)
     return {kernel.name: kernel for kernel in disassemble(cubin, NVDISASM)}
@@ -440,6 +471,25 @@ def test_a_slower_step_shows_where_it_is_slower(compiled: dict[str, Kernel]) -> 
     assert plain.parts["cell"] in range(4 * 30, 4 * 30 + 16)
     assert plain.total == plain.again == sum(plain.lines.values())
     assert any("multiply<products>(sum" in line for line in plain.lines)
+
+
+@needs_tools
+def test_a_step_of_a_cluster(compiled: dict[str, Kernel]) -> None:
+    """From the first wait that is over to the first byte that the slowest warp sends."""
+    parameters = np.array([step_cycles.STEPS, 0, 1], np.int32).tobytes() + bytes(12)
+    launch = Launch(parameters, 64, 1024, cluster_blocks=2)
+    once, twice = (
+        step_cycles.measure(the(compiled, f"walk_clusterILi{waits}E"), launch, Assumptions())
+        for waits in (1, 2)
+    )
+    chain, load, wait = 16 * 4, 30, 24
+    assert once.parts["product"] in range(chain + load, chain + load + 8)
+    assert twice.parts["product"] in range(2 * chain, 2 * (chain + load))
+    assert once.parts["wait"] in range(wait, wait + 8)
+    assert twice.parts["wait"] in range(2 * wait, 2 * wait + 8)
+    for step in (once, twice):
+        assert step.total <= step.sent <= step.again and step.warps == 2
+        assert step.parts["publish"] > 0
 
 
 # ---- The table -----------------------------------------------------------------------------------

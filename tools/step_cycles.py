@@ -65,6 +65,11 @@ PARTS = {
     "memory": r"\b(store|load_inputs|load_kept)[<(]",
     "publish": r"\b(publish|send|expect)[<(]",
 }
+# Instructions that are nowhere else: the compiler's lines are not of every one.
+PARTS_OF_OPCODES = {
+    "SYNCS.PHASECHK": "wait", "LDSM": "product", "HMMA": "product", "STAS": "publish",
+    "UBLKCP": "publish",
+}  # fmt: skip
 BARRIER, REST = "barrier", "rest"  # of the whole block; loops, sizes, addresses
 COLUMNS = (*PARTS, BARRIER, REST)
 WALK_FILES = re.compile(r"/cuda/team/(walk_\w+|team)\.cuh$")
@@ -72,6 +77,9 @@ WALK_FILES = re.compile(r"/cuda/team/(walk_\w+|team)\.cuh$")
 
 def part_of(instruction: Instruction) -> str:
     """The part of a step that an instruction belongs to."""
+    for opcode, part in PARTS_OF_OPCODES.items():
+        if instruction.opcode.startswith(opcode):
+            return part
     for line in instruction.lines:
         if WALK_FILES.search(line.file):
             for part, pattern in PARTS.items():
@@ -262,10 +270,19 @@ class Window:
 
 def windows(machine: Machine, line: Timeline) -> Iterator[Window]:
     """The steps that end with something sent."""
-    tops = sorted({line.over[phase] for phase in machine.phases.values()})
-    if not tops:
+    if not machine.phases:
         yield from block_windows(line)
         return
+    tops: list[int] = []
+    sent = sorted(
+        issued.cycle
+        for trace, times in zip(line.traces, line.issued, strict=True)
+        for event, issued in zip(trace, times, strict=True)
+        if event.sends
+    )
+    for over in sorted({line.over[phase] for phase in machine.phases.values()}):
+        if not tops or any(tops[-1] <= cycle < over for cycle in sent):  # else of the same step
+            tops.append(over)
     for start, end in zip(tops, tops[1:], strict=False):
         first: dict[int, int] = {}  # that each warp sends
         last = start

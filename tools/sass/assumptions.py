@@ -70,7 +70,8 @@ class Assumptions:
     taken_branch: int = 6  # beyond its stall count
     barrier: int = 38  # from the last warp's arrival at a barrier of a block to when all go on
     # Whether warps compete: each scheduler issues one instruction a cycle, the lowest warp's that
-    # is ready, and pipes are busy for as many cycles with one instruction of a warp.
+    # is ready, and pipes are busy for as many cycles with one instruction of a warp. The committed
+    # table has them compete; without, numbers are those of a warp that has all for itself.
     contention: bool = True
     schedulers: int = 4  # warp w is the (w % 4)th's
     pipes: dict[str, tuple[str, int]] = field(default_factory=_pipes)

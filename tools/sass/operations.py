@@ -28,7 +28,6 @@ from .operands import (
     is_predicate,
     pair,
     predicate,
-    register,
     signed,
     value,
     value64,
@@ -559,8 +558,12 @@ def _filled(count: Callable[[Instruction], int], words: Values) -> Make:
     return make
 
 
-def check_barrier(i: Instruction) -> Run:
-    """SYNCS: what is done to an mbarrier; a wait for it finds that all has come."""
+def at_mbarrier(i: Instruction) -> Run:
+    """SYNCS: a wait finds that all has come.
+
+    Nothing else is looked at: to initialise, and to arrive where bytes are still to come. Without
+    bytes, the arrivals would say when a wait is over.
+    """
     if has(i, "PHASECHK"):
         to, at = write_predicate(i.operands[0]), address(i.operands[1])
         yes = np.array([True])
@@ -570,9 +573,8 @@ def check_barrier(i: Instruction) -> Run:
             to(w, yes)
 
         return run
-    if has(i, "ARRIVE") or has(i, "EXCH"):
-        if register(i.operands[0])[0][-1] == "R" and "Z" in i.operands[0]:
-            return nothing(i)
+    if i.opcode in ("SYNCS.EXCH.64", "SYNCS.ARRIVE.TRANS64", "SYNCS.ARRIVE.TRANS64.RED.A0TR"):
+        return nothing(i)
     raise UnknownInstruction(str(i))
 
 
@@ -704,7 +706,7 @@ OPERATIONS: dict[str, Make] = {
     "LDG": _filled(words_of, ZERO),
     "LDSM": _filled(lambda i: int(i.opcode[-1]) if i.opcode[-2] == "." else 1, ZERO),
     "MOVM": _filled(lambda i: 1, ZERO),
-    "SYNCS": check_barrier,
+    "SYNCS": at_mbarrier,
     **dict.fromkeys(("STAS", "UBLKCP"), send),
     **dict.fromkeys(
         ("STG", "CCTL", "MEMBAR", "ERRBAR", "CGAERRBAR", "FENCE", "NOP", "YIELD", "UCGABAR_ARV",
