@@ -11,6 +11,7 @@ import random
 import re
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -498,6 +499,21 @@ def test_a_step_of_a_cluster(compiled: dict[str, Kernel]) -> None:
 def name_of(line: str) -> tuple[str, ...]:
     """Cell, arithmetic, pass, H and blocks."""
     return tuple(line.split()[:5])
+
+
+def test_a_kernel_of_the_walks_own_sizes_comes_first() -> None:
+    names = ["12walk_forward11ClusterTeam5FixedILi4ELi16ELi8EE", "12walk_forward11ClusterTeam4Told",
+             "12walk_forward9BlockTeam4Told", "13walk_backward11ClusterTeam4Told"]  # fmt: skip
+    kernels = [Kernel(name, [], {}) for name in names]
+
+    def found(*walk: Any) -> str:
+        return step_cycles.kernel_of(kernels, step_cycles.Walk("lstm", "bf16", *walk)).name
+
+    assert found("forward", 64, 4) == names[0]
+    assert found("forward", 50, 4) == found("forward", 64, 4, 16) == names[1]
+    assert found("forward", 64, 1) == names[2] and found("backward", 64, 4) == names[3]
+    with pytest.raises(SystemExit, match="expected one kernel"):
+        found("backward", 64, 1)
 
 
 def test_the_table_has_every_walk() -> None:

@@ -213,6 +213,11 @@ class Walk:
     blocks: int
     rows: int = ROWS
 
+    @property
+    def units(self) -> int:
+        """Of a block: as many sixteens as its share of H needs."""
+        return -(-self.H // (16 * self.blocks)) * 16
+
     def launched(self, program: Path) -> tuple[int, Launch | None]:
         """The cell's place in the list of cells, and what a block is told if it fits a device."""
         words = (self.cell, self.arithmetic, self.pass_, self.H, self.blocks, self.rows, STEPS)
@@ -230,9 +235,12 @@ def kernels_of(cubin: Path, nvdisasm: str) -> list[Kernel]:
 
 
 def kernel_of(kernels: Sequence[Kernel], walk: Walk) -> Kernel:
-    """The kernel that a walk runs."""
+    """The kernel that a walk runs: the one compiled for its sizes, else the one for any sizes."""
     words = (KERNELS[walk.pass_], "ClusterTeam" if walk.blocks > 1 else "BlockTeam")
-    found = [kernel for kernel in kernels if all(word in kernel.name for word in words)]
+    teams = [kernel for kernel in kernels if all(word in kernel.name for word in words)]
+    sizes = f"ILi{walk.blocks}ELi{walk.units}ELi{walk.rows}E"  # template arguments
+    found = [k for k in teams if sizes in k.name and walk.blocks * walk.units == walk.H]
+    found = found or [k for k in teams if not re.search(r"ILi\d+ELi\d+ELi\d+E", k.name)]
     if len(found) != 1:
         raise SystemExit(f"{walk}: expected one kernel, found {[k.name for k in found]}")
     return found[0]
