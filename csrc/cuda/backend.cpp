@@ -7,6 +7,7 @@
 #include <exception>
 #include <string>
 
+#include "device.h"
 #include "layer.h"
 #include "program_kernels.h"
 #include "program_library.h"
@@ -74,6 +75,20 @@ FUSEDRNN_EXPORT const char* fusedrnn_cuda_make_program(const char* text, int dty
 
 FUSEDRNN_EXPORT void fusedrnn_cuda_keep_images_by(fusedrnn::cuda::KeepImages keep) {
   fusedrnn::cuda::keep_images_by(keep);
+}
+
+// What the current device is, as plans are made for it: its compute capability times ten, its
+// multiprocessors, the bytes of shared memory that a block may ask for, the size of the largest
+// cluster n, and for each size 0..n how many clusters are resident at once when each block takes a
+// whole multiprocessor. Null, or why it could not be asked, as above.
+FUSEDRNN_EXPORT const char* fusedrnn_cuda_device(int* facts) {
+  using namespace fusedrnn::cuda;
+  return report([&] {
+    const CudaDevice device = current_device();
+    for (int fact : {device.capability, device.multiprocessors, device.shared_bytes, kMostBlocks})
+      *facts++ = fact;
+    for (int clusters : device.clusters) *facts++ = clusters;
+  });
 }
 
 FUSEDRNN_EXPORT const fusedrnn::Backend* fusedrnn_cuda_backend() {
