@@ -75,7 +75,7 @@ lint: $(LINT)  ## ruff, clang-format and mypy
 $(LINT) format: $(STAMPS)/requirements $(STAMPS)/with-lint
 
 # clang-format comes from PyPI, as a package with a program in it.
-CPP_FILES := csrc tests tools -regextype egrep -regex '.*[.](h|cpp|cuh?)'
+CPP_FILES := csrc tests tools benchmarks -regextype egrep -regex '.*[.](h|cpp|cuh?)'
 CLANG_FORMAT = $(shell $(PY) -c 'from clang_format import *; print(get_executable("clang-format"))')
 ruff-check:
 	$(PY) -m ruff check .
