@@ -9,7 +9,7 @@ python -m benchmarks --report benchmarks/results/cpu  those of one folder
 python -m benchmarks --readme                         puts the newest whole run into the README
 python -m benchmarks.modifiers                        resets, lengths, dropouts, see modifiers.py
 python -m benchmarks.cells                            cells written in Python, see cells.py
-python -m benchmarks.gpu OUT                          the rows of a GPU, see gpu.py
+tools/gpu_check.sh OUT                                the rows of a GPU, and all else of one
 """
 
 from __future__ import annotations

@@ -30,8 +30,9 @@ from benchmarks import figures, machine, memory, runner
 from benchmarks.figures import Label
 from benchmarks.peers import OURS, TORCH_NN, Peer, checkpointed, checkpointed_torch
 from benchmarks.peers.peer import make_data
-from benchmarks.report import RESULTS, write_whole
+from benchmarks.report import RESULTS
 from benchmarks.tables import NAMES, TITLES, machine_in_short, threads_in_words
+from benchmarks.whole import write_whole
 from benchmarks.workloads import FACTS, Case, rows_named
 from fusedrnn.testing import timing
 from fusedrnn.testing.parity import check_parity

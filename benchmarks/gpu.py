@@ -1,94 +1,56 @@
-"""`python -m benchmarks.gpu OUT`: the rows of a GPU against `torch.nn`, which is cuDNN there.
-
-    OUT/results.json   every figure as it comes, so that an interrupted run keeps what it has
-    OUT/report.md      made from it, to read
+"""The rows of a GPU against `torch.nn`, which is cuDNN there: what tools/gpu_check.sh measures.
 
 A call's time is what a program sees: calls follow each other without waiting, and the clock stops
-when the GPU has done them all. Rows not reached within `--budget` seconds are listed as not run.
-After the timings, one call of each side is traced for the names of its kernels, since what a ratio
-means depends on which algorithm cuDNN chose.
+when the GPU has done them all. What a ratio means depends on which algorithm cuDNN chose, so one
+call of each side is also traced for the names of its kernels, after all timings: a profiler that
+was there slows down what follows.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import machine, runner
+from benchmarks import runner
 from benchmarks.peers import OURS, PEERS
-from benchmarks.peers.peer import make_data
-from benchmarks.report import write_whole
-from benchmarks.workloads import GPU_ROWS, Case, Row, cases, rows_named
-from fusedrnn.testing.timing import geometric_mean
+from benchmarks.peers.peer import Step, make_data
+from benchmarks.workloads import GPU_ROWS, PASSES, REPLAY, Case, cases
 
-PEER = "torch.nn"
-COLUMNS = (
-    "row", "sizes", "cell", "pass", "dtype", "ours ms", "torch.nn ms", "ratio", "quartiles",
-    "TFLOP/s",
-)  # fmt: skip
-CASE_SECONDS = 0.6
-TRACE_SHARE = 0.15  # of the budget, kept for the names of kernels
+ORDER = (
+    "g7 g8 g5 g3 g2 g18 g9 g6 g4 g11 g14 g16 g15 g13 g21 g10 g20 g12 g19 g17 g1".split()
+)  # what we most need to know comes first
 
-Results = dict[str, Any]
+CALL_SECONDS = {"forward": 10e-6, "train": 30e-6, REPLAY: 10e-6}  # of a step of cuDNN's, roughly
+PACKED = 15  # times longer
+CALLS = 14  # of each side, at least, and those that make ready
+SET_UP = 0.4  # seconds
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measures, writes, and prints a line for each case; 1 if a case failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("out", type=Path, help="folder for results.json and report.md")
-    parser.add_argument("--rows", type=lambda text: text.split(","), default=["*"], help="g1,g9*")
-    parser.add_argument("--budget", type=float, default=600.0, help="seconds in all")
-    parser.add_argument("--seconds", type=float, default=CASE_SECONDS, help="seconds a case")
-    given = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        parser.error("no NVIDIA GPU found: torch.cuda.is_available() is false")
-    try:
-        rows = rows_named(given.rows, GPU_ROWS)
-    except ValueError as error:
-        parser.error(str(error))
-    results = run(rows, given.out, budget=given.budget, seconds=given.seconds)
-    return 1 if any("error" in case for case in results["cases"]) else 0
+def chosen(*modes: str) -> list[Case]:
+    """All cases of the given passes, in the order in which they are measured."""
+    found = cases(GPU_ROWS, threads=[1], modes=modes)
+    return sorted(found, key=lambda case: ORDER.index(case.row.letter))
 
 
-def run(rows: list[Row], out: Path, *, budget: float, seconds: float) -> Results:
-    """Measures all cases of `rows` until the budget is spent."""
-    deadline = time.monotonic() + budget
-    out.mkdir(parents=True, exist_ok=True)
-    results: Results = {
-        "machine": describe(), "cases": [], "skipped": {}, "not_run": [], "kernels": {},
-    }  # fmt: skip
-    chosen = cases(rows, threads=[1])
-    for case in chosen:
-        if why := runner.skipped(case):
-            results["skipped"][case.label] = why
-        elif time.monotonic() > deadline - TRACE_SHARE * budget:
-            results["not_run"].append(case.label)
-        else:
-            record = runner.run(case, budget=seconds, peak=None)
-            results["cases"].append(record)
-            print(_line(case, record), flush=True)
-            torch.cuda.empty_cache()
-        write(out, results)
-    for case in chosen:
-        if time.monotonic() > deadline:
-            break
-        if case.mode == "forward" and runner.skipped(case) is None:
-            name = f"{case.row.name} {case.cell} {case.dtype}"
-            try:
-                results["kernels"][name] = kernels_of(case)
-            except Exception as error:  # the figures above stand without it
-                results["kernels"][name] = {"not traced": [f"{type(error).__name__}: {error}"]}
-            write(out, results)
-    return results
+def expected_seconds(case: Case, seconds: float) -> float:
+    """What measuring a case takes, when its two sides are given so many seconds."""
+    row = case.row
+    call = CALL_SECONDS[case.mode] * row.T * row.layers * row.directions
+    return SET_UP + max(seconds, CALLS * call * (PACKED if row.packed else 1))
+
+
+def measure(case: Case, seconds: float) -> dict[str, Any]:
+    """Times a case on both sides, for about so many seconds, after comparing their results.
+
+    The record is runner.py's, and its `error` says what failed.
+    """
+    record = runner.run(case, budget=seconds, peak=None)
+    if case.row.device != "cpu":
+        torch.cuda.empty_cache()
+    return record | {"sizes": case.row.sizes}
 
 
 def kernels_of(case: Case) -> dict[str, list[str]]:
@@ -97,121 +59,49 @@ def kernels_of(case: Case) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     for peer in (OURS, *PEERS):
         with runner.precision(case):
-            step = peer.build(case, data)
-            step.repeat(1)
-            torch.cuda.synchronize()
-            activities = [torch.profiler.ProfilerActivity.CUDA]
-            with torch.profiler.profile(activities=activities) as profile:
-                step.repeat(1)
-                torch.cuda.synchronize()
-        times = sorted(
-            profile.key_averages(), key=lambda event: event.self_device_time_total, reverse=True
-        )
-        names[peer.name] = [f"{event.count}x {event.key[:100]}" for event in times[:3]]
+            events = traced(peer.build(case, data), case.row.device, calls=1)
+        longest = sorted(events.items(), key=lambda event: event[1].seconds, reverse=True)
+        names[peer.name] = [f"{event.count}x {name[:100]}" for name, event in longest[:3]]
     return names
 
 
-def describe() -> dict[str, Any]:
-    """The GPU, its software, and what it reached at best just now."""
-    properties = torch.cuda.get_device_properties(0)
+class Event:
+    """What a profiler says of all calls of a kernel."""
+
+    def __init__(self, count: int, seconds: float) -> None:
+        self.count, self.seconds = count, seconds
+
+
+def traced(step: Step, device: str, *, calls: int) -> dict[str, Event]:
+    """The kernels of `calls` calls by name; on a CPU, torch's operators."""
+    on_gpu = device != "cpu"
+
+    def wait() -> None:
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    step.repeat(2)
+    wait()
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profile:
+        step.repeat(calls)
+        wait()
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "gpu": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "memory_gib": round(properties.total_memory / 2**30, 1),
-        "driver": _driver(),
-        "versions": {peer.name: peer.version() for peer in (OURS, *PEERS)},
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "commit": machine.commit(),
+        event.key: Event(
+            event.count,
+            (event.self_device_time_total if on_gpu else event.self_cpu_time_total) * 1e-6,
+        )
+        for event in profile.key_averages()
+    }
+
+
+def ceilings() -> dict[str, float]:
+    """What the GPU reaches at best just now."""
+    return {
         "copy_bytes_per_second": _copy_rate(),
         "bf16_flop_per_second": _matmul_rate(),
         "launch_seconds": _launch_time(),
     }
-
-
-def write(out: Path, results: Results) -> None:
-    """Both files, whole at any time."""
-    write_whole(out / "results.json", json.dumps(results, indent=1) + "\n")
-    write_whole(out / "report.md", markdown(results))
-
-
-def markdown(results: Results) -> str:
-    """The whole report."""
-    m = results["machine"]
-    lines = [
-        "# fusedrnn against torch.nn (cuDNN) on a GPU",
-        "",
-        f"- {m['gpu']} (compute capability {m['capability']}, {m['multiprocessors']} "
-        f"multiprocessors, {m['memory_gib']} GiB), driver {m['driver']}",
-        f"- torch {m['versions'][PEER]}, CUDA {m['cuda']}, cuDNN {m['cudnn']}, fusedrnn "
-        f"{m['versions'][OURS.name]}, commit {m['commit']}, {m['date']}",
-        f"- measured then: copy {m['copy_bytes_per_second'] / 1e12:.2f} TB/s (read and written), "
-        f"bf16 product {m['bf16_flop_per_second'] / 1e12:.0f} TFLOP/s, one small op "
-        f"{m['launch_seconds'] * 1e6:.1f} us",
-        "",
-        "Ratio: torch.nn's time over ours, measured in turns in one process; the median of the "
-        "rounds' ratios, and its quartiles. TFLOP/s: useful operations of ours per second.",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---" * len(COLUMNS) + "|",
-    ]
-    by_name = {row.name: row for row in GPU_ROWS}
-    measured = [case for case in results["cases"] if "ratios" in case]
-    for case in measured:
-        ours, theirs = (case["sides"][side]["median"] for side in (OURS.name, PEER))
-        ratio = case["ratios"][PEER]
-        lines.append(
-            f"| {case['row']} | {by_name[case['row']].sizes} | {case['cell']} | {case['mode']} "
-            f"| {case['dtype']} | {ours * 1e3:.3g} | {theirs * 1e3:.3g} | {ratio['median']:.2f} "
-            f"| {ratio['low']:.2f} to {ratio['high']:.2f} | {case['flops'] / ours / 1e12:.2f} |"
-        )
-    for mode in dict.fromkeys(case["mode"] for case in measured):
-        for dtype in dict.fromkeys(case["dtype"] for case in measured):
-            ratios = [
-                case["ratios"][PEER]["median"]
-                for case in measured
-                if (case["mode"], case["dtype"]) == (mode, dtype)
-            ]
-            if ratios:
-                mean = geometric_mean(ratios)
-                lines += ["", f"Geometric mean, {mode}, {dtype}: {mean:.2f} of {len(ratios)}."]
-    failed = [
-        f"- {c['row']} {c['cell']} {c['mode']} {c['dtype']}: {c['error']}"
-        for c in results["cases"]
-        if "error" in c
-    ]
-    skipped = [f"- {label}: {why}" for label, why in results["skipped"].items()]
-    not_run = [f"- {label}" for label in results["not_run"]]
-    kernels = [
-        f"- {label}, {side}: {'; '.join(names)}"
-        for label, sides in results["kernels"].items()
-        for side, names in sides.items()
-    ]
-    for title, found in (
-        ("Failed", failed), ("Skipped", skipped), ("Not run: the time was over", not_run),
-        ("Kernels of one forward call", kernels),
-    ):  # fmt: skip
-        if found:
-            lines += ["", f"## {title}", "", *found]
-    return "\n".join(lines) + "\n"
-
-
-def _line(case: Case, record: dict[str, Any]) -> str:
-    if "error" in record:
-        return f"{case.label}: failed: {record['error']}"
-    ours, theirs = (record["sides"][side]["median"] for side in (OURS.name, PEER))
-    ratio = record["ratios"][PEER]["median"]
-    return f"{case.label}: {ours * 1e3:.3f} ms, torch.nn {theirs * 1e3:.3f} ms: {ratio:.2f}x"
-
-
-def _driver() -> str:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _per_call(call: Callable[[], object], calls: int) -> float:
@@ -242,5 +132,4 @@ def _matmul_rate() -> float:
     return 2 * side**3 / _per_call(lambda: a @ b, 10)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+assert set(ORDER) == {row.letter for row in GPU_ROWS} and set(CALL_SECONDS) == {*PASSES, REPLAY}

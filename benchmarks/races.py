@@ -25,8 +25,9 @@ from tqdm import tqdm
 from benchmarks import machine, runner
 from benchmarks.peers import OURS, TORCH_NN
 from benchmarks.peers.peer import Step
-from benchmarks.report import RESULTS, write_whole
+from benchmarks.report import RESULTS
 from benchmarks.tables import NAMES, PASS_NAMES, machine_in_short
+from benchmarks.whole import write_whole
 from benchmarks.workloads import PASSES, Case, Row, rows_named, several
 from fusedrnn.testing import timing
 from fusedrnn.testing.parity import check_parity

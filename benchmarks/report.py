@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from benchmarks.tables import PICTURE, Results, markdown, ratio_lines
+from benchmarks.whole import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -29,13 +30,6 @@ def keep(folder: Path, results: Results) -> None:
     """Writes the JSON: also of a run that is interrupted after this."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file that is whole at any time."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(text)
-    part.replace(file)
 
 
 def remake(folder: Path) -> None:

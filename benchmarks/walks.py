@@ -25,13 +25,15 @@ from typing import Any
 import torch
 
 import fusedrnn
-from benchmarks import machine, runner
+from benchmarks import gpu, machine, runner
 from benchmarks.peers import OURS
 from benchmarks.peers.peer import make_data
-from benchmarks.report import write_whole
+from benchmarks.whole import write_whole
 from benchmarks.workloads import GPU_ROWS, Case, Row, cases, rows_named
 from fusedrnn._engine import ops
 
+CALLS = 3
+TILE = 16  # a block's units are a multiple of it (kTile of csrc/cuda/team/walk.h)
 KERNELS = {"forward": "walk_forward", "backward": "walk_backward"}
 COLUMNS = (
     "row", "sizes", "cell", "dtype", "pass", "team", "blocks", "units", "rows", "teams", "at once",
@@ -62,20 +64,20 @@ def run(rows: list[Row], out: Path, *, budget: float, every: bool) -> Results:
     """Predicts all walks of `rows`, and measures those for which there is time."""
     deadline = time.monotonic() + budget
     out.mkdir(parents=True, exist_ok=True)
-    gpu = torch.cuda.is_available() and fusedrnn.build_info()["cuda"]
+    there = torch.cuda.is_available() and fusedrnn.build_info()["cuda"]
     results: Results = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "gpu": torch.cuda.get_device_name() if there else None,
         "commit": machine.commit(),
         "walks": [],
     }
     chosen = [c for c in cases(rows, threads=[1]) if c.mode == "forward" and not c.row.resets]
     for case in chosen:
-        for asked in ["", *(alternatives(case) if every and gpu else ())]:
+        for asked in ["", *(alternatives(case) if every and there else ())]:
             ops.override_plan(asked)
             try:
                 found = predictions(case)
-                if gpu and time.monotonic() < deadline:
+                if there and time.monotonic() < deadline:
                     measure(case, found)
             finally:
                 ops.override_plan("")
@@ -89,8 +91,9 @@ def alternatives(case: Case) -> Iterator[str]:
     """Other ways to walk than the plan's own."""
     yield "team=stepwise"
     yield "team=block"
-    units = sorted({-(-case.row.H // n + 15) // 16 * 16 for n in range(2, 17)})
-    yield from (f"team=cluster,blocks={-(-case.row.H // u)}" for u in units if u < case.row.H)
+    H = case.row.H
+    units = {-(-H // (n * TILE)) * TILE for n in range(2, 17)}
+    yield from (f"team=cluster,blocks={n}" for n in sorted({-(-H // u) for u in units} - {1}))
 
 
 def predictions(case: Case) -> list[dict[str, Any]]:
@@ -113,31 +116,32 @@ def predictions(case: Case) -> list[dict[str, Any]]:
 
 
 def measure(case: Case, walks: list[dict[str, Any]]) -> None:
-    """Adds `measured_ns`, a step of one layer, to each of a case's walks."""
+    """Adds `measured_ns`, a step of one layer, to each of a case's walks; or `error`.
+
+    On a CPU, which has no such kernels, it is the time of all of torch's operators.
+    """
     row = case.row
     passes = [walk["pass"] for walk in walks]
     mode = "train" if "backward" in passes else "forward"
     full = Case(row=row, cell=case.cell, mode=mode, threads=1, dtype=case.dtype)
     try:
         with runner.precision(full):
-            step = OURS.build(full, make_data(full))
-            step.repeat(2)
-            torch.cuda.synchronize()
-            activities = [torch.profiler.ProfilerActivity.CUDA]
-            with torch.profiler.profile(activities=activities) as profile:
-                step.repeat(3)
-                torch.cuda.synchronize()
+            events = gpu.traced(OURS.build(full, make_data(full)), row.device, calls=CALLS)
     except Exception as error:  # the other walks stand without it
         for walk in walks:
             walk["error"] = f"{type(error).__name__}: {error}"
         return
-    times = {e.key: e.self_device_time_total / 3 * 1e3 for e in profile.key_averages()}
+    times = {name: event.seconds / CALLS * 1e9 for name, event in events.items()}
     for walk in walks:
-        if walk["team"] == "stepwise":
+        kernel = KERNELS[walk["pass"]]
+        if walk["team"] == "stepwise" or row.device == "cpu":
             found = sum(times.values()) / len(passes)
         else:
-            found = sum(t for name, t in times.items() if KERNELS[walk["pass"]] in name)
-        walk["measured_ns"] = found / (row.T * row.layers)
+            found = sum(t for name, t in times.items() if kernel in name)
+        if found:
+            walk["measured_ns"] = found / (row.T * row.layers)
+        else:
+            walk["error"] = f"no kernel is named {kernel}, among {', '.join(times)}"
 
 
 def markdown(results: Results) -> str:

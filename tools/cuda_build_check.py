@@ -19,10 +19,14 @@ import torch
 import fusedrnn
 import fusedrnn._engine.ops
 
-FOLDER = Path(fusedrnn._engine.ops.__file__).parent / "lib"
+FOLDER = Path(fusedrnn.__file__).parent / "lib"
 OPS, CUDA = FOLDER / "libfusedrnn.so", FOLDER / "libfusedrnn_cuda.so"
 ENTRY = "fusedrnn_cuda_backend"
-SHARED = ["fusedrnn_override_plan", "fusedrnn_version"]  # of every library
+EXPORTS = [
+    ENTRY, "fusedrnn_cuda_device", "fusedrnn_cuda_keep_images_by", "fusedrnn_cuda_make_program",
+    "fusedrnn_cuda_without_programs",
+    "fusedrnn_override_plan", "fusedrnn_version",  # of every library
+]  # fmt: skip
 WANTED = {  # what the libraries look up by name in the process, and where
     "libtorch_cuda.so": (
         "aoti_torch_get_current_cuda_stream",
@@ -64,7 +68,7 @@ def entry() -> str:
     assert function(), f"{ENTRY}() returned null"
     shown = output("nm", "-D", "--defined-only", CUDA).splitlines()
     names = [line.split()[-1] for line in shown if line.split()[-2] == "T"]
-    assert sorted(names) == sorted([ENTRY, *SHARED]), f"exported: {names}"
+    assert sorted(names) == sorted(EXPORTS), f"exported: {names}"
     return f"{ENTRY}, {CUDA.stat().st_size / 1e6:.1f} MB"
 
 

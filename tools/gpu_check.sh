@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # All that a machine with an NVIDIA GPU can say about this repository, in one command and 9 minutes:
 #
-#     tools/gpu_check.sh OUT [build] [test] [sanitize] [bench] [--budget bench=300 ...]
+#     tools/gpu_check.sh OUT [STAGE ...] [--dry-run] [--total 540] [--library FOLDER] [--stand-in ..]
 #
-# builds, runs the CUDA tests, looks for bad accesses and races, measures against cuDNN, and writes
-# OUT/report.json and OUT/report.md. It needs python3 with torch and the test packages, and nvcc,
-# but no network. PYTHON= chooses another python3.
-exec "${PYTHON:-python3}" "$(dirname "$0")/gpu_check.py" "$@"
+# checks every way of computing, measures it against cuDNN, runs the CUDA tests, and looks for bad
+# accesses and races. OUT gets report.json, report.md and check.log, which are written anew every 20
+# seconds. It needs python3 with torch, pytest and hypothesis, but no network; and nvcc only if the
+# libraries were not built ahead. PYTHON= chooses another python3.
+cd "$(dirname "$0")/.." || exit
+PYTHONPATH="$PWD" exec "${PYTHON:-python3}" -m tools.gpu_check "$@"

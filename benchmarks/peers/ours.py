@@ -41,10 +41,10 @@ class StreamingPeer(Peer):
         return OURS.version()
 
     def missing(self, case: Case) -> str | None:
-        if not self.available():
-            return f"this build has no fusedrnn.Streaming with weights={self._weights!r}"
         if not case.row.streamed:
             return "runs the rows that stream"
+        if not self.available():
+            return f"this build has no fusedrnn.Streaming with weights={self._weights!r}"
         if case.row.directions > 1:
             return "has one direction: the other would wait for the end of the stream"
         return beyond(case, dtype=self._dtype)

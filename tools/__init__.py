@@ -1,0 +1,1 @@
+"""What this repository's own commands run; nothing of it is installed."""

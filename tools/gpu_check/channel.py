@@ -1,0 +1,67 @@
+"""Messages between the scheduler and its workers: JSON, one a line, through a local socket.
+
+    worker     {"hello": number}
+    scheduler  {"item": {"name": ..., "kind": ..., "arguments": {...}}}
+    worker     {"end": name, "status": ..., "found": {...}, "why": ..., "retire": true or false}
+    ...
+    scheduler  closes the socket
+
+A socket with a name in the file system, and not a pipe, so that a worker may be started through
+another program, such as compute-sanitizer. What a worker prints goes to the log.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+Message = dict[str, Any]
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"  # a worker says so of an item
+HUNG, DIED, UNFINISHED, NOT_RUN = "hung", "died", "did not finish", "not run"  # the scheduler
+
+
+class Skip(Exception):
+    """An item cannot be done here, and that is no failure."""
+
+
+class Channel:
+    """One end."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.socket = end
+        self._rest = b""
+
+    def send(self, message: Message) -> None:
+        """Sends one message; OSError if the other end is gone."""
+        self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> list[Message]:
+        """Waits for what comes next, which may be part of a message; EOFError at the end."""
+        try:
+            got = self.socket.recv(1 << 16)
+        except ConnectionError:
+            got = b""
+        if not got:
+            raise EOFError
+        *lines, self._rest = (self._rest + got).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def messages(self) -> Iterator[Message]:
+        """All messages until the other end closes."""
+        while True:
+            try:
+                yield from self.receive()
+            except EOFError:
+                return
+
+
+def connect(address: str, number: int) -> Channel:
+    """A worker's end."""
+    end = socket.socket(socket.AF_UNIX)
+    end.connect(address)
+    channel = Channel(end)
+    channel.send({"hello": number})
+    return channel
