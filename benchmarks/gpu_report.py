@@ -174,6 +174,12 @@ def ratios(items: Items) -> list[str]:
     for dtype, found in by_dtype.items():
         mean = statistics.geometric_mean(found)
         lines.append(f"- geometric mean, {dtype}: {mean:.2f} of {len(found)}")
+    behind = [
+        f"{case['row']} {case['cell']} {case['dtype']} {case['ratios'][PEER]['median']:.2f}"
+        for case in measured
+        if case["ratios"][PEER]["median"] < 1
+    ]
+    lines += [f"- behind {PEER}: {'; '.join(behind)}"] if behind else []
     return lines
 
 

@@ -18,14 +18,15 @@ from typing import Any
 
 import torch
 
-from fusedrnn.command_line.info import cores, cpu_model, environment
-
 PEAK_SECONDS = 0.2
 PEAK_TRIES = 3
 
 
 def describe(thread_counts: Iterable[int], versions: dict[str, str]) -> dict[str, Any]:
     """Everything about machine, software and moment that a reader of the figures needs."""
+    # Not above: `commit` is asked for where fusedrnn does not load, too.
+    from fusedrnn.command_line.info import cores, cpu_model, environment
+
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_model(),

@@ -48,6 +48,8 @@ for message in channel.messages():
         os._exit(7)
     elif kind == "fail":
         said = {"status": "failed", "why": "one is not two"}
+    elif kind == "build":
+        said |= {"retire": "pool"}
     elif kind == "collect":
         said |= {"more": given["names"], "as": {"kind": "sleep", "arguments": {"seconds": 0.3}}}
     channel.send({"end": item["name"], **said})
@@ -129,6 +131,18 @@ def test_a_worker_that_does_not_start(tmp_path: Path) -> None:
         assert statuses(content, "s") == {"a": "not run"}
         assert "does not start" in content["stages"]["s"]["items"][0]["why"]
     assert "no-such-program" in (tmp_path / "check.log").read_text()
+
+
+def test_workers_that_were_there_before_a_build_are_replaced(tmp_path: Path) -> None:
+    pool = replace(SMALL, spare=True, kept=True)
+    chosen = [
+        stage("one", sleeps("a", 0.3), Item("b", "build"), sleeps("c")),
+        stage("two", sleeps("d")),
+    ]
+    _, content = run(tmp_path, *chosen, pool=pool)
+    a, b, c = (item["found"]["by"] for item in content["stages"]["one"]["items"])
+    assert a == b != c
+    assert content["stages"]["two"]["items"][0]["found"]["by"] == c, "kept for the next stage"
 
 
 def test_items_that_an_item_finds_run_at_once_on_several_workers(tmp_path: Path) -> None:
@@ -498,6 +512,7 @@ def test_a_report_is_kept_among_the_results(
     assert json.loads((folder / "report.json").read_text()) == content
     text = (folder / "report.md").read_text()
     assert "| g8 | T1024 I768 H768 B16 | lstm | train | bfloat16 | 2 | 2 | 2.50 | 2.00 to" in text
+    assert "behind torch.nn" not in text
     for words in ("it tore", "Not run, time was over: g21 rnn train", "2.50 of 1", "NVIDIA H200"):
         assert words in text
 
@@ -517,6 +532,15 @@ def test_a_library_built_elsewhere_is_taken(
     command.take_library(built)
     for name in ("_C.cpython-312-x86_64-linux-gnu.so", "lib/libfusedrnn.so"):
         assert (here / "fusedrnn" / name).read_text() == name
+
+
+def test_it_begins_where_fusedrnn_does_not_load() -> None:
+    modules = "__main__", "serve", "stages", "worker"
+    code = "import sys, benchmarks.machine\n"
+    code += "\n".join(f"import tools.gpu_check.{name}" for name in modules)
+    code += "\nassert 'fusedrnn' not in sys.modules, sorted(sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_the_command_says_what_it_takes() -> None:

@@ -57,7 +57,7 @@ def all_probes() -> list[dict[str, Any]]:
 
 
 def run(probe: Found, *, emulated: bool = False) -> Found:
-    """One probe: first with checks, then timed.
+    """One probe, checked and timed.
 
     Raises:
         RuntimeError: CUDA refused it, or what it moved or computed is wrong.

@@ -6,11 +6,13 @@
 //   mma        chains of m16n8k16 products, one after another or several at once
 //   spin       does nothing for so many cycles: with the host's clock, the clock's rate
 //
-// Each is first run in a way that checks what it moves or computes, then timed without the checks.
+// Each checks what it moves or computes; an exchange does so in a run before the one that is timed.
 // They use the instructions of csrc/cuda/team/ptx.cuh and none of the walks' own code, so that they
-// stand while that changes. A walk with clocks at its marks is not among them: kernels have no
-// marks yet. It belongs here once they have: compiled in this file, with marks that store
-// clock64().
+// stand while that changes.
+//
+// A walk with clocks at its marks would be the next one. It needs no change of the kernels, which
+// are templates on their team: a team that stores clock64() before and after each wait and each
+// publishing, compiled here, and a walk's arguments as the driver makes them.
 #include <cuda_runtime.h>
 #include <cstdint>
 
@@ -215,7 +217,9 @@ cudaError_t launch(void (*kernel)(Parameters...), unsigned grid, unsigned cluste
                                  static_cast<int>(bytes));
   if (error == cudaSuccess && cluster > kPortableBlocks)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  return error == cudaSuccess ? cudaLaunchKernelEx(&config, kernel, arguments...) : error;
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (error != cudaSuccess) cudaGetLastError();  // not left for whoever asks next
+  return error;
 }
 
 }  // namespace

@@ -33,6 +33,7 @@ TEAM_CASES = (  # of which other teams than the plan's are measured, too
 )  # fmt: skip
 MOST_TEST_WORKERS = 6
 SANITIZERS = ("memcheck", "racecheck")
+MOST_OF_LOG = 400_000  # characters of a sanitizer's
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def _stages(device: Device, out: Path, total: float) -> list[Stage]:
               "numbers rule allows; forward and backward, in one direction, and packed in both"),
         Stage("ceilings", 5, one("rates", "ceilings", 2, 20), TIMED_BY),
         Stage("probes", 20, probed,
-              "clock64() of one thread around all rounds, over their number; each checked before"),
+              "clock64() of one thread around all rounds, over their number; what they move and "
+              "compute is checked; a walk with clocks at its marks is not among them yet"),
         Stage("forward", 105, lambda: timed("forward", "replay"), RACED_BY),
         Stage("training", 105, lambda: timed("train"), RACED_BY),
         Stage("complaints", 30, complaints, RACED_BY),
@@ -109,7 +111,7 @@ def _stages(device: Device, out: Path, total: float) -> list[Stage]:
               "torch.profiler: device time of the walk's kernels of a call, over its steps and "
               "layers; of all kernels where the call runs stepwise; mean of three calls",
               ahead=["tests"]),
-        Stage("tests", 70, one("collecting", "collect", 5, 90),
+        Stage("tests", 70, one("collecting, and then each test", "collect", 5, 90),
               "pytest, the tests marked `cuda`, each with a time limit of its own", pool="tests",
               ahead=sorted({pool_of(device, tool) for tool in SANITIZERS})),
         Stage("memcheck", 35, watched, watched_with(device, "memcheck"),
@@ -249,7 +251,7 @@ def finish(device: Device, out: Path, tool: str) -> Callable[[], dict[str, Any]]
         except OSError:
             return {"status": FAILED, "by": "it wrote nothing: is compute-sanitizer there?"}
         with open(out / "check.log", "a") as log:
-            log.write(text)
+            log.write(text[:MOST_OF_LOG])
         log_of(out, tool).unlink()
         return sanitizer_findings(text)
 
