@@ -177,6 +177,18 @@ def test_nothing_runs_after_a_stage_that_all_depends_on(tmp_path: Path) -> None:
     assert content["notes"] == ["library failed, nothing after it was run"]
 
 
+def test_a_stage_that_cannot_be_made_does_not_end_the_others(tmp_path: Path) -> None:
+    def broken() -> Any:
+        raise ImportError("no module named peers")
+
+    chosen = [Stage("one", 5, broken, "nothing"), stage("two", sleeps("a"), finish=broken)]
+    passed, content = run(tmp_path, *chosen, stage("three", sleeps("b")))
+    assert not passed
+    assert [s["status"] for s in content["stages"].values()] == ["failed", "failed", "passed"]
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("ImportError: no module named peers") == 2
+
+
 # ---- Ends from outside --------------------------------------------------------------------------
 
 TINY_CHECK = f"""

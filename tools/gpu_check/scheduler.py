@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from typing import Any
 
 from tools.gpu_check.channel import (
     DIED,
+    FAILED,
     HUNG,
     NOT_RUN,
     PASSED,
@@ -126,10 +128,16 @@ class _Run:
 
     def __init__(self, stage: Stage, deadline: float, report: Report) -> None:
         self.deadline = deadline
-        self.pool, self.queue = stage.pool, deque(stage.items())
+        self.pool = stage.pool
+        self.queue: deque[Item] = deque()
         self.lost: Counter[str] = Counter()  # by group
         self.statuses: Counter[str] = Counter()
         self._stage, self._report = stage.name, report
+        try:
+            self.queue.extend(stage.items())
+        except Exception as error:  # the other stages stand without it
+            why = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+            self.done(Item("what there is to do", ""), FAILED, 0.0, {"why": why})
 
     def done(self, item: Item, status: str, seconds: float, said: Message) -> None:
         """What became of an item, and the items that it has found."""
@@ -177,15 +185,19 @@ class Scheduler:
             passed = self._run_stage(stage, min(left, max(share, stage.most or 0.0)))
             later = {s.pool for s in stages[at + 1 :]}
             self._close([w for w in self._workers if not self._is_kept(w, later)])
-            self.report.end(stage.name, stage.finish())
+            try:
+                found = stage.finish()
+            except Exception as error:
+                found = {"status": FAILED, "not read": f"{type(error).__name__}: {error}"}
+            self.report.end(stage.name, found)
             if stage.required and not passed:
                 self.report.note(f"{stage.name} failed, nothing after it was run")
                 break
         return self.report.all_passed()
 
     def _run_stage(self, stage: Stage, seconds: float) -> bool:
-        run = _Run(stage, time.monotonic() + seconds, self.report)
         self.report.begin(stage.name, seconds)
+        run = _Run(stage, time.monotonic() + seconds, self.report)
         self._lost_in_start.clear()
         for pool in stage.ahead:
             self._staff(pool)
