@@ -447,6 +447,13 @@ def test_all_of_it_on_a_stand_in(tmp_path: Path) -> None:
         gpu_report.main([str(tmp_path / "report.json")])
 
 
+def test_a_stand_in_replays_no_graphs() -> None:
+    with pytest.raises(Skip, match="no CUDA graphs"):
+        serve.timed(
+            Device("cpu"), seconds=0.1, row="g17", cell="lstm", mode="replay", dtype="float32"
+        )
+
+
 def test_a_gpu_is_needed_where_none_stands_in(tmp_path: Path) -> None:
     if serve.torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -175,6 +175,8 @@ def timed(device: Device, *, seconds: float, **names: str) -> Message:
     from benchmarks import gpu, runner
 
     case = case_of(device, **names)
+    if case.mode not in case.row.modes:
+        raise Skip("a stand-in has no CUDA graphs")
     if why := runner.skipped(case):
         raise Skip(why)
     device.set_up()
