@@ -67,6 +67,7 @@ py::dict walk_plan(const fusedrnn::cuda::WalkPlan& p) {
   d["blocks"] = p.size.blocks;
   d["units"] = p.size.units;
   d["rows"] = p.size.rows;
+  d["fixed"] = p.size.fixed;
   d["warps"] = p.warps;
   d["shared_bytes"] = p.shared_bytes;
   d["teams"] = p.teams;

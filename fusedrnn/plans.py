@@ -80,6 +80,7 @@ class CudaWalk:
         blocks: blocks of a team.
         units: hidden units of a block, those of no use (beyond hidden_size) counted.
         rows: sequences of a team.
+        fixed: whether the kernel was compiled for a team of these sizes; others are told theirs.
         warps: of a block.
         shared_bytes: of a block.
         teams: teams of a call, over its sequences and directions.
@@ -92,6 +93,7 @@ class CudaWalk:
     blocks: int | None = None
     units: int | None = None
     rows: int | None = None
+    fixed: bool | None = None
     warps: int | None = None
     shared_bytes: int | None = None
     teams: int | None = None
@@ -158,8 +160,8 @@ def plan(
     The environment variable FUSEDRNN_PLAN, read when fusedrnn is loaded, overrides what the sizes
     would choose, for measuring: "key=value,key=value" with the names of a plan's fields. `threads`,
     `direction_teams`, `forward_steps`, `backward_steps` and `units_per_thread` take a number, which
-    is lowered to what the call can use, `fuse_input` and `weights_in_place` 0 or 1, `split` and
-    `team` one of their names. With a `team`, `blocks` and `rows` take a number; where no such team
+    is lowered to what the call can use, `fuse_input`, `weights_in_place` and `fixed` 0 or 1 (where
+    there is no kernel for the team, `fixed` stays 0), `split` and `team` one of their names. With a `team`, `blocks` and `rows` take a number; where no such team
     fits the device, the call runs stepwise.
     No result depends on them beyond rounding.
 

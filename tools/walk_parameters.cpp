@@ -13,6 +13,7 @@
 
 #include "cells/list.h"
 #include "cuda/plan.h"
+#include "cuda/team/fixed.h"
 #include "cuda/team/walk_problem.h"
 
 namespace fusedrnn::cuda {
@@ -46,11 +47,21 @@ int print(const Walk& walk) {
   return 0;
 }
 
+// The sizes that a plan takes: those of a kernel that is compiled for them, if there is one.
+template <class Sizes>
+Sizes chosen(Sizes (*sizes)(const WalkedCell&, Arithmetic, const Team&), const WalkedCell& cell,
+             Arithmetic arithmetic, const Shape& shape) {
+  Team team = shape.team;
+  team.fixed = team.blocks * team.units == shape.H &&
+               fixed_team(arithmetic, team.blocks, team.units, team.rows) >= 0;
+  return sizes(cell, arithmetic, team);
+}
+
 template <class C, class E>
 int print_forward(Arithmetic arithmetic, const Shape& shape) {
   ForwardWalk<E> walk;
   describe(walk, shape);
-  walk.sizes = forward_sizes(walked<C>, arithmetic, shape.team);
+  walk.sizes = chosen(forward_sizes, walked<C>, arithmetic, shape);
   auto& to = walk.direction[0];
   to.end = shape.steps;
   point(to.gates), point(to.w_hh), point(to.b_ih), point(to.b_hh), point(to.h_out);
@@ -65,7 +76,7 @@ template <class C, class E>
 int print_backward(Arithmetic arithmetic, const Shape& shape) {
   BackwardWalk<E> walk;
   describe(walk, shape);
-  walk.sizes = backward_sizes(walked<C>, arithmetic, shape.team);
+  walk.sizes = chosen(backward_sizes, walked<C>, arithmetic, shape);
   auto& to = walk.direction[0];
   point(to.w_hh), point(to.grad_y), point(to.y), point(to.grads);
   if (C::unit_weights) point(to.w_unit);

@@ -4,6 +4,8 @@
 //   -DFUSEDRNN_ARITHMETIC=Bf16      one of kernels.h
 //
 // `cuda_instances` of setup.py is the list.
+#include <utility>
+
 #include "kernels.h"
 #include "stepwise/stage.cuh"
 #include "team/walk_backward.cuh"
@@ -35,6 +37,24 @@ struct Stages<E, List<S...>> {
   static constexpr StageKernels<E> all[] = {of_stage<E, S>()...};
 };
 
+template <class C, class A, int i>
+constexpr FixedWalk<typename A::E> fixed_walk() {
+  constexpr FixedTeam team = kFixedTeams[i];
+  if constexpr (team.serves(A::arithmetic)) {
+    using Kind = std::conditional_t<team.blocks == 1, BlockTeam, ClusterTeam>;
+    using Sizes = Fixed<team.blocks, team.units, team.rows>;
+    return {walk_forward<C, A, Kind, Sizes>, walk_backward<C, A, Kind, Sizes>};
+  } else {
+    return {};
+  }
+}
+template <class C, class A, class I>
+struct FixedWalks;
+template <class C, class A, int... i>
+struct FixedWalks<C, A, std::integer_sequence<int, i...>> {
+  static constexpr FixedWalk<typename A::E> all[] = {fixed_walk<C, A, i>()...};
+};
+
 template <class C, class A, class E = typename A::E>
 constexpr Kernels<E> of_cell() {
   Kernels<E> table;
@@ -43,10 +63,11 @@ constexpr Kernels<E> of_cell() {
     table.handed = handed_of<C>;
   }
   if constexpr (!std::is_same_v<E, double> && stages_of<C> == 1) {
-    table.walk_forward[0] = walk_forward<C, A, BlockTeam>;
-    table.walk_forward[1] = walk_forward<C, A, ClusterTeam>;
-    table.walk_backward[0] = walk_backward<C, A, BlockTeam>;
-    table.walk_backward[1] = walk_backward<C, A, ClusterTeam>;
+    table.walk_forward[0] = walk_forward<C, A, BlockTeam, Told>;
+    table.walk_forward[1] = walk_forward<C, A, ClusterTeam, Told>;
+    table.walk_backward[0] = walk_backward<C, A, BlockTeam, Told>;
+    table.walk_backward[1] = walk_backward<C, A, ClusterTeam, Told>;
+    table.fixed = FixedWalks<C, A, std::make_integer_sequence<int, kFixedTeamCount>>::all;
   }
   return table;
 }

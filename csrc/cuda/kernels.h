@@ -10,6 +10,7 @@
 #include "plan.h"
 #include "stepwise/order.h"
 #include "stepwise/steps.cuh"
+#include "team/fixed.h"
 #include "team/walk_problem.h"
 
 namespace fusedrnn::cuda {
@@ -23,6 +24,13 @@ struct StageKernels {
   void (*backward[2])(BackwardSteps<E>);
 };
 
+// The walks that are compiled for one team.
+template <class E>
+struct FixedWalk {
+  void (*forward)(ForwardWalk<E>) = nullptr;
+  void (*backward)(BackwardWalk<E>) = nullptr;
+};
+
 template <class E>
 struct Kernels {
   // Stepwise; a storage type's tables in other arithmetics have none.
@@ -31,6 +39,7 @@ struct Kernels {
   // For teams of one block and for clusters; null if no team walks the cell.
   void (*walk_forward[2])(ForwardWalk<E>) = {};
   void (*walk_backward[2])(BackwardWalk<E>) = {};
+  const FixedWalk<E>* fixed = nullptr;  // as kFixedTeams; those that are not compiled are null
 };
 
 // The table of a cell that is a program, of kernels that were made at run time: those of its steps,

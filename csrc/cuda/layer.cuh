@@ -285,6 +285,27 @@ class Layer {
     return p_.program ? kernels_ : kernels_of<E>(p_.cell, plan_.walk.arithmetic);
   }
   int of_team() const { return plan_.walk.team == CudaTeam::cluster ? 1 : 0; }
+  const FixedWalk<E>& fixed_walk() const {
+    const Team& team = plan_.walk.size;
+    const int i = fixed_team(plan_.walk.arithmetic, team.blocks, team.units, team.rows);
+    return walk_kernels().fixed[i];
+  }
+
+  // W_hh of a direction for a walk. Kernels that are compiled for their team read values of two
+  // bytes two at a time: W_hh is copied for them if it begins in the middle of two.
+  int64_t moved_w_hh_count() const {
+    bool moved = false;
+    for (int d = 0; d < D_; ++d)
+      moved = moved || reinterpret_cast<uintptr_t>(p_.weights[d].w_hh) % 4 != 0;
+    return walks() && plan_.walk.size.fixed && kIsHalf<E> && moved ? D_ * hidden_rows_ * H_ : 0;
+  }
+  const E* walked_w_hh(int d, E* moved) const {
+    const E* const there = typed(p_.weights[d].w_hh);
+    if (!moved) return there;
+    const int64_t count = hidden_rows_ * H_;
+    copy(moved + d * count, there, count * static_cast<int64_t>(sizeof(E)));
+    return moved + d * count;
+  }
 
   // ---- Stepwise ---------------------------------------------------------------------------------
 

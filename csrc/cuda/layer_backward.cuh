@@ -43,7 +43,7 @@ class LayerBackward : Layer<E> {
     walk.modified = is_modified();
     for (int d = 0; d < D_; ++d) {
       auto& to = walk.direction[d];
-      to.w_hh = Base::typed(p_.weights[d].w_hh);
+      to.w_hh = this->walked_w_hh(d, w_hh_copy_);
       to.w_unit = Base::typed(p_.weights[d].w_unit);
       to.hx = this->of_direction(Base::typed(p_.hx[0]), d, H_);
       for (int i = 0; i < facts_.states; ++i) {
@@ -60,8 +60,9 @@ class LayerBackward : Layer<E> {
       to.save = this->reserve(d, 0);
       to.grads = at(grads_, d, 0, grads_row_);
     }
-    launch_teams("the backward walk", this->walk_kernels().walk_backward[this->of_team()], walk,
-                 plan_.walk, D_, stream_);
+    const auto kernel = plan_.walk.size.fixed ? this->fixed_walk().backward
+                                              : this->walk_kernels().walk_backward[this->of_team()];
+    launch_teams("the backward walk", kernel, walk, plan_.walk, D_, stream_);
     if constexpr (!std::is_same_v<E, double>)  // no team walks in it
       if (wants_w_hh_) keep_states_before(walk);
   }
@@ -108,6 +109,7 @@ class LayerBackward : Layer<E> {
     this->place_offsets(arena);
     if (this->walks()) {
       arena.place(notes_, is_modified() ? states * backward_notes(facts_.states) * H_ : 0);
+      arena.place(w_hh_copy_, this->moved_w_hh_count());
       return;
     }
     arena.place(dh_, states * R_);

@@ -43,6 +43,7 @@ class LayerForward : Layer<E> {
     arena.place(gates_, D_ * chunk_rows_ * GH_);
     if (this->walks()) {
       this->place_offsets(arena);
+      arena.place(w_hh_copy_, this->moved_w_hh_count());
       arena.place(notes_, is_modified() ? states * forward_notes(facts_.states) * H_ : 0);
       for (int i = 1; i < facts_.states; ++i)
         arena.place(state_[i], plan_.forward_steps < p_.T ? states * H_ : 0);
@@ -89,7 +90,7 @@ class LayerForward : Layer<E> {
       to.begin = static_cast<int>(d == 0 ? s : p_.T - end);
       to.end = static_cast<int>(d == 0 ? end : p_.T - s);
       to.gates = gates_ + d * chunk_rows_ * GH_, to.first_row = static_cast<int>(first_row_[d]);
-      to.w_hh = Base::typed(weights.w_hh);
+      to.w_hh = this->walked_w_hh(d, w_hh_copy_);
       to.b_ih = Base::typed(weights.b_ih), to.b_hh = Base::typed(weights.b_hh);
       to.w_unit = Base::typed(weights.w_unit);
       to.h_out = this->of_direction(Base::typed(p_.hn[0]), d, H_);
@@ -106,8 +107,9 @@ class LayerForward : Layer<E> {
       to.y = Base::typed(p_.output) + d * R_;
       to.save = this->reserve(d, 0);
     }
-    launch_teams("the forward walk", this->walk_kernels().walk_forward[this->of_team()], walk,
-                 plan_.walk, D_, stream_);
+    const auto kernel = plan_.walk.size.fixed ? this->fixed_walk().forward
+                                              : this->walk_kernels().walk_forward[this->of_team()];
+    launch_teams("the forward walk", kernel, walk, plan_.walk, D_, stream_);
   }
 
   // The gates of the next `forward_steps` steps of each direction, in the order of t.

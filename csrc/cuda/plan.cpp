@@ -1,7 +1,7 @@
 // The CUDA plan: of all the teams that fit the device, the one whose predicted time is least, and
 // no team at all where steps one by one are predicted to be faster. docs/kernels.md derives the
-// model; its constants are of an H100 and H200 at 1.755 GHz, from public measurements, and none of
-// them has been measured by us on a GPU yet.
+// model. Its constants are of an H100 and H200 at 1.755 GHz: counted in our kernels' machine code
+// and, for what that does not say, from public measurements. None has been measured by us on a GPU.
 //
 // No number depends on the plan but by the order of sums: a chunk is rows of one product, none of
 // whose sums it cuts.
@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "layer/plan_override.h"
+#include "team/fixed.h"
 
 namespace fusedrnn::cuda {
 namespace {
@@ -39,13 +40,29 @@ constexpr double kFragmentF32 = 20;     // the same by multiply-adds, operands f
 constexpr double kProductLatency = 30;  // of one that waits for the one before
 constexpr double kFragmentLoad = 4;     // 512 bytes at 128 a cycle
 constexpr double kOperandLoad = 2;      // 256 bytes
-// A cell of a lane takes so many instructions, of those that a scheduler issues one a cycle.
-constexpr double kCellLatency = 200, kBackwardLatency = 300, kCellIssue = 200;
-constexpr double kBlockBarrier = 40, kPartsBarrier = 80;
+
+// What tools/step_cycles.py counts in the machine code of LSTM walks in bf16
+// (tests/cuda_cycles.txt), beside the time of the fragments: of kernels that are compiled for their
+// team, and of those that are told its sizes.
+struct Pace {
+  double product;          // before its first fragment and after its last
+  double fragments;        // how many times as long they take as they would without anything else
+  double parts;            // sums of parts exchanged and added
+  double cell, each_cell;  // of a lane, and each of those that a scheduler computes
+  double share;            // adding what a block sent
+  double rest;             // loops, addresses, barriers, sending
+  double tail;             // from the first byte sent to where a step can begin again
+  double load;             // what loads from memory take longer, where nothing travels meanwhile
+};
+constexpr Pace kForwardFixed = {100, 1, 180, 140, 100, 0, 105, 430, 300};
+constexpr Pace kForwardTold = {350, 1, 400, 250, 140, 0, 900, 850, 0};
+constexpr Pace kBackwardFixed = {95, 1.45, 0, 150, 75, 6, 200, 430, 300};
+constexpr Pace kBackwardTold = {400, 1.2, 0, 300, 230, 15, 950, 180, 0};
+
+// From the last byte sent to who waits for it.
 constexpr double kStoreLatency = 400;                   // a remote store, arrival, wait
 constexpr double kBulkLatency = 700;                    // fence, start, copy, arrival, wait
 constexpr double kExchangeBytes = 13;                   // a cycle, into a block
-constexpr double kShare = 15;                           // adding what a block sent
 constexpr double kLoadBytes = 32, kLoadLatency = 8000;  // of weights, once a launch
 
 constexpr double kStepwiseNs = 5000;                            // two launches of a step
@@ -63,38 +80,48 @@ struct Cost {
   double start = 0, step = 0;  // ns
 };
 
-Cost forward_cost(const WalkedCell& cell, Arithmetic arithmetic, const ForwardSizes& z) {
+// Of a step whose product and sums take so long, and after which so many bytes come into a block.
+double step_of(const Pace& pace, const WalkSizes& z, double product, int items, double latency,
+               double bytes) {
+  const double sent = pace.rest + z.columns * (pace.product + product) + pace.cell +
+                      pace.each_cell * cells_of_scheduler(items) + pace.share * z.blocks;
+  if (z.blocks == 1) return sent + pace.tail + pace.load;
+  return std::max(sent + pace.tail,
+                  sent + latency + bytes * (z.blocks - 1) / z.blocks / kExchangeBytes);
+}
+
+Cost forward_cost(const WalkedCell& cell, Arithmetic arithmetic, const ForwardSizes& z,
+                  bool fixed) {
+  const Pace& pace = fixed ? kForwardFixed : kForwardTold;
   const double fragments = static_cast<double>(z.groups) * cell.tiles() * z.depth;
   const double loaded = static_cast<double>(z.warps) * z.fragments_of_warp;
   const double each = arithmetic == Arithmetic::f32 ? kFragmentF32 : kFragment;
   const double chain = cell.tiles() < 3 ? z.part_depth / 2 : z.part_depth;
   const double memory = loaded * kFragmentLoad + z.leaders * z.turns * z.depth * kOperandLoad;
-  const double product =
-      std::max({fragments * each * uneven(z.warps), memory, chain * z.turns * kProductLatency});
-  double step = z.columns * (product + (z.parts > 1 ? kPartsBarrier : 0)) + kCellLatency +
-                kCellIssue * cells_of_scheduler(z.units / 8 * z.columns) + kBlockBarrier;
-  if (z.blocks > 1)
-    step += (z.operand / z.blocks > kBulkBytes ? kBulkLatency : kStoreLatency) +
-            static_cast<double>(z.blocks - 1) / z.blocks * z.operand / kExchangeBytes;
+  const double product = pace.fragments * std::max({fragments * each * uneven(z.warps), memory,
+                                                    chain * z.turns * kProductLatency});
+  const double parts = z.parts > 1 ? pace.parts : 0;
+  const bool bulk = !fixed && z.columns * z.slice > kBulkBytes;
+  const double step = step_of(pace, z, product + parts, z.units / 8 * z.columns,
+                              bulk ? kBulkLatency : kStoreLatency,
+                              static_cast<double>(z.columns) * z.slice * z.blocks);
   const double start = kLoadLatency + fragments * kFragmentBytes / kLoadBytes;
   return {in_ns(start), in_ns(step)};
 }
 
-Cost backward_cost(Arithmetic arithmetic, const BackwardSizes& z) {
+Cost backward_cost(Arithmetic arithmetic, const BackwardSizes& z, bool fixed) {
+  const Pace& pace = fixed ? kBackwardFixed : kBackwardTold;
   const double fragments = static_cast<double>(z.tiles) * z.depth;
   const double loaded = static_cast<double>(z.full_warps) * z.fragments_of_warp +
                         static_cast<double>(z.warps - z.full_warps) * z.fragments_of_other;
   const double each = arithmetic == Arithmetic::f32 ? kFragmentF32 : kFragment;
-  const double rounds = (z.turns + kHeldTiles - 1) / kHeldTiles;
+  const double rounds = cut(z.turns, z.group);
   const double memory =
       loaded * kFragmentLoad + std::min(z.warps, z.tiles) * rounds * z.depth * kOperandLoad;
-  const double product = std::max({fragments * each * uneven(std::min(z.warps, z.tiles)), memory,
-                                   rounds * z.depth * kProductLatency});
-  double step = z.columns * product + kBackwardLatency + kCellIssue * cells_of_scheduler(z.items) +
-                2 * kBlockBarrier + z.blocks * kShare;
-  if (z.blocks > 1)
-    step += kStoreLatency +
-            static_cast<double>(z.blocks - 1) / z.blocks * z.inbox_bytes / kExchangeBytes;
+  const double product =
+      pace.fragments * std::max({fragments * each * uneven(std::min(z.warps, z.tiles)), memory,
+                                 rounds * z.depth * kProductLatency});
+  const double step = step_of(pace, z, product, z.items, kStoreLatency, z.inbox_bytes);
   const double start = kLoadLatency + fragments * kFragmentBytes / kLoadBytes;
   return {in_ns(start), in_ns(step)};
 }
@@ -140,11 +167,11 @@ bool consider(const Shape& s, const CudaDevice& device, Pass pass, const Team& t
   if (pass == Pass::forward) {
     const ForwardSizes z = forward_sizes(cell, plan.arithmetic, team);
     plan.warps = z.warps, plan.shared_bytes = z.bytes;
-    cost = forward_cost(cell, plan.arithmetic, z);
+    cost = forward_cost(cell, plan.arithmetic, z, team.fixed);
   } else {
     const BackwardSizes z = backward_sizes(cell, plan.arithmetic, team);
     plan.warps = z.warps, plan.shared_bytes = z.bytes;
-    cost = backward_cost(plan.arithmetic, z);
+    cost = backward_cost(plan.arithmetic, z, team.fixed);
   }
   if (plan.shared_bytes > device.shared_bytes) return false;
   const double waves = static_cast<double>(div_up(plan.teams, plan.at_once));
@@ -159,9 +186,11 @@ WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool all
   best.step_ns = stepwise_step(s, pass);
   enum class Asked { stepwise, block, cluster, nothing } asked = Asked::nothing;
   int asked_blocks = 0, asked_rows = 0;
+  bool fixed = !s.modified && !s.program;
   wanted.choose("team", asked, {"stepwise", "block", "cluster"});
   wanted.limit("blocks", asked_blocks, kMostBlocks);
   wanted.limit("rows", asked_rows, kMostRows);
+  if (fixed) wanted.flag("fixed", fixed);
   if ((s.modified && device.capability < kModifiedSince) || s.P || !is_walked(s.facts()) ||
       s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps || s.B > kMostSteps ||
       asked == Asked::stepwise || !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
@@ -181,9 +210,16 @@ WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool all
     if (asked_blocks && team.blocks != asked_blocks) continue;
     for (team.rows = kColumns; team.rows < B + kColumns; team.rows += kColumns) {
       if (asked_rows && team.rows != asked_rows) continue;
-      double time = 0;
-      if (consider(s, device, pass, team, tried, time) && time < least_time)
-        best = tried, least_time = time;
+      const bool may_be_fixed =
+          fixed && team.blocks * team.units == H &&
+          fixed_team(tried.arithmetic, team.blocks, team.units, team.rows) >= 0;
+      for (const bool is_fixed : {true, false}) {
+        if (is_fixed && !may_be_fixed) continue;
+        team.fixed = is_fixed;
+        double time = 0;
+        if (consider(s, device, pass, team, tried, time) && time < least_time)
+          best = tried, least_time = time;
+      }
     }
   }
   return best;

@@ -189,8 +189,10 @@ KernelSource walk_source(const Program& program, const WalkKernel& walk) {
   const std::string kernel = walk.pass == Pass::forward ? "walk_forward" : "walk_backward";
   const char* const team = walk.team == CudaTeam::cluster ? "ClusterTeam" : "BlockTeam";
   const std::string space = "fusedrnn::cuda::";
-  return {text_of(program, "cuda/team/" + kernel + ".cuh"),
-          {instance(kernel, 0, space + name_of(walk.arithmetic) + ", " + space + team)}};
+  return {
+      text_of(program, "cuda/team/" + kernel + ".cuh"),
+      {instance(kernel, 0,
+                space + name_of(walk.arithmetic) + ", " + space + team + ", " + space + "Told")}};
 }
 
 }  // namespace fusedrnn::cuda

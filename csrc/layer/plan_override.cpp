@@ -18,6 +18,7 @@ constexpr Key kKeys[] = {
     {"backward_steps", "count"},
     {"blocks", "count"},
     {"direction_teams", "count"},
+    {"fixed", "flag"},
     {"forward_steps", "count"},
     {"fuse_input", "flag"},
     {"rows", "count"},

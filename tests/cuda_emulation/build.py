@@ -68,6 +68,10 @@ KERNELS: tuple[Path, ...] = (
 COMPILER = "g++"  # of GCC: the race build relies on how it instruments memory accesses
 COMMON = "-std=c++17 -fPIC -fvisibility=hidden -fno-gnu-unique -fno-ipa-icf".split()
 COMMON += "-ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -pthread".split()
+# Of the teams that walks are compiled for (csrc/cuda/team/fixed.h) those that small problems have:
+# one block, few and many of them, one warp and several for a group, one and two eights of sequences.
+FIXED_TEAMS = "{1,64,8,true,true,false},{4,16,8,true,true,true},{16,16,16,true,false,false}"
+COMMON += [f"-DFUSEDRNN_FIXED_TEAMS={FIXED_TEAMS}"]
 # Lines for the reports, and no more: kernels run as fast as with -O2 and compile in half the time.
 COMMON += "-O1 -g1 -fno-var-tracking".split()
 SANITIZERS = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr"

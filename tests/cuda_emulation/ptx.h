@@ -35,7 +35,13 @@ inline uint32_t transpose(uint32_t pair, EMULATION_HERE) {
   return emulation::transpose(pair, where);
 }
 
-inline int computed_here(int x) { return x; }
+inline float exp2(float x) { return std::exp2(x); }
+inline float reciprocal(float x) { return 1 / x; }
+
+template <class T>
+T computed_here(T x) {
+  return x;
+}
 
 // ---- Barriers of some warps of a block ------------------------------------------------------
 

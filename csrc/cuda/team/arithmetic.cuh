@@ -5,6 +5,7 @@
 //
 // An arithmetic A is
 //   A::E                 the storage type
+//   A::Math              functions as exact as the products are (cells/cell.h)
 //   A::Rows              a fragment of weights, as a lane multiplies with it
 //   A::Columns           8 sequences of the right operand, as a lane multiplies with them
 //   load(rows, memory)   from the 512 bytes of a fragment, where lane l left its words at 16 l
@@ -20,6 +21,8 @@
 //                        several fragments are under way together
 //   put(operand, k, column, value)
 //                        one value of the right operand
+//   Outgoing<n>          the same for 8 units by 8 sequences whose values the lanes of a warp have,
+//                        n each: as words, and where they go
 #pragma once
 
 #include "cuda/types.cuh"
@@ -32,18 +35,78 @@ struct Words {
   uint32_t word[4];
 };
 
+// For results of 16 bits, and sums of products that were rounded to tf32: a few instructions
+// without a branch. Errors are relative, below 2^-19 where the result is a normal number.
+struct ShortMath : DeviceMath<float> {
+  __device__ __forceinline__ static float sigmoid(float x) {
+    return ptx::reciprocal(1 + ptx::exp2(-kLog2E * x));
+  }
+  __device__ __forceinline__ static float tanh(float x) {
+    const float square = x * x;  // near 0 the difference below would have no digits left
+    const float near = ::fmaf(x * square, ::fmaf(square, 2 / 15.0f, -1 / 3.0f), x);
+    const float far = 1 - 2 * ptx::reciprocal(1 + ptx::exp2(2 * kLog2E * x));
+    return ::fabsf(x) < 0.125f ? near : far;
+  }
+
+ private:
+  static constexpr float kLog2E = 1.44269504f;
+};
+
 __device__ __forceinline__ unsigned lane_index() { return threadIdx.x % kLanes; }
 
 // What all share: the layout of the right operand, 16 bytes of k by 8 sequences after each other.
 template <class E_>
 struct OperandOf {
   using E = E_;
+  static constexpr bool kReadsPairs = false;
   __device__ __forceinline__ static bool has_pairs(const E*, int) { return false; }
   static constexpr int kPerCore = 16 / static_cast<int>(sizeof(E));  // of k
 
   __device__ __forceinline__ static E& at(char* operand, int k, int column) {
     char* const core = operand + k / kPerCore * kCoreBytes + column * 16;
     return reinterpret_cast<E*>(core)[k % kPerCore];
+  }
+};
+
+// Words for the operand, of 8 units by 8 sequences: a lane has the values of unit `group` for the
+// sequences 2t and 2t + 1, or for one of them, as its warp does for every second sequence. `at` is
+// a word's place from the first unit's.
+//
+// Values of 4 bytes are words as they are.
+template <class A, int n>
+struct WideWords {
+  static constexpr int kCount = n;      // of a lane
+  static constexpr int kReceivers = 1;  // that a warp's words are for at the same time
+  uint32_t word[n];
+  int at[n];
+  int receiver = 0;  // which of them this lane's are for
+
+  __device__ __forceinline__ WideWords(const float (&value)[n], int odd) {
+    const int group = static_cast<int>(lane_index()) / 4, t = lane_index() % 4;
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      word[i] = A::bits_of(value[i]);
+      at[i] = group / 4 * kCoreBytes + (2 * t + (n == 1 ? odd : i)) * 16 + group % 4 * 4;
+    }
+  }
+};
+// Of 2 bytes, those of two units are one: a lane then has units 2t and 2t + 1 of the sequence
+// `group`. With one value to a lane every second sequence would be empty: it has its neighbour's
+// words, for another receiver.
+template <class E, int n>
+struct NarrowWords {
+  static constexpr int kCount = 1, kReceivers = 3 - n;
+  uint32_t word[1];
+  int at[1];
+  int receiver;
+
+  __device__ __forceinline__ NarrowWords(const float (&value)[n], int odd) {
+    const int group = static_cast<int>(lane_index()) / 4, t = lane_index() % 4;
+    Pair<E> pair;
+    pair.set(narrowed<E>(value[0]), narrowed<E>(value[n - 1]));
+    word[0] = ptx::transpose(pair.bits);
+    at[0] = (n == 1 ? group / 2 * 2 + odd : group) * 16 + t * 4;
+    receiver = n == 1 ? group % 2 : 0;
   }
 };
 
@@ -78,6 +141,8 @@ struct OnTensorCores : OperandOf<E> {
 
 template <class E>
 struct HalfArithmetic : OnTensorCores<E> {
+  using Math = ShortMath;
+  static constexpr bool kReadsPairs = true;
   template <bool kTransposed, bool kPairs, class At>
   __device__ __forceinline__ static Words fetch(const E* weights, const At& at) {
     const uint16_t* const values = reinterpret_cast<const uint16_t*>(weights);
@@ -110,6 +175,8 @@ struct HalfArithmetic : OnTensorCores<E> {
   __device__ __forceinline__ static void put(char* operand, int k, int column, float value) {
     OperandOf<E>::at(operand, k, column) = narrowed<E>(value);
   }
+  template <int n>
+  using Outgoing = NarrowWords<E, n>;
 };
 
 struct Bf16 : HalfArithmetic<__nv_bfloat16> {
@@ -133,6 +200,7 @@ struct F16 : HalfArithmetic<__half> {
 };
 
 struct Tf32 : OnTensorCores<float> {
+  using Math = ShortMath;
   static constexpr Arithmetic arithmetic = Arithmetic::tf32;
   static constexpr int kDepth = fragment_depth(arithmetic);
   static constexpr int kSince = 80;
@@ -156,14 +224,18 @@ struct Tf32 : OnTensorCores<float> {
 #pragma unroll
     for (uint32_t& word : words.word) word = ptx::round_to_tf32(__uint_as_float(word));
   }
+  __device__ __forceinline__ static uint32_t bits_of(float x) { return ptx::round_to_tf32(x); }
   __device__ __forceinline__ static void put(char* operand, int k, int column, float value) {
-    at(operand, k, column) = __uint_as_float(ptx::round_to_tf32(value));
+    at(operand, k, column) = __uint_as_float(bits_of(value));
   }
+  template <int n>
+  using Outgoing = WideWords<Tf32, n>;
 };
 
 // Ordinary multiply-adds. A fragment lies in memory as [2][16 rows][4 of k]: neighbouring rows are
 // read without bank conflicts, each by four lanes at once.
 struct F32 : OperandOf<float> {
+  using Math = DeviceMath<float>;
   static constexpr Arithmetic arithmetic = Arithmetic::f32;
   static constexpr int kSince = 0;
   static constexpr int kDepth = fragment_depth(arithmetic);
@@ -213,9 +285,12 @@ struct F32 : OperandOf<float> {
   }
   template <bool kTransposed>
   __device__ __forceinline__ static void arrange(Words&) {}
+  __device__ __forceinline__ static uint32_t bits_of(float x) { return __float_as_uint(x); }
   __device__ __forceinline__ static void put(char* operand, int k, int column, float value) {
     at(operand, k, column) = value;
   }
+  template <int n>
+  using Outgoing = WideWords<F32, n>;
 
  private:
   __device__ __forceinline__ static void load4(const float* from, float* to) {
@@ -339,6 +414,70 @@ struct HeldWeights {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (kApart) sum[tile][i] += apart[tile][i];
+  }
+
+  // The same for a depth that the compiler knows, all tiles, and several columns; the first
+  // kFromRegisters k, all that are held or none, are in registers. Nothing branches;
+  // the operand is loaded one or two pairs of k, and a fragment in memory one product, before they
+  // are used.
+  template <int kFromRegisters, int kDepth, int kColumns>
+  __device__ __forceinline__ void multiply(float (&sum)[kColumns][kTiles][4], const char* stored,
+                                           const char* operand, int column_bytes) const {
+    constexpr int kBytes = 2 * kCoreBytes, kPairs = (kDepth + 1) / 2;
+    constexpr bool kApart = kTiles < 3;
+    constexpr int kStored = (kDepth - kFromRegisters) * kTiles;  // fragments
+    constexpr int kAhead = kStored > 0 ? 1 : 2;                  // registers are scarce there
+    float apart[kColumns][kTiles][4];
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column)
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[column][tile][i] = apart[column][tile][i] = 0;
+
+    typename A::Columns columns[kPairs][kColumns][2];
+    typename A::Rows memory[kStored > 0 ? kStored : 1];
+    const auto load_columns = [&](int pair) {
+#pragma unroll
+      for (int column = 0; column < kColumns; ++column) {
+        const char* const from = operand + column * column_bytes + 2 * pair * kBytes;
+        if (2 * pair + 1 < kDepth) {
+          A::load(columns[pair][column], from);
+        } else {
+          typename A::Columns one[1];
+          A::load(one, from);
+          columns[pair][column][0] = one[0];
+        }
+      }
+    };
+    const auto load_fragment = [&](int i) {
+      if (i < kStored) A::load(memory[i], stored + i * kFragmentBytes);
+    };
+#pragma unroll
+    for (int pair = 0; pair < kAhead && pair < kPairs; ++pair) load_columns(pair);
+    load_fragment(0);
+#pragma unroll
+    for (int k = 0; k < kDepth; ++k) {
+      if (k % 2 == 0 && k / 2 + kAhead < kPairs) load_columns(k / 2 + kAhead);
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const int i = (k - kFromRegisters) * kTiles + tile;
+        if (i >= 0) load_fragment(i + 1);
+#pragma unroll
+        for (int column = 0; column < kColumns; ++column) {
+          float (&to)[4] = (kApart && k % 2 ? apart : sum)[column][tile];
+          A::multiply(to, i < 0 ? rows[k < kFromRegisters ? k : 0][tile] : memory[i < 0 ? 0 : i],
+                      columns[k / 2][column][k % 2]);
+        }
+      }
+    }
+    if constexpr (kApart)
+#pragma unroll
+      for (int column = 0; column < kColumns; ++column)
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sum[column][tile][i] += apart[column][tile][i];
   }
 };
 

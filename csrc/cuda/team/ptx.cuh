@@ -95,6 +95,21 @@ __device__ __forceinline__ uint32_t round_to_tf32(float x) {
   return rounded;
 }
 
+// ---- Functions of one instruction ------------------------------------------------------------
+//
+// Good to 2 ulp and 1 ulp; results that are not normal numbers are 0.
+
+__device__ __forceinline__ float exp2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+__device__ __forceinline__ float reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // ---- Registers ------------------------------------------------------------------------------
 
 // Hides where x comes from, so that the compiler computes what depends on it here, and not ahead of
@@ -102,6 +117,14 @@ __device__ __forceinline__ uint32_t round_to_tf32(float x) {
 __device__ __forceinline__ int computed_here(int x) {
   asm volatile("" : "+r"(x));
   return x;
+}
+// The same of an address in global memory, which then stays in its registers and is not computed
+// anew.
+template <class T>
+__device__ __forceinline__ T* computed_here(T* x) {
+  size_t at = __cvta_generic_to_global(static_cast<const void*>(x));
+  asm volatile("" : "+l"(at));
+  return static_cast<T*>(__cvta_global_to_generic(at));
 }
 
 // ---- Fragments from shared memory (sm_75) ---------------------------------------------------
@@ -231,7 +254,9 @@ __device__ __forceinline__ void cluster_wait() {
 // ---- mbarriers (sm_90) ----------------------------------------------------------------------
 //
 // A phase ends when all arrivals have come and tx is zero; the next begins at once. A wait for
-// parity p returns when a phase of that parity has ended: 0 first, then 1, then 0.
+// parity p returns when a phase of that parity has ended: 0 first, then 1, then 0. What the wait is
+// for came into the waiting block's own shared memory, which has no copies that could be old: it
+// acquires for the block, as CUTLASS's waits do. For the cluster it would drop all of L1.
 
 __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, unsigned arrivals) {
   FUSEDRNN_SINCE(900)
@@ -277,7 +302,7 @@ __device__ __forceinline__ bool mbarrier_try_wait(uint64_t* barrier, unsigned pa
   FUSEDRNN_SINCE(900)
   asm volatile(
       "{ .reg .pred p;\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+      "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n"
       "selp.u32 %0, 1, 0, p; }"
       : "=r"(done)
       : "r"(shared_address(barrier)), "r"(parity)

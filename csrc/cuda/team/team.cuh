@@ -3,6 +3,7 @@
 // gets something from every other.
 //
 //   forward    wait(e-1)  product, cell            publish(e): own slice of h to all
+//              the same                            send(e): own h to all, word by word (Fixed)
 //   backward   wait(e-1)  cell, block.sync, send(e): own share of everyone's dh, product by product
 //
 // Two buffers in turn are enough, and one wait a step: whoever writes exchange e + 2 into my buffer
@@ -79,8 +80,7 @@ class ClusterTeam {
     const int warps = static_cast<int>(blockDim.x) / kLanes;
     for (int i = static_cast<int>(threadIdx.x) / kLanes; i + 1 < static_cast<int>(size_);
          i += warps) {
-      unsigned to = rank_ + 1 + static_cast<unsigned>(i);
-      if (to >= size_) to -= size_;
+      const unsigned to = rank_after(i);
       for (int piece = 0; piece < pieces; ++piece) {
         char* const from = slice + piece * apart;
         if (bulk && threadIdx.x % kLanes == 0)
@@ -105,7 +105,18 @@ class ClusterTeam {
                                        unsigned to) const {
     ptx::st_async(place, value, barrier(exchange), to);
   }
+  __device__ __forceinline__ void send(int exchange, uint32_t* place, uint32_t word,
+                                       unsigned to) const {
+    ptx::st_async(place, word, barrier(exchange), to);
+  }
   __device__ __forceinline__ void wait_for_sent(int exchange) const { wait(exchange); }
+  // The ranks of a team of kSize, in an order that makes no two blocks begin with the same one; the
+  // own is the last.
+  template <int kSize>
+  __device__ __forceinline__ unsigned rank_after(int i) const {
+    if (kSize & (kSize - 1)) return rank_after(i);
+    return rank_ ^ static_cast<unsigned>(kSize - 1 - i);
+  }
 
  private:
   __device__ __forceinline__ uint64_t* barrier(int exchange) const {
@@ -117,6 +128,11 @@ class ClusterTeam {
   __device__ __forceinline__ void meet() const {
     ptx::cluster_arrive();
     ptx::cluster_wait();
+  }
+
+  __device__ __forceinline__ unsigned rank_after(int i) const {
+    const unsigned to = rank_ + 1 + static_cast<unsigned>(i);
+    return to < size_ ? to : to - size_;
   }
 
   uint64_t* const barriers_;

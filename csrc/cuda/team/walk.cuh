@@ -61,15 +61,13 @@ struct Steps {
 struct Seat {
   int direction, tile;        // of the grid's teams
   int warp, lane, group, t4;  // t4: of a quad of lanes
-  unsigned team_size;
 
   __device__ __forceinline__ Seat(const WalkProblem& p, int blocks)
       : warp(static_cast<int>(threadIdx.x) / kLanes),
         lane(static_cast<int>(threadIdx.x) % kLanes),
         group(lane / 4),
-        t4(lane % 4),
-        team_size(static_cast<unsigned>(blocks)) {
-    const int team = static_cast<int>(blockIdx.x / team_size);
+        t4(lane % 4) {
+    const int team = static_cast<int>(blockIdx.x / static_cast<unsigned>(blocks));
     direction = team / p.tiles, tile = team % p.tiles;
   }
 };
@@ -81,28 +79,54 @@ constexpr bool kModifies =
     true;
 #endif
 
-// What a thread knows in either walk.
-template <class Walk, class Team>
-struct Walker {
+// Where a kernel has the sizes of its team from: the launch tells them, so that one kernel serves
+// all teams, or its type does.
+struct Told {
+  static constexpr bool fixed = false;
+};
+template <int kBlocks, int kUnits, int kRows>
+struct Fixed {
+  static constexpr bool fixed = true;
+  static constexpr Team team = {kBlocks, kUnits, kRows, true};
+};
+
+// What a thread knows in either walk. `Sizes` has them as z_.
+template <class Walk, class Team, class Sizes>
+struct Walker : Sizes {
+  using Sizes::z_;
+
   __device__ __forceinline__ Walker(const Walk& walk, char* shared)
-      : w_(walk),
-        z_(walk.sizes),
-        seat_(walk, walk.sizes.blocks),
+      : Sizes(walk.sizes),
+        w_(walk),
+        seat_(walk, z_.blocks),
         d_(walk.direction[seat_.direction]),
         shared_(shared),
-        team_(reinterpret_cast<uint64_t*>(shared + walk.sizes.barriers), seat_.team_size),
-        sequences_(walk, seat_.tile, walk.sizes.rows),
-        first_unit_(static_cast<int>(team_.rank()) * walk.sizes.units) {}
+        team_(reinterpret_cast<uint64_t*>(shared + z_.barriers), static_cast<unsigned>(z_.blocks)),
+        sequences_(walk, seat_.tile, z_.rows),
+        first_unit_(static_cast<int>(team_.rank()) * z_.units) {}
 
   // Calls load(pairs), where the type of `pairs` says whether W_hh can be read two values at a
-  // time.
-  template <class A, class F>
+  // time. Kernels with fixed sizes are not launched where it can not, though it may have them.
+  template <class A, bool kFixed, class F>
   __device__ __forceinline__ void with_pairs(const F& load) const {
-    if (A::has_pairs(d_.w_hh, w_.H))
+    if constexpr (kFixed)
+      load(std::bool_constant<A::kReadsPairs>());
+    else if (A::has_pairs(d_.w_hh, H()))
       load(std::true_type());
     else
       load(std::false_type());
   }
+
+  // Hidden units; where the kernel knows its sizes, as many as the team has room for.
+  __device__ __forceinline__ int H() const {
+    if constexpr (Sizes::kFixed) return z_.blocks * z_.units;
+    return w_.H;
+  }
+  __device__ __forceinline__ int Hp() const {
+    if constexpr (Sizes::kFixed) return H();
+    return w_.Hp;
+  }
+  __device__ __forceinline__ bool is_unit(int unit) const { return Sizes::kFixed || unit < w_.H; }
 
   // Turing has no registers left for modifiers, so the plan gives such calls there no team.
   __device__ __forceinline__ bool is_modified() const { return kModifies && w_.modified; }
@@ -133,16 +157,15 @@ struct Walker {
   }
 
   __device__ __forceinline__ int64_t index(int b, int unit) const {  // in [B][H]
-    return static_cast<int64_t>(sequences_.first + b) * w_.H + unit;
+    return static_cast<int64_t>(sequences_.first + b) * H() + unit;
   }
 
   // One of a thread's own notes on a unit of a sequence, in memory.
   __device__ __forceinline__ float& note(const Direction& d, int b, int unit, int which) const {
-    return d.notes[static_cast<int64_t>(which) * w_.B * w_.H + index(b, unit)];
+    return d.notes[static_cast<int64_t>(which) * w_.B * H() + index(b, unit)];
   }
 
   const Walk& w_;
-  const decltype(Walk::sizes)& z_;
   const Seat seat_;
   const Direction& d_;
   char* const shared_;

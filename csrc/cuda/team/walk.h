@@ -18,6 +18,9 @@
 // which ldmatrix reads without bank conflicts, a block's units in one piece:
 //
 //   [rows / 8][k / per block][8 sequences][16 bytes]
+//
+// Where parts do not divide the depth, the last one's fragments are zeros beyond it, and so is the
+// operand.
 #pragma once
 
 #include "layer/sizes.h"
@@ -95,6 +98,24 @@ constexpr int held_backward(const WalkedCell& cell, Arithmetic a, CudaTeam team)
   return most(least(held, room / (4 * kHeldTiles)) - taken, 0);
 }
 
+// A kernel that is compiled for its team knows how many threads share a multiprocessor's registers,
+// and needs few for anything else.
+constexpr int registers_of(int warps) { return least(65536 / (warps * kLanes) / 8 * 8, 255); }
+constexpr int kFixedOthers = 64;
+constexpr int fixed_held_forward(const WalkedCell& cell, Arithmetic a, int warps, int columns,
+                                 int depth) {
+  if (a == Arithmetic::f32) return 0;
+  const int others = kFixedOthers - 8 + columns * (16 + others_forward(cell, bytes_of(a)));
+  const int held = most(registers_of(warps) - others, 0) / 4 / cell.tiles();
+  return least(held, depth);
+}
+constexpr int fixed_held_backward(const WalkedCell& cell, Arithmetic a, int warps, int tiles,
+                                  int depth) {
+  if (a == Arithmetic::f32) return 0;
+  const int others = kFixedOthers - 12 + others_backward(cell, bytes_of(a)) + 8 * tiles;
+  return least(depth, most(registers_of(warps) - others, 0) / 4 / tiles);
+}
+
 // Lays regions of shared memory out one after the other.
 struct Regions {
   int bytes = 0;
@@ -108,6 +129,7 @@ struct Regions {
 // What a plan decides of a walk.
 struct Team {
   int blocks = 1, units = 0, rows = 0;
+  bool fixed = false;  // its kernels are compiled for these sizes (fixed.h), and serve no other
   constexpr CudaTeam kind() const { return blocks == 1 ? CudaTeam::block : CudaTeam::cluster; }
 };
 
@@ -130,13 +152,24 @@ struct WalkSizes {
   int bytes = 0;
 };
 
+// Sums of a tile that parts leave for others: the first two leave those for each other, the rest
+// for both.
+constexpr int fixed_sums(int parts) { return 2 * parts - 2; }
+
 struct ForwardSizes : WalkSizes {
   int groups = 0, parts = 1;
   int leaders = 0;     // warps of one part; the first part's, or first two's, compute the cells
   int part_depth = 0;  // of the product, in fragments
+  int held = 0;        // fragments of a tile that a warp holds, along the depth
+  int slice = 0;       // bytes of the operand that are a block's own
   int sums = 0;
   int biases = 0;  // and the unit weights
 };
+
+// Fragments of a group that one warp multiplies with in less time than several take to do so and
+// to add their sums, if it need not compute too many cells, either.
+constexpr int alone_fragments(Arithmetic a) { return a == Arithmetic::f32 ? 0 : 24; }
+constexpr int kAloneProducts = 4;  // of a lane's units
 
 constexpr ForwardSizes forward_sizes(const WalkedCell& cell, Arithmetic arithmetic,
                                      const Team& team) {
@@ -148,21 +181,32 @@ constexpr ForwardSizes forward_sizes(const WalkedCell& cell, Arithmetic arithmet
   s.groups = team.units / (8 * halves);
   s.turns = cut(s.groups, kMostWarps);
   s.leaders = cut(s.groups, s.turns);
-  s.parts = s.turns > 1 ? 1 : most(1, least(kMostWarps / s.leaders, s.depth));
+  const bool alone = s.turns > 1 || (s.depth * cell.tiles() <= alone_fragments(arithmetic) &&
+                                     halves * cell.products <= kAloneProducts);
+  s.parts = alone ? 1 : most(1, least(kMostWarps / s.leaders, s.depth));
   s.part_depth = cut(s.depth, s.parts);
   s.parts = cut(s.depth, s.part_depth);  // none of them empty
   s.warps = s.leaders * s.parts;
-  const int held = least(s.part_depth, held_forward(cell, arithmetic));
-  s.fragments_of_warp = (s.turns * s.part_depth - held) * cell.tiles();
+  s.held = team.fixed ? fixed_held_forward(cell, arithmetic, s.warps, s.columns, s.part_depth)
+                      : least(s.part_depth, held_forward(cell, arithmetic));
+  s.fragments_of_warp = (s.turns * s.part_depth - s.held) * cell.tiles();
 
   Regions regions;
-  s.column_bytes = kColumns * k * bytes_of(arithmetic);
+  s.slice = kColumns * team.units * bytes_of(arithmetic);
+  s.column_bytes =
+      kColumns * s.parts * s.part_depth * fragment_depth(arithmetic) * bytes_of(arithmetic);
   s.operand = s.columns * s.column_bytes;
   regions.take(2 * s.operand);
   s.fragments = regions.take(s.warps * s.fragments_of_warp * kFragmentBytes);
-  s.sums = regions.take(s.parts > 1 ? 2 * s.parts * s.groups * cell.tiles() * kLanes * 16 : 0);
-  s.biases = regions.take((cell.biases() + cell.unit_weights) * team.units * 4);
-  s.state = regions.take(s.turns * s.columns * halves * 2 * cell.states * s.leaders * kLanes * 4);
+  // Places are used in turn. A kernel for these sizes has them for each column, but none for the
+  // sums that a part adds to its own.
+  const int slots = 2 * (team.fixed ? s.columns * fixed_sums(s.parts) : 2 * s.parts);
+  const int sums = slots * s.groups * cell.tiles() * kLanes;
+  s.sums = regions.take(s.parts > 1 ? sums * 8 : 0);
+  const int own = (cell.biases() + cell.unit_weights) * team.units;
+  s.biases = regions.take(team.fixed ? 0 : own * 4);
+  const int states = s.turns * s.columns * halves * 2 * cell.states * s.leaders * kLanes;
+  s.state = regions.take(team.fixed ? 0 : states * 4);  // fixed: they are in registers
   s.barriers = regions.take(16);
   s.bytes = regions.bytes;
   return s;
@@ -173,6 +217,8 @@ struct BackwardSizes : WalkSizes {
   int tiles = 0;                   // of 16 hidden units
   int full_warps = 0;              // that have `turns` tiles; the others have one fewer
   int fragments_of_other = 0;
+  int group = 0;                      // tiles that a warp multiplies with at the same time
+  int held = 0;                       // fragments of a tile of the first group in registers
   int block_tiles = 0;                // of one block's units
   int hop_blocks = 0, hop_tiles = 0;  // from a warp's tile to its next: blocks, tiles beyond them
   int items = 0;                      // eights of units times eights of sequences
@@ -196,11 +242,15 @@ constexpr BackwardSizes backward_sizes(const WalkedCell& cell, Arithmetic arithm
   s.block_tiles = team.units / kTile;
   s.hop_blocks = s.warps / s.block_tiles, s.hop_tiles = s.warps % s.block_tiles;
   s.full_warps = s.tiles - (s.turns - 1) * s.warps;
-  const int held_depth = least(s.depth, held_backward(cell, arithmetic, team.kind()));
+  // Kernels for these sizes multiply with a tile that a warp lacks, too, of zeros.
+  s.group = team.fixed ? cut(s.turns, cut(s.turns, kHeldTiles)) : kHeldTiles;
+  s.held = team.fixed ? fixed_held_backward(cell, arithmetic, s.warps, s.group, s.depth)
+                      : least(s.depth, held_backward(cell, arithmetic, team.kind()));
   const auto fragments = [&](int tiles) {
-    return tiles * s.depth - least(tiles, kHeldTiles) * held_depth;
+    return tiles * s.depth - least(tiles, s.group) * s.held;
   };
-  s.fragments_of_warp = fragments(s.turns), s.fragments_of_other = fragments(s.turns - 1);
+  s.fragments_of_warp = fragments(team.fixed ? cut(s.turns, s.group) * s.group : s.turns);
+  s.fragments_of_other = team.fixed ? s.fragments_of_warp : fragments(s.turns - 1);
 
   Regions regions;
   s.column_bytes = kColumns * k * bytes_of(arithmetic);
@@ -212,7 +262,8 @@ constexpr BackwardSizes backward_sizes(const WalkedCell& cell, Arithmetic arithm
       (s.full_warps * s.fragments_of_warp + (s.warps - s.full_warps) * s.fragments_of_other) *
       kFragmentBytes);
   s.unit_weights = regions.take(cell.unit_weights * team.units * 4);
-  s.state = regions.take(cut(s.items, s.warps) * 2 * cell.states * s.warps * kLanes * 4);
+  const int states = cut(s.items, s.warps) * 2 * cell.states * s.warps * kLanes;
+  s.state = regions.take(team.fixed ? 0 : states * 4);
   s.barriers = regions.take(16);
   s.bytes = regions.bytes;
   return s;

@@ -16,6 +16,10 @@
 //
 // A group whose product is cut along k has as many warps. They exchange their sums, and two of them
 // share the cells: each adds the parts, in order, for every second sequence.
+//
+// A kernel that is compiled for its team's sizes (Fixed) has no modifiers, and its loops unroll.
+// Its states and biases stay in registers. In a cluster h leaves from there, too, to all blocks and
+// the own: no barrier of the block is in the way, and a step waits for nothing but the mbarrier.
 #pragma once
 
 #include "cells/cell.h"
@@ -23,20 +27,50 @@
 
 namespace fusedrnn::cuda {
 
-template <class C, class A, class Team>
-class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
+template <class C, class A, class Sizes>
+struct SizesForward {  // as the launch tells them
+  static constexpr bool kFixed = false;
+  static constexpr int kColumns = 1, kParts = 0;
+  static constexpr bool kWhole = false;
+  static constexpr int kHeld = held_forward(walked<C>, A::arithmetic);
+  __device__ __forceinline__ explicit SizesForward(const ForwardSizes& told) : z_(told) {}
+  const ForwardSizes& z_;
+};
+template <class C, class A, int kBlocks, int kUnits, int kRows>
+struct SizesForward<C, A, Fixed<kBlocks, kUnits, kRows>> {
+  static constexpr ForwardSizes z_ =
+      forward_sizes(walked<C>, A::arithmetic, Fixed<kBlocks, kUnits, kRows>::team);
+  static constexpr bool kFixed = true;
+  static constexpr int kColumns = z_.columns, kParts = z_.parts, kHeld = z_.held;
+  static constexpr int kSums = fixed_sums(z_.parts);
+  static constexpr bool kWhole = z_.parts * z_.part_depth == z_.depth;
+  static_assert(z_.turns == 1, "states are in registers");
+  __device__ __forceinline__ explicit SizesForward(const ForwardSizes&) {}
+};
+
+template <class C, class A, class Team, class Sizes>
+class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A, Sizes>> {
   using E = typename A::E;
-  using Base = Walker<ForwardWalk<E>, Team>;
+  using ZOf = SizesForward<C, A, Sizes>;
+  using Base = Walker<ForwardWalk<E>, Team, ZOf>;
+  using Base::H, Base::Hp, Base::is_unit;
   using Base::sequences_, Base::first_unit_, Base::index, Base::note, Base::is_modified;
   using Base::w_, Base::z_, Base::seat_, Base::d_, Base::shared_, Base::team_;
   using typename Base::Direction;
   static constexpr int kHalves = walked<C>.halves(), kTiles = walked<C>.tiles();
   static constexpr int kUnits = 8 * kHalves;  // of a group
   static constexpr int kSaved = kAtLeastOne<C::saved>;
-  static constexpr int kStates = C::states - 1;                         // except h
-  static constexpr int kFirstWeight = walked<C>.biases();               // after them
-  static constexpr int kHeld = held_forward(walked<C>, A::arithmetic);  // along the depth
+  static constexpr int kStates = C::states - 1;            // except h
+  static constexpr int kFirstWeight = walked<C>.biases();  // after them
+  static constexpr int kOwn = kFirstWeight + C::unit_weights;
+  static constexpr bool kFixed = Sizes::fixed;
+  static constexpr bool kSends = kFixed && Team::kind == CudaTeam::cluster;  // h from registers
+  // Cells of a lane in 8 units by 8 sequences: where parts are known to share them, one.
+  static constexpr int kCells = ZOf::kParts > 1 ? 1 : 2;
+  static constexpr int kHeld = ZOf::kHeld;  // along the depth
   using Held = HeldWeights<A, kTiles, kHeld>;
+  using Math = typename A::Math;
+  static constexpr bool kWhole = ZOf::kWhole;  // parts have no depth beyond the units
 
  public:
   __device__ __forceinline__ ForwardWalker(const ForwardWalk<E>& walk, char* shared)
@@ -44,16 +78,35 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
 
   __device__ __forceinline__ void run() {
     Held held;
-    Base::template with_pairs<A>([&](auto pairs) { load_weights<pairs.value>(held); });
-    load_biases();
+    Base::template with_pairs<A, kFixed>([&](auto pairs) { load_weights<pairs.value>(held); });
     Steps steps;
     steps.begin = d_.begin, steps.backwards = seat_.direction == 1;
     steps.end = sequences_.end_of(d_.begin, d_.end);
     const int count = steps.count();
+    load_own();
     load_states();
     if (is_modified() && count > 0) modify_first(steps.at(0));
     team_.begin();
+    if constexpr (kFixed)
+      walk_fixed(held, steps, count);
+    else
+      walk(held, steps, count);
+    store_states();
+    team_.end();
+  }
 
+ private:
+  // What the input projection says of the units of a lane: [half][cell][slot].
+  struct Inputs {
+    float value[kHalves][kCells][kAtLeastOne<C::inputs>];
+  };
+  // What a lane has computed and not stored yet; h is with the states.
+  struct Results {
+    Pair<E> save[kHalves][kSaved];
+    int turn = 0, column = 0;
+  };
+
+  __device__ __forceinline__ void walk(const Held& held, const Steps& steps, int count) {
     Inputs inputs;
     Results results;
     for (int s = 0; s < count; ++s) {
@@ -74,33 +127,88 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
           multiply(held, operand, turn, column, sum);
           if (z_.parts > 1) add_parts(((s & 1) * z_.columns + column) & 1, sum);
           if (!works()) continue;
-          if (turn + column > 0) store(now, results);
+          if (turn + column > 0) store(now, results.turn, results.column, results);
           update(now, turn, column, inputs, sum, next, results);
           if (is_modified()) finish(now, turn, column, last, next);
         }
       }
-      if (!last)
-        team_.publish(s, next + slice_offset(), slice_bytes(), z_.columns, z_.column_bytes);
-      if (works()) store(now, results);
+      if (!last) team_.publish(s, next + slice_offset(), z_.slice, z_.columns, z_.column_bytes);
+      if (works()) store(now, results.turn, results.column, results);
     }
-    store_states();
-    team_.end();
   }
 
- private:
-  // What the input projection says of the units of a lane: [half][column of two][slot].
-  struct Inputs {
-    float value[kHalves][2][kAtLeastOne<C::inputs>];
-  };
-  // What a lane has computed and not stored yet; h is with the states.
-  struct Results {
-    Pair<E> save[kHalves][kSaved];
-    int turn = 0, column = 0;
-  };
+  // The same in a kernel that knows its sizes. What a step reads from memory is asked for as soon
+  // as the step before has sent h, and arrives while h travels.
+  __device__ __forceinline__ void walk_fixed(const Held& held, const Steps& steps, int count) {
+    constexpr int kColumns = ZOf::kColumns;
+    Inputs inputs[kColumns];
+    Results results[kColumns];
+    gates_ = place_of(d_.gates, -d_.first_row, C::inputs * H());
+    y_ = place_of(d_.y, 0, w_.y_row), save_ = place_of(d_.save, 0, C::saved * Hp());
+    Moment now = moment(steps, 0), then = moment(steps, 1);
+    if (count > 0 && works()) load_inputs(now, inputs);
+#pragma unroll 1
+    for (int s = 0; s < count; ++s) {
+      const bool last = s + 1 == count;
+      const char* const operand = shared_ + (s & 1) * z_.operand;
+      char* const next = shared_ + (~s & 1) * z_.operand;
+      if (s > 0) team_.wait_for_published(s - 1);
+      float sum[kColumns][kTiles][4];
+      held.template multiply<kHeld, z_.part_depth>(sum, stored_weights(), operand + part_offset(),
+                                                   z_.column_bytes);
+      if constexpr (z_.parts > 1) add_parts(s & 1, sum);
+      if (works()) {
+#pragma unroll
+        for (int column = 0; column < kColumns; ++column) {
+          update(now, 0, column, inputs[column], sum[column], next, results[column]);
+          if constexpr (kSends)
+            if (!last) send(s, column, next);
+        }
+      }
+      if constexpr (kSends)
+        team_.expect(s, z_.blocks * z_.columns * z_.slice);
+      else if (!last)
+        team_.publish(s, nullptr, 0, 0, 0);
+      if (works()) {
+#pragma unroll
+        for (int column = 0; column < kColumns; ++column) store(now, 0, column, results[column]);
+        if (!last) load_inputs(then, inputs);
+      }
+      now = then, then = moment(steps, s + 2);
+    }
+  }
+  __device__ __forceinline__ Moment moment(const Steps& steps, int s) const {
+    return s < steps.count() ? sequences_.moment(steps.at(s)) : Moment();
+  }
+
+  // h of a lane's units into the next operand of all blocks.
+  __device__ __forceinline__ void send(int s, int column, char* next) const {
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+      float h[kCells];
+#pragma unroll
+      for (int i = 0; i < kCells; ++i) h[i] = state(0, column, half, i, 0);
+      const typename A::template Outgoing<kCells> words(h, part_);
+      char* const from = next + column * z_.column_bytes +
+                         (unit_of(0) - seat_.group + half * 8) / A::kPerCore * kCoreBytes;
+#pragma unroll
+      for (int to = 0; to < z_.blocks; to += words.kReceivers) {
+        if (to + words.receiver >= z_.blocks) continue;
+#pragma unroll
+        for (int i = 0; i < words.kCount; ++i)
+          team_.send(s, reinterpret_cast<uint32_t*>(from + words.at[i]), words.word[i],
+                     team_.template rank_after<z_.blocks>(to + words.receiver));
+      }
+    }
+  }
 
   // Whether this warp computes cells, and those of the even or the odd sequences.
   __device__ __forceinline__ bool works() const { return part_ < (z_.parts > 1 ? 2 : 1); }
-  __device__ __forceinline__ bool mine(int j) const { return z_.parts == 1 || part_ == j; }
+  // Which of two neighbouring sequences a lane's cell i is of, and whether the cell is there.
+  __device__ __forceinline__ int of_cell(int i) const { return kCells == 1 ? part_ : i; }
+  __device__ __forceinline__ bool mine(int i) const {
+    return kFixed || z_.parts == 1 || part_ == i;
+  }
   __device__ __forceinline__ int group(int turn) const { return first_group_ + turn * z_.leaders; }
   // A lane's unit in the first half of a group, as a column of W_hh.
   __device__ __forceinline__ int unit_of(int turn) const {
@@ -111,25 +219,25 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
     return column * kColumns + 2 * seat_.t4 + j;
   }
   // One of a lane's own states, among those of all threads; 0 is h.
-  __device__ __forceinline__ float& state(int turn, int column, int half, int j, int kind) const {
-    const int index = (((turn * z_.columns + column) * kHalves + half) * 2 + j) * C::states;
+  __device__ __forceinline__ float& state(int turn, int column, int half, int i, int kind) const {
+    if constexpr (kFixed) return state_[column][half][i][kind];
+    const int index = (((turn * z_.columns + column) * kHalves + half) * 2 + i) * C::states;
     float* const all = reinterpret_cast<float*>(shared_ + z_.state);
     return all[((index + kind) * z_.leaders + first_group_) * kLanes + seat_.lane];
   }
-  // [products][units], then the late inputs', then the unit weights
-  __device__ __forceinline__ float* biases() const {
+  // What a unit has of its own: the biases of products and late inputs, and the unit weights.
+  __device__ __forceinline__ float own(int turn, int half, int which) const {
+    if constexpr (kFixed) return own_[half][which];
+    return owns()[which * z_.units + unit_of(turn) + half * 8 - first_unit_];
+  }
+  __device__ __forceinline__ float* owns() const {  // [which][units]
     return reinterpret_cast<float*>(shared_ + z_.biases);
   }
-  __device__ __forceinline__ int held_depth() const { return z_.depth < kHeld ? z_.depth : kHeld; }
   __device__ __forceinline__ char* stored_weights() const {
     return shared_ + z_.fragments + seat_.warp * z_.fragments_of_warp * kFragmentBytes;
   }
-  __device__ __forceinline__ int depth_of_part() const {
-    const int left = z_.depth - part_ * z_.part_depth;
-    return left < z_.part_depth ? left : z_.part_depth;
-  }
-  __device__ __forceinline__ int slice_bytes() const {  // of 8 sequences
-    return z_.units / A::kPerCore * kCoreBytes;
+  __device__ __forceinline__ int part_offset() const {  // in the operand
+    return part_ * z_.part_depth * 2 * kCoreBytes;
   }
   __device__ __forceinline__ int slice_offset() const {
     return first_unit_ / A::kPerCore * kCoreBytes;
@@ -140,50 +248,61 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
     char* stored = stored_weights();
     for (int turn = 0; turn < z_.turns; ++turn) {
       const int first = first_unit_ + group(turn) * kUnits;
-      const int end = group(turn) < z_.groups ? w_.H : 0;  // of the units that there are
+      const int end = group(turn) < z_.groups ? H() : 0;  // of the units that there are
       const auto fetch = [&](int k, int tile) {
         const int from = (part_ * z_.part_depth + k) * A::kDepth;
         return A::template fetch<false, kPairs>(d_.w_hh, [&](int row, int column) {
           const int eight = tile * 2 + row / 8;  // 8 rows: one gate of 8 units
           const int unit = first + eight / C::products * 8 + row % 8;
           const int gate = C::gate_of_product(eight % C::products);
-          const bool there = unit < end && from + column < w_.H;
-          return there ? (gate * w_.H + unit) * w_.H + from + column : -1;
+          const bool there = (kFixed || unit < end) && (kWhole || from + column < H());
+          return there ? (gate * H() + unit) * H() + from + column : -1;
         });
       };
       if (turn == 0)
-        stored = held.template load<false, true>(fetch, stored, depth_of_part(), kTiles);
+        stored = held.template load<false, true>(fetch, stored, z_.part_depth, kTiles);
       else
         stored = held.template load<false, false>(fetch, stored, z_.depth, kTiles);
     }
   }
 
-  __device__ __forceinline__ void load_biases() const {
-    const int count = (kFirstWeight + C::unit_weights) * z_.units;
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-      const int slot = i / z_.units, unit = first_unit_ + i % z_.units;
-      biases()[i] = unit >= w_.H           ? 0.0f
-                    : slot >= kFirstWeight ? widen(d_.w_unit[(slot - kFirstWeight) * w_.H + unit])
-                                           : bias_of(slot, unit);
+  __device__ __forceinline__ void load_own() {
+    if constexpr (kFixed) {
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half)
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) own_[half][i] = own_of(i, unit_of(0) + half * 8);
+    } else {
+      const int count = kOwn * z_.units;
+      for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
+        owns()[i] = own_of(i / z_.units, first_unit_ + i % z_.units);
     }
+  }
+  __device__ __forceinline__ float own_of(int which, int unit) const {
+    return !is_unit(unit)          ? 0.0f
+           : which >= kFirstWeight ? widen(d_.w_unit[(which - kFirstWeight) * H() + unit])
+                                   : bias_of(which, unit);
   }
   __device__ __forceinline__ float bias_of(int slot, int unit) const {
     const bool late = slot >= C::products;
     const int of_input =
         late ? C::inputs - C::late + slot - C::products : C::input_of_product(slot);
     float bias = 0;
-    if (d_.b_ih && of_input >= 0) bias += widen(d_.b_ih[C::gate_of_input(of_input) * w_.H + unit]);
-    if (d_.b_hh && !late) bias += widen(d_.b_hh[C::gate_of_product(slot) * w_.H + unit]);
+    if (d_.b_ih && of_input >= 0) bias += widen(d_.b_ih[C::gate_of_input(of_input) * H() + unit]);
+    if (d_.b_hh && !late) bias += widen(d_.b_hh[C::gate_of_product(slot) * H() + unit]);
     return bias;
   }
 
   // h of all units to the first operand; the own units' states to where their threads keep them.
+  // What is beyond all units is never written again.
   __device__ __forceinline__ void load_states() const {
-    const int padded = z_.blocks * z_.units, count = padded * z_.rows;
+    const int units = z_.blocks * z_.units, padded = z_.column_bytes / kCoreBytes * A::kPerCore;
+    const int count = padded * z_.rows;
     for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
       const int unit = i % padded, row = i / padded;
       char* const operand = shared_ + row / kColumns * z_.column_bytes;
-      A::put(operand, unit, row % kColumns, given(d_.h_in, row, unit));
+      A::put(operand, unit, row % kColumns, unit < units ? given(d_.h_in, row, unit) : 0.0f);
+      if (unit >= units) A::put(operand + z_.operand, unit, row % kColumns, 0.0f);
     }
     for_states([&](int row, int unit, const auto& state_of) {
       state_of(0) = given(d_.h_in, row, unit);
@@ -211,7 +330,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
     });
   }
   __device__ __forceinline__ bool there(int row, int unit) const {
-    return row < sequences_.count && unit < w_.H;
+    return row < sequences_.count && is_unit(unit);
   }
   __device__ __forceinline__ float given(const E* states, int row, int unit) const {
     return states && there(row, unit) ? widen(states[index(row, unit)]) : 0.0f;
@@ -221,14 +340,15 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
   __device__ __forceinline__ void for_states(const F& f) const {
     if (!works()) return;
     for (int turn = 0; turn < z_.turns; ++turn)
+#pragma unroll ZOf::kColumns
       for (int column = 0; column < z_.columns; ++column)
 #pragma unroll
         for (int half = 0; half < kHalves; ++half)
 #pragma unroll
-          for (int j = 0; j < 2; ++j)
-            if (group(turn) < z_.groups && mine(j))
-              f(sequence(column, j), unit_of(turn) + half * 8,
-                [&](int kind) -> float& { return state(turn, column, half, j, kind); });
+          for (int i = 0; i < kCells; ++i)
+            if (group(turn) < z_.groups && mine(i))
+              f(sequence(column, of_cell(i)), unit_of(turn) + half * 8,
+                [&](int kind) -> float& { return state(turn, column, half, i, kind); });
   }
 
   // f(sequence, unit, state_of, j) for the units of a group that are this thread's.
@@ -316,7 +436,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
     for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
       const int unit = i % padded, row = i / padded;
       char* const operand = shared_ + row / kColumns * z_.column_bytes;
-      if (unit >= w_.H) continue;
+      if (unit >= H()) continue;
       const int boundary = this->boundary(d, t, row);
       const float h =
           boundary < 0 ? given(d.h_in, row, unit) : this->reset_state(d, 0, boundary, row, unit);
@@ -324,112 +444,175 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
     }
   }
 
+  template <int kColumns>
+  __device__ __forceinline__ void load_inputs(const Moment& at, Inputs (&inputs)[kColumns]) const {
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) load_inputs(at, 0, column, inputs[column]);
+  }
   __device__ __forceinline__ void load_inputs(const Moment& at, int turn, int column,
                                               Inputs& inputs) const {
-    const int first = unit_of(turn), width = C::inputs * w_.H;
-    const float* const gates =
-        d_.gates + static_cast<int64_t>(at.row - d_.first_row) * width + first;
+    const int first = unit_of(turn), width = C::inputs * H();
+    const Sum<E>* const gates =
+        lane_of(gates_, d_.gates, at.row - (kFixed ? 0 : d_.first_row), width, first);
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int b = sequence(column, j);
-      if (!mine(j)) continue;
+    for (int i = 0; i < kCells; ++i) {
+      const int b = sequence(column, of_cell(i));
+      if (!mine(i)) continue;
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) {
-        const bool there = b < at.alive && first + half * 8 < w_.H;
+        const bool there = b < at.alive && is_unit(first + half * 8);
 #pragma unroll
         for (int slot = 0; slot < C::inputs; ++slot)
-          inputs.value[half][j][slot] =
-              there ? gates[b * width + C::gate_of_input(slot) * w_.H + half * 8] : 0.0f;
+          inputs.value[half][i][slot] =
+              there ? gates[from_lane(b) * width + C::gate_of_input(slot) * H() + half * 8] : 0.0f;
       }
     }
   }
 
   __device__ __forceinline__ void multiply(const Held& held, const char* operand, int turn,
                                            int column, float (&sum)[kTiles][4]) const {
-    const char* const from =
-        operand + column * z_.column_bytes + part_ * z_.part_depth * 2 * kCoreBytes;
+    const char* const from = operand + column * z_.column_bytes + part_offset();
     if (turn == 0)
-      return held.template multiply<true>(sum, stored_weights(), from, depth_of_part(), kTiles);
-    const int before = (turn * z_.depth - held_depth()) * kTiles;
+      return held.template multiply<true>(sum, stored_weights(), from, z_.part_depth, kTiles);
+    const int before = (turn * z_.depth - z_.held) * kTiles;
     held.template multiply<false>(sum, stored_weights() + before * kFragmentBytes, from, z_.depth,
                                   kTiles);
   }
 
+  // The place of a part's sums for the even or the odd sequences, of rows `group` and `group + 8`.
+  __device__ __forceinline__ float2& sums_of(int turn, int part, int tile, int j) const {
+    float2* const all = reinterpret_cast<float2*>(shared_ + z_.sums);
+    if constexpr (kFixed) {
+      const int slot = turn * ZOf::kSums + (part < 2 ? part : 2 * part - 2 + j);
+      return all[((slot * z_.groups + first_group_) * kTiles + tile) * kLanes + seat_.lane];
+    }
+    const int place = (turn * z_.parts + part) * z_.groups + first_group_;
+    return all[((place * kTiles + tile) * 2 + j) * kLanes + seat_.lane];
+  }
+  __device__ __forceinline__ void meet_parts() const {
+    ptx::barrier(1 + static_cast<unsigned>(first_group_), static_cast<unsigned>(z_.parts) * kLanes);
+  }
+
+  // Where a step's rows of an array begin for this lane: from its first unit on, and where the
+  // kernel knows its sizes from its first sequence on, a place that is computed once and for all.
+  template <class T>
+  __device__ __forceinline__ T* lane_of(T* place, T* array, int row, int width, int first) const {
+    if constexpr (kFixed)
+      return place ? place + static_cast<int64_t>(row) * width : nullptr;
+    else
+      return array ? array + static_cast<int64_t>(row) * width + first : nullptr;
+  }
+  template <class T>
+  __device__ __forceinline__ T* place_of(T* array, int row, int width) const {
+    if (!array) return nullptr;
+    const int64_t rows = row + sequence(0, of_cell(0));
+    return ptx::computed_here(array + rows * width + unit_of(0));
+  }
+  __device__ __forceinline__ int from_lane(int b) const {
+    return kFixed ? b - sequence(0, of_cell(0)) : b;
+  }
+
   // The sums of a group's parts, added in order, for the sequences that are this warp's.
   __device__ __forceinline__ void add_parts(int turn, float (&sum)[kTiles][4]) const {
-    float2* const all = reinterpret_cast<float2*>(shared_ + z_.sums);
-    const auto of_part = [&](int part, int tile, int j) -> float2& {
-      const int place = (turn * z_.parts + part) * z_.groups + first_group_;
-      return all[((place * kTiles + tile) * 2 + j) * kLanes + seat_.lane];
-    };
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
-      for (int j = 0; j < 2; ++j) of_part(part_, tile, j) = {sum[tile][j], sum[tile][2 + j]};
-    ptx::barrier(1 + static_cast<unsigned>(first_group_), static_cast<unsigned>(z_.parts) * kLanes);
+      for (int j = 0; j < 2; ++j) sums_of(turn, part_, tile, j) = {sum[tile][j], sum[tile][2 + j]};
+    meet_parts();
     if (!works()) return;
-    part_ == 0 ? add_parts_of<0>(of_part, sum) : add_parts_of<1>(of_part, sum);
+    part_ == 0 ? add_parts_of<0>(turn, sum) : add_parts_of<1>(turn, sum);
   }
-  template <int j, class OfPart>
-  __device__ __forceinline__ void add_parts_of(const OfPart& of_part,
-                                               float (&sum)[kTiles][4]) const {
+  template <int j>
+  __device__ __forceinline__ void add_parts_of(int turn, float (&sum)[kTiles][4]) const {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) sum[tile][j] = sum[tile][2 + j] = 0;
 #pragma unroll 1
     for (int part = 0; part < z_.parts; ++part) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
-        const float2 both = of_part(part, tile, j);
+        const float2 both = sums_of(turn, part, tile, j);
         sum[tile][j] += both.x, sum[tile][2 + j] += both.y;
       }
     }
+  }
+  // The same in a kernel that knows its sizes, for all columns. The two parts that compute cells
+  // keep their own sums and begin with them, as good as in order.
+  template <int kColumns>
+  __device__ __forceinline__ void add_parts(int turn, float (&sum)[kColumns][kTiles][4]) const {
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column)
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          if (part_ != j)
+            sums_of(turn * kColumns + column, part_, tile, j) = {sum[column][tile][j],
+                                                                 sum[column][tile][2 + j]};
+    meet_parts();
+    if (!works()) return;
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column)
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        float (&own)[4] = sum[column][tile];
+        own[0] = part_ ? own[1] : own[0], own[2] = part_ ? own[3] : own[2];
+#pragma unroll
+        for (int i = 1; i < z_.parts; ++i) {
+          const int part = i == 1 ? 1 - part_ : i;
+          const float2 both = sums_of(turn * kColumns + column, part, tile, part_);
+          own[0] += both.x, own[2] += both.y;
+        }
+      }
   }
 
   // The cell of a lane's units, from the sums of its group.
   __device__ __forceinline__ void update(const Moment& at, int turn, int column,
                                          const Inputs& inputs, const float (&sum)[kTiles][4],
-                                         char* next, Results& results) const {
+                                         char* next, Results& results) {
     results.turn = turn, results.column = column;
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
       const int unit = unit_of(turn) + half * 8;
-      const float* const bias = biases() + unit - first_unit_;
       E save[kSaved][2] = {};
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        if (!mine(j)) continue;
-        const float* const input = inputs.value[half][j];
+      for (int i = 0; i < kCells; ++i) {
+        if (!mine(i)) continue;
+        const int b = sequence(column, of_cell(i));
+        const float* const input = inputs.value[half][i];
         Forward<C, float> of = {};
 #pragma unroll
         for (int slot = 0; slot < C::products; ++slot) {
           const int eight = half * C::products + slot, of_input = C::input_of_product(slot);
-          of.product[slot] = sum[eight / 2][eight % 2 * 2 + j] + bias[slot * z_.units];
-          if (of_input >= 0) of.product[slot] += input[of_input < 0 ? 0 : of_input];
+          float rest = own(turn, half, slot);
+          if (of_input >= 0) rest += input[of_input < 0 ? 0 : of_input];
+          of.product[slot] = sum[eight / 2][eight % 2 * 2 + i] + rest;
         }
 #pragma unroll
-        for (int i = 0; i < C::late; ++i)
-          of.late[i] = input[C::inputs - C::late + i] + bias[(C::products + i) * z_.units];
+        for (int late = 0; late < C::late; ++late)
+          of.late[late] = input[C::inputs - C::late + late] + own(turn, half, C::products + late);
 #pragma unroll
-        for (int i = 0; i < C::unit_weights; ++i)
-          of.unit_weight[i] = bias[(kFirstWeight + i) * z_.units];
-        const float h_before = state(turn, column, half, j, 0);
+        for (int weight = 0; weight < C::unit_weights; ++weight)
+          of.unit_weight[weight] = own(turn, half, kFirstWeight + weight);
+        const float h_before = state(turn, column, half, i, 0);
         float before[kAtLeastOne<kStates>];
 #pragma unroll
-        for (int i = 0; i < kStates; ++i)
-          of.state[i] = before[i] = state(turn, column, half, j, 1 + i);
+        for (int kind = 0; kind < kStates; ++kind)
+          of.state[kind] = before[kind] = state(turn, column, half, i, 1 + kind);
         of.h_prev = h_before;
-        C::template forward<DeviceMath<float>>(of);
-        const bool exists = unit < w_.H, alive = sequence(column, j) < at.alive;
+        C::template forward<Math>(of);
+        const bool exists = is_unit(unit), alive = b < at.alive;
         float h = widen(narrowed<E>(of.result));  // the next step sees what the caller sees
         h = !alive ? h_before : exists ? h : 0.0f;
-        state(turn, column, half, j, 0) = h;
+        state(turn, column, half, i, 0) = h;
 #pragma unroll
-        for (int i = 0; i < kStates; ++i)
-          state(turn, column, half, j, 1 + i) = !alive ? before[i] : exists ? of.state[i] : 0.0f;
-        A::put(next + column * z_.column_bytes, unit, 2 * seat_.t4 + j, h);
+        for (int kind = 0; kind < kStates; ++kind)
+          state(turn, column, half, i, 1 + kind) = !alive   ? before[kind]
+                                                   : exists ? of.state[kind]
+                                                            : 0.0f;
+        if (!kSends) A::put(next + column * z_.column_bytes, unit, 2 * seat_.t4 + of_cell(i), h);
 #pragma unroll
         for (int slot = 0; slot < kSaved; ++slot)
-          save[slot][j] = narrowed<E>(C::saved && exists ? of.save[slot] : 0.0f);
+          save[slot][i] = narrowed<E>(C::saved && exists ? of.save[slot] : 0.0f);
       }
 #pragma unroll
       for (int slot = 0; slot < kSaved; ++slot)
@@ -437,36 +620,48 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team> {
     }
   }
 
-  __device__ __forceinline__ void store(const Moment& at, const Results& results) const {
-    const int first = unit_of(results.turn), width = C::saved * w_.Hp;
-    E* const y = d_.y + static_cast<int64_t>(at.row) * w_.y_row + first;
-    E* const save = d_.save ? d_.save + static_cast<int64_t>(at.row) * width + first : nullptr;
+  __device__ __forceinline__ void store(const Moment& at, int turn, int column,
+                                        const Results& results) const {
+    const int first = unit_of(turn), width = C::saved * Hp();
+    E* const y = lane_of(y_, d_.y, at.row, w_.y_row, first);
+    E* const save = lane_of(save_, d_.save, at.row, width, first);
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int b = sequence(results.column, j);
-      if (!mine(j) || b >= at.alive) continue;
+    for (int i = 0; i < kCells; ++i) {
+      const int b = sequence(column, of_cell(i));
+      if (!mine(i) || b >= at.alive) continue;
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) {
         const int unit = first + half * 8;
-        const float h = state(results.turn, results.column, half, j, 0);
-        if (unit < w_.H) y[b * w_.y_row + half * 8] = narrowed<E>(h);
-        if (!save || unit >= w_.Hp) continue;
+        const float h = state(turn, column, half, i, 0);
+        if (is_unit(unit)) y[from_lane(b) * w_.y_row + half * 8] = narrowed<E>(h);
+        if (!save || unit >= Hp()) continue;
 #pragma unroll
         for (int slot = 0; slot < kSaved; ++slot)
-          save[b * width + slot * w_.Hp + half * 8] = results.save[half][slot].get(j);
+          save[from_lane(b) * width + slot * Hp() + half * 8] = results.save[half][slot].get(i);
       }
     }
   }
 
   const int part_, first_group_;
+  // In registers, in a kernel that knows its sizes.
+  mutable float state_[ZOf::kColumns][kHalves][kCells][C::states];
+  float own_[kHalves][kAtLeastOne<kOwn>];
+  const Sum<E>* gates_ = nullptr;
+  E *y_ = nullptr, *save_ = nullptr;
 };
 
-template <class C, class A, class Team>
-__global__ void __launch_bounds__(kMostThreads, 1)
+template <class C, class A, class Sizes>
+constexpr int threads_forward = kMostThreads;
+template <class C, class A, int kBlocks, int kUnits, int kRows>
+constexpr int threads_forward<C, A, Fixed<kBlocks, kUnits, kRows>> =
+    SizesForward<C, A, Fixed<kBlocks, kUnits, kRows>>::z_.warps * kLanes;
+
+template <class C, class A, class Team, class Sizes>
+__global__ void __launch_bounds__(threads_forward<C, A, Sizes>, 1)
     walk_forward(const __grid_constant__ ForwardWalk<typename A::E> walk) {
   FUSEDRNN_DYNAMIC_SHARED(char, shared);
   if constexpr (kRunsHere<A, Team>)
-    ForwardWalker<C, A, Team>(walk, shared).run();
+    ForwardWalker<C, A, Team, Sizes>(walk, shared).run();
   else
     __trap();
 }
