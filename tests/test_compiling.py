@@ -19,7 +19,7 @@ from torch import Tensor
 
 import fusedrnn
 from fusedrnn import _C
-from fusedrnn._engine import compiling
+from fusedrnn._engine import cache, compiling
 from fusedrnn._engine.compiling import HEADERS, Compilation
 from fusedrnn.cells.facts import cell_of_spec
 
@@ -243,7 +243,7 @@ def test_a_file_of_another_program_is_not_run(folder: Path) -> None:
     found = Compilation(written_cells.wide.program, "float")
     found.key = "0" * 64
     assert file is not None
-    with pytest.raises(compiling.Unusable, match="was not compiled of this cell by this version"):
+    with pytest.raises(cache.Unusable, match="was not compiled of this cell by this version"):
         found._load(file)
     assert found.file is None
 
@@ -329,10 +329,10 @@ def test_the_code_is_told() -> None:
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FUSEDRNN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/of/mine")
-    assert compiling.cache_folder() == Path("/of/mine/fusedrnn")
+    assert cache.cache_folder() == Path("/of/mine/fusedrnn")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/me")
-    assert compiling.cache_folder() == Path("/home/me/.cache/fusedrnn")
+    assert cache.cache_folder() == Path("/home/me/.cache/fusedrnn")
 
 
 def test_compiled_source_says_what_it_expects() -> None:

@@ -10,13 +10,11 @@ whatever runs; it computes the same bits.
     compiled(program, dtype)   the same, and waits
     image(recipe, compile)     for CUDA, whose library calls NVRTC; only the cache is here
 
-The cache holds a library for each program, value type, version and instruction set, and for CUDA an
-image for each source, version, NVRTC and compute capability. All of it is code that this process
-will run, so the folder and each file must belong to this user, and nobody else may write to them.
-Each ends in a digest of itself, and gets its name when it is complete.
+The cache (cache.py) holds a library for each program, value type, version and instruction set, and
+for CUDA an image for each source, version, NVRTC and compute capability. Each file ends in a digest
+of itself.
 
-FUSEDRNN_CELL_COMPILE=0 forbids compiling for the CPU and using the cache. FUSEDRNN_CACHE names the
-folder; without it, it is fusedrnn in XDG_CACHE_HOME, or in ~/.cache. CXX names the compiler.
+FUSEDRNN_CELL_COMPILE=0 forbids compiling for the CPU and using the cache. CXX names the compiler.
 """
 
 from __future__ import annotations
@@ -29,21 +27,21 @@ import json
 import os
 import shlex
 import shutil
-import stat
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 import fusedrnn
 from fusedrnn import _C
-from fusedrnn._engine import native
+from fusedrnn._engine import cache, native, processes
+from fusedrnn._engine.cache import Unusable
 
-__all__ = ["Compilation", "cache_folder", "compiled", "told", "wanted"]
+__all__ = ["Compilation", "compiled", "told", "wanted"]
 
 HEADERS = native.LIBRARY.with_name("include")
 FLAGS = "-std=c++17 -O2 -DNDEBUG -shared -fPIC -fvisibility=hidden -fno-math-errno -Wno-psabi"
@@ -54,10 +52,6 @@ FLAGS += " -ffp-contract=off"
 FLAGS += " -fno-tree-sink"
 SECONDS = 120  # that a compiler may take
 DIGEST = 32  # bytes at the end of a file
-
-
-class Unusable(Exception):
-    """Why a program cannot be compiled, or a file of the cache not be used."""
 
 
 class Failed(Unusable):
@@ -100,7 +94,7 @@ class Compilation:
     def _load_cached(self) -> bool:
         """Loads the file of the cache; if there is none that can be used, says why in `kept`."""
         try:
-            file = cache_folder() / f"{self.key}.so"
+            file = cache.cache_folder() / f"{self.key}.so"
             if _read(file) is None:
                 return False
             self._load(file)
@@ -135,18 +129,19 @@ class Compilation:
             raise
 
     def _compile_into_cache(self) -> None:
-        folder = _made_folder()
-        with _alone(folder / f"{self.key}.lock"):
+        folder = cache.made_folder()
+        with cache.alone(folder / f"{self.key}.lock"):
             if self._load_cached():  # another process was first
                 return
             file = folder / f"{self.key}.so"
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                os.replace(self._run_compiler(Path(temporary)), file)
+                made = self._run_compiler(Path(temporary))
+                cache.write(file, _with_digest(made.read_bytes()))
         self.kept = ""
         self._load(file)
 
     def _run_compiler(self, folder: Path) -> Path:
-        """The file that the compiler makes, with its digest."""
+        """The file that the compiler makes."""
         source, file = folder / "cell.cpp", folder / "cell.so"
         source.write_text(self.source, encoding="utf-8")
         command = [*self.compiler, *self.flags, f"-I{HEADERS}", f'-DFUSEDRNN_KEY="{self.key}"']
@@ -155,7 +150,6 @@ class Compilation:
             lines = [line for line in errors.splitlines() if "error" in line.lower()]
             lines = lines or errors.splitlines() or [f"it ended with {code}"]
             raise Failed(f"{shlex.join(self.compiler)} failed: {lines[0].strip()}")
-        _write(file, file.read_bytes())
         return file
 
 
@@ -224,18 +218,16 @@ def image(recipe: bytes, compile: Callable[[], bytes | None]) -> bytes | None:
         if not _is_allowed():
             return make()
         key = hashlib.sha256(fusedrnn.__version__.encode() + b"\0" + recipe).hexdigest()
-        folder = _made_folder()
+        folder = cache.made_folder()
         file = folder / f"{key}.cuda"
-        with _alone(folder / f"{key}.lock"):
+        with cache.alone(folder / f"{key}.lock"):
             with contextlib.suppress(Unusable):
                 found = _read(file)
                 if found is not None:
                     return found
             found = make()
             if found is not None:
-                with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                    _write(Path(temporary, "image"), found)
-                    os.replace(Path(temporary, "image"), file)
+                cache.write(file, _with_digest(found))
             return found
     except (Unusable, OSError):  # each process compiles for itself
         return make()
@@ -260,24 +252,6 @@ def _keep_image(recipe: bytes, compile: Any, work: int, size: Any) -> int | None
     _thread.image = ctypes.create_string_buffer(found, len(found))
     size[0] = len(found)
     return ctypes.addressof(_thread.image)
-
-
-def cache_folder() -> Path:
-    """Where compiled programs are kept.
-
-    Raises:
-        Unusable: there is no such place.
-    """
-    asked = os.environ.get("FUSEDRNN_CACHE")
-    if asked:
-        return Path(asked).absolute()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):
-        return Path(base, "fusedrnn")
-    try:
-        return Path.home() / ".cache" / "fusedrnn"
-    except RuntimeError as error:
-        raise Unusable(f"no cache: {error}") from None
 
 
 def _is_allowed() -> bool:
@@ -316,130 +290,58 @@ def _compiler() -> list[str]:
     raise Unusable(f"no C++ compiler was found (looked for {looked})")
 
 
-def _made_folder() -> Path:
-    """The cache's folder, which is made if it is not there."""
-    folder = cache_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_private(folder)
-    return folder
-
-
 def _read(file: Path) -> bytes | None:
-    """What a file of the cache has, or None if there is none.
+    """What a file of the cache has before its digest, or None if there is none.
 
     Raises:
         Unusable: it is not whole, or others could have written it.
     """
-    _check_private(file.parent)
-    if not file.exists():
+    content = cache.read(file)
+    if content is None:
         return None
-    _check_private(file)
-    content = file.read_bytes()
     if len(content) <= DIGEST or hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
         raise Unusable(f"{file} is not complete, or was changed")
     return content[:-DIGEST]
 
 
-def _write(file: Path, content: bytes) -> None:
-    """Writes a file of the cache, which gets its name later."""
-    file.write_bytes(content + hashlib.sha256(content).digest())
-    file.chmod(0o600)
-
-
-def _check_private(path: Path) -> None:
-    """Only this user can have written what is there. Nothing being there is right, too."""
-    with contextlib.suppress(FileNotFoundError):
-        status = path.stat()
-        if status.st_uid != os.geteuid():
-            raise Unusable(f"{path} belongs to another user (number {status.st_uid})")
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            mode = stat.S_IMODE(status.st_mode)
-            raise Unusable(f"other users may write to {path} (mode {mode:o})")
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """No other process compiles this meanwhile."""
-    import fcntl
-
-    with _forking:
-        file = open(  # noqa: SIM115, it is closed below
-            lock, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
-        )
-        _locks.add(file)
-    with file:
-        with contextlib.suppress(OSError):  # a file system without locks: both compile it
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-            # The library is there by now: processes that wait for this lock will find it, and so
-            # will those that make a new lock of this name.
-            lock.unlink(missing_ok=True)
-        finally:
-            with contextlib.suppress(OSError):  # closing does not unlock it while a fork has it
-                fcntl.flock(file, fcntl.LOCK_UN)
-            _locks.discard(file)
+def _with_digest(content: bytes) -> bytes:
+    return content + hashlib.sha256(content).digest()
 
 
 def _run(command: list[str], errors: Path) -> tuple[int, str]:
-    """Runs a compiler, which the end of this process also ends; how it ended, and what it said.
-
-    It has no pipes: a fork of this process would inherit their ends and keep them open.
-    """
-    with open(errors, "wb") as file:
-        with _forking:  # nor may a fork get the ends of the pipe that Popen itself uses
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=file,
-                env=os.environ | {"LC_ALL": "C"},
-            )
-            _running.add(process)
+    """Runs a compiler, which the end of this process also ends; how it ended, and what it said."""
+    environment = os.environ | {"LC_ALL": "C"}
+    with (
+        open(errors, "wb") as file,
+        processes.running(command, subprocess.DEVNULL, file, environment) as process,
+    ):
         try:
             code = process.wait(timeout=SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
             raise Failed(f"{command[0]} took more than {SECONDS} seconds") from None
-        finally:
-            _running.discard(process)
     return code, errors.read_text(errors="replace")
 
 
 @atexit.register
 def _stop() -> None:
-    for process in [*_running]:
-        process.kill()
+    processes.stop()
     for compilation in [*_compilations.values()]:
         if compilation.thread is not None:
             compilation.thread.join(timeout=1)
 
 
-def _after_fork() -> None:
-    """A child has none of the threads: what they were at begins anew."""
-    global _lock, _forking
-    _lock, _forking = threading.Lock(), threading.Lock()
-    _running.clear()
-    for file in _locks:  # otherwise the child would wait for a lock that it holds itself
-        file.close()
-    _locks.clear()
+def _in_a_fork() -> None:
+    """It has none of the threads: what they were at begins anew."""
+    global _lock
+    _lock = threading.Lock()
     for key in [key for key, found in _compilations.items() if not found.done.is_set()]:
         del _compilations[key]
 
 
 _lock = threading.Lock()
-# Held by a fork, and while something is opened that a child has to close.
-_forking = threading.Lock()
-_running: set[subprocess.Popen[bytes]] = set()
-_locks: set[IO[str]] = set()
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 _compilations: dict[tuple[str, torch.dtype], Compilation] = {}
-os.register_at_fork(
-    before=lambda: _forking.acquire(),
-    after_in_parent=lambda: _forking.release(),
-    after_in_child=_after_fork,
-)
+os.register_at_fork(after_in_child=_in_a_fork)
 
 _thread = threading.local()  # its image stays until its next one
 _COUNT = ctypes.POINTER(ctypes.c_uint64)
