@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -15,6 +16,7 @@
 #include "cpu/plan.h"
 #include "cpu/processors.h"
 #include "cuda/plan.h"
+#include "cuda/size_class.h"
 #include "layer/plan_override.h"
 #include "layer/version.h"
 #include "ops/cells.h"
@@ -55,12 +57,23 @@ py::dict cpu_plan(const fusedrnn::Shape& shape, int threads) {
   return d;
 }
 
+// In the order of CudaTeam.
+constexpr const char* kTeams[] = {"stepwise", "block", "cluster"};
+
+fusedrnn::cuda::TeamSet teams_named(const std::vector<std::string>& names) {
+  using namespace fusedrnn::cuda;
+  TeamSet teams;
+  for (const CudaTeam team : {CudaTeam::stepwise, CudaTeam::block, CudaTeam::cluster})
+    if (std::find(names.begin(), names.end(), kTeams[static_cast<int>(team)]) == names.end())
+      teams = teams.without(team);
+  return teams;
+}
+
 py::dict walk_plan(const fusedrnn::cuda::WalkPlan& p) {
   using namespace fusedrnn::cuda;
-  static constexpr const char* teams[] = {"stepwise", "block", "cluster"};
   static constexpr const char* arithmetics[] = {"float32", "tf32", "bfloat16", "float16"};
   py::dict d;
-  d["team"] = teams[static_cast<int>(p.team)];
+  d["team"] = kTeams[static_cast<int>(p.team)];
   d["step_ns"] = p.step_ns;
   if (p.team == CudaTeam::stepwise) return d;
   d["arithmetic"] = arithmetics[static_cast<int>(p.arithmetic)];
@@ -75,7 +88,9 @@ py::dict walk_plan(const fusedrnn::cuda::WalkPlan& p) {
   return d;
 }
 
-py::dict cuda_plan(const fusedrnn::Shape& shape, const py::dict& gpu, bool allow_tf32) {
+py::dict cuda_plan(const fusedrnn::Shape& shape, const py::dict& gpu, bool allow_tf32,
+                   const std::vector<std::string>& forward_teams,
+                   const std::vector<std::string>& backward_teams) {
   using namespace fusedrnn::cuda;
   CudaDevice device;
   const auto [major, minor] = gpu["capability"].cast<std::pair<int, int>>();
@@ -83,20 +98,24 @@ py::dict cuda_plan(const fusedrnn::Shape& shape, const py::dict& gpu, bool allow
   device.multiprocessors = gpu["multiprocessors"].cast<int>();
   device.shared_bytes = gpu["shared_bytes"].cast<int>();
   device.guess_clusters();
-  const CudaPlan p = plan_cuda(shape, device, Pass::forward, allow_tf32);
+  const CudaPlan p =
+      plan_cuda(shape, device, Pass::forward, allow_tf32, teams_named(forward_teams));
+  const CudaPlan back =
+      plan_cuda(shape, device, Pass::backward, allow_tf32, teams_named(backward_teams));
   py::dict d;
   d["backend"] = "cuda";
   d["units_per_thread"] = p.units_per_thread;
   d["forward_steps"] = p.forward_steps;
   d["forward"] = walk_plan(p.walk);
-  d["backward"] = walk_plan(plan_cuda(shape, device, Pass::backward, allow_tf32).walk);
+  d["backward"] = walk_plan(back.walk);
   return d;
 }
 
 py::dict plan(const std::string& device, const std::string& cell, int64_t time, int64_t batch,
               int64_t input_size, int64_t hidden_size, int64_t proj_size, int directions,
               const std::string& dtype, int threads, bool training, bool panels,
-              const py::dict& gpu, bool allow_tf32) {
+              const py::dict& gpu, bool allow_tf32, const std::vector<std::string>& forward_teams,
+              const std::vector<std::string>& backward_teams) {
   using namespace fusedrnn;
   for (const std::string* const error : {&plan_override().error(), &cpu::cpu_capability_error()})
     if (!error->empty()) throw std::invalid_argument(*error);
@@ -118,7 +137,8 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t time, 
   shape.directions = directions;
   shape.training = training;
   shape.has_panels = panels;
-  return device == "cpu" ? cpu_plan(shape, threads) : cuda_plan(shape, gpu, allow_tf32);
+  return device == "cpu" ? cpu_plan(shape, threads)
+                         : cuda_plan(shape, gpu, allow_tf32, forward_teams, backward_teams);
 }
 
 // A list of words as a tuple.
@@ -229,7 +249,17 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("time"), py::arg("batch"),
         py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("directions"),
         py::arg("dtype"), py::arg("threads"), py::arg("training"), py::arg("panels"),
-        py::arg("gpu"), py::arg("allow_tf32"));
+        py::arg("gpu"), py::arg("allow_tf32"), py::arg("forward_teams"), py::arg("backward_teams"));
+  m.attr("TEAMS") = py::make_tuple(kTeams[0], kTeams[1], kTeams[2]);
+  m.def(
+      "size_class",
+      [](int64_t time, int64_t batch, int64_t input_size) {
+        using namespace fusedrnn::cuda;
+        return py::make_tuple(class_of_size(time), class_of_batch(batch),
+                              class_of_size(input_size));
+      },
+      py::arg("time"), py::arg("batch"), py::arg("input_size"),
+      "The largest sizes of the class of shapes that share what was measured of one of them.");
   m.def("override_plan", &override_plan, py::arg("text"),
         "Uses `text` instead of FUSEDRNN_PLAN for the plans that are shown.");
   m.def("usable_processors", &fusedrnn::cpu::usable_processors,

@@ -6,13 +6,14 @@ from csrc/cpu/plan.cpp, CUDA's from csrc/cuda/plan.cpp.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from fusedrnn import _C
-from fusedrnn._engine import ops
+from fusedrnn._engine import ops, ways
 from fusedrnn.cells import cell_named
 
 __all__ = ["CudaPlan", "CudaWalk", "Gpu", "Plan", "build_info", "plan"]
@@ -111,6 +112,8 @@ class CudaPlan:
         units_per_thread: of the stepwise kernels; more than one where it pays to move 16 bytes at
             once.
         forward_steps: for how many steps the input projection is computed at once.
+        struck_off: the teams that are not taken since they did not agree with the reference on this
+            machine's GPU, and the pass ("cluster backward, ..."); None if all may be.
     """
 
     backend: str
@@ -118,6 +121,7 @@ class CudaPlan:
     backward: CudaWalk
     units_per_thread: int
     forward_steps: int
+    struck_off: str | None = None
 
 
 def build_info() -> dict[str, Any]:
@@ -189,9 +193,12 @@ def plan(
             not as described.
     """
     kind = torch.device(device).type
+    spec = cell_named(cell).spec
+    tf32 = ops.tf32_is_allowed() if allow_tf32 is None else allow_tf32
+    struck = _struck_off(spec, dtype, tf32) if kind == "cuda" and gpu is None else []
     found: dict[str, Any] = _C.plan(
         device=kind,
-        cell=cell_named(cell).spec,
+        cell=spec,
         time=time,
         batch=batch,
         input_size=input_size,
@@ -202,16 +209,36 @@ def plan(
         threads=threads_of_a_call() if threads is None else threads,
         training=training,
         panels=panels,
-        gpu=asdict(gpu or (_current_gpu() if kind == "cuda" else Gpu())),
-        allow_tf32=ops.tf32_is_allowed() if allow_tf32 is None else allow_tf32,
+        gpu=asdict(gpu or (current_gpu() if kind == "cuda" else Gpu())),
+        allow_tf32=tf32,
+        forward_teams=_teams_without(struck, "forward"),
+        backward_teams=_teams_without(struck, "backward"),
     )
     if kind == "cpu":
         return Plan(**found)
     return CudaPlan(
         forward=CudaWalk(**found.pop("forward")),
         backward=CudaWalk(**found.pop("backward")),
+        struck_off=", ".join(f"{way.team} {way.step}" for way in struck) or None,
         **found,
     )
+
+
+def _struck_off(cell: str, dtype: torch.dtype, tf32: bool) -> list[ways.Way]:
+    """The ways that calls here do not take, by the record of the current GPU's kind."""
+    known = ways.WAYS.get("cuda")
+    index = None if known is None else known.gpu.current()
+    if known is None or index is None:
+        return []
+    arithmetic = str(dtype).removeprefix("torch.")
+    if arithmetic == "float32" and tf32 and current_gpu().capability >= (8, 0):
+        arithmetic = "tf32"
+    return known.struck_off(index, cell, arithmetic)
+
+
+def _teams_without(struck: Sequence[ways.Way], step: str) -> list[str]:
+    unfit = {way.team for way in struck if way.step == step}
+    return [team for team in _C.TEAMS if team not in unfit]
 
 
 def threads_of_a_call() -> int:
@@ -219,7 +246,8 @@ def threads_of_a_call() -> int:
     return min(torch.get_num_threads(), _C.usable_processors())
 
 
-def _current_gpu() -> Gpu:
+def current_gpu() -> Gpu:
+    """The current CUDA device, or an H200 where there is none."""
     if not torch.cuda.is_available():
         return Gpu()
     found: Any = torch.cuda.get_device_properties()

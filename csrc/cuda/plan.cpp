@@ -137,18 +137,6 @@ double stepwise_step(const Shape& s, Pass pass) {
 
 // ---- The choice -----------------------------------------------------------------------------
 
-// How a dtype's recurrent product is made on tensor cores or without; false: not by a team.
-bool arithmetic_of(Dtype dtype, const CudaDevice& device, bool allow_tf32, Arithmetic& found) {
-  switch (dtype) {
-    case Dtype::f64: return false;
-    case Dtype::bf16: found = Arithmetic::bf16; return device.capability >= 80;
-    case Dtype::f16: found = Arithmetic::f16; return device.capability >= 75;
-    case Dtype::f32: break;
-  }
-  found = allow_tf32 && device.capability >= 80 ? Arithmetic::tf32 : Arithmetic::f32;
-  return true;
-}
-
 int64_t at_once(const CudaDevice& device, int blocks) {
   return blocks == 1 ? device.multiprocessors : device.clusters[blocks];
 }
@@ -180,7 +168,8 @@ bool consider(const Shape& s, const CudaDevice& device, Pass pass, const Team& t
   return true;
 }
 
-WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool allow_tf32) {
+WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool allow_tf32,
+                   TeamSet teams) {
   const PlanOverride& wanted = plan_override();
   WalkPlan best, tried;
   best.step_ns = stepwise_step(s, pass);
@@ -188,25 +177,27 @@ WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool all
   int asked_blocks = 0, asked_rows = 0;
   bool fixed = !s.modified && !s.program;
   wanted.choose("team", asked, {"stepwise", "block", "cluster"});
+  if (asked != Asked::nothing) teams = TeamSet::only(static_cast<CudaTeam>(asked));
   wanted.limit("blocks", asked_blocks, kMostBlocks);
   wanted.limit("rows", asked_rows, kMostRows);
   if (fixed) wanted.flag("fixed", fixed);
   if ((s.modified && device.capability < kModifiedSince) || s.P || !is_walked(s.facts()) ||
       s.H > kMostHidden || s.rows > kMostSteps || s.T > kMostSteps || s.B > kMostSteps ||
-      asked == Asked::stepwise || !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
+      !arithmetic_of(s.dtype, device, allow_tf32, tried.arithmetic))
     return best;
 
-  double least_time = asked != Asked::nothing ? 1e300 : static_cast<double>(s.T) * best.step_ns;
+  double least_time =
+      teams.has(CudaTeam::stepwise) ? static_cast<double>(s.T) * best.step_ns : 1e300;
   const int H = static_cast<int>(s.H), B = static_cast<int>(std::min<int64_t>(s.B, kMostRows));
   asked_rows = std::min(cut(asked_rows, kColumns), cut(B, kColumns)) * kColumns;
-  const int first = asked == Asked::cluster ? 2 : 1, last = asked == Asked::block ? 1 : kMostBlocks;
-  for (int n = first, units_before = 0; n <= last; ++n) {
+  for (int n = 1, units_before = 0; n <= kMostBlocks; ++n) {
     Team team;
     team.units = cut(cut(H, n), kTile) * kTile;
     team.blocks = cut(H, team.units);
     if (asked == Asked::cluster && team.blocks == 1) team.blocks = n;  // more than the units need
     if (team.units == units_before && asked == Asked::nothing) continue;
     units_before = team.units;
+    if (!teams.has(team.kind())) continue;
     if (asked_blocks && team.blocks != asked_blocks) continue;
     for (team.rows = kColumns; team.rows < B + kColumns; team.rows += kColumns) {
       if (asked_rows && team.rows != asked_rows) continue;
@@ -239,10 +230,23 @@ bool CudaDevice::operator==(const CudaDevice& other) const {
   return std::memcmp(this, &other, sizeof(CudaDevice)) == 0;
 }
 
-CudaPlan plan_cuda(const Shape& s, const CudaDevice& device, Pass pass, bool allow_tf32) {
+// How a dtype's recurrent product is made on tensor cores or without; false: not by a team.
+bool arithmetic_of(Dtype dtype, const CudaDevice& device, bool allow_tf32, Arithmetic& found) {
+  switch (dtype) {
+    case Dtype::f64: return false;
+    case Dtype::bf16: found = Arithmetic::bf16; return device.capability >= 80;
+    case Dtype::f16: found = Arithmetic::f16; return device.capability >= 75;
+    case Dtype::f32: break;
+  }
+  found = allow_tf32 && device.capability >= 80 ? Arithmetic::tf32 : Arithmetic::f32;
+  return true;
+}
+
+CudaPlan plan_cuda(const Shape& s, const CudaDevice& device, Pass pass, bool allow_tf32,
+                   TeamSet teams) {
   CudaPlan plan;
   if (s.rows == 0 || s.B == 0) return plan;
-  plan.walk = plan_walk(s, device, pass, allow_tf32);
+  plan.walk = plan_walk(s, device, pass, allow_tf32, teams);
   const bool stepwise = plan.walk.team == CudaTeam::stepwise;
   const int64_t row_bytes = s.directions * s.facts().inputs * s.H * (s.dtype == Dtype::f64 ? 8 : 4);
   const int64_t rows = std::max((stepwise ? kChunkBytes : kTeamChunkBytes) / row_bytes, kLeastRows);

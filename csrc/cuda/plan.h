@@ -24,6 +24,21 @@ struct CudaDevice {
 
 enum class Pass : int { forward, backward };
 
+// Some of the three teams; at first all.
+class TeamSet {
+ public:
+  constexpr TeamSet() = default;
+  static constexpr TeamSet only(CudaTeam team) { return TeamSet(bit(team)); }
+  constexpr TeamSet without(CudaTeam team) const { return TeamSet(bits_ & ~bit(team)); }
+  constexpr bool has(CudaTeam team) const { return bits_ & bit(team); }
+
+ private:
+  static constexpr unsigned bit(CudaTeam team) { return 1u << static_cast<unsigned>(team); }
+  explicit constexpr TeamSet(unsigned bits) : bits_(bits) {}
+
+  unsigned bits_ = ~0u;
+};
+
 // How the steps of one pass are walked.
 struct WalkPlan {
   CudaTeam team = CudaTeam::stepwise;
@@ -55,6 +70,11 @@ struct CudaPlan {
   WalkPlan walk;
 };
 
-CudaPlan plan_cuda(const Shape& shape, const CudaDevice& device, Pass pass, bool allow_tf32);
+// How a dtype's recurrent product is made on tensor cores or without; false: not by a team.
+bool arithmetic_of(Dtype dtype, const CudaDevice& device, bool allow_tf32, Arithmetic& found);
+
+// `teams` are those that may be taken. Stepwise is taken, too, where none of them fits the device.
+CudaPlan plan_cuda(const Shape& shape, const CudaDevice& device, Pass pass, bool allow_tf32,
+                   TeamSet teams = {});
 
 }  // namespace fusedrnn::cuda

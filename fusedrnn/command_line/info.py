@@ -55,8 +55,9 @@ from fusedrnn.command_line.tables import Table
 from fusedrnn.plans import threads_of_a_call
 
 VARIABLES = {
-    "FUSEDRNN_CACHE": "compiled cells; fusedrnn in the user's cache folder if not set",
+    "FUSEDRNN_CACHE": "compiled cells, records of GPUs; in the user's cache folder if not set",
     "FUSEDRNN_CELL_COMPILE": "0: written cells are interpreted, never compiled",
+    "FUSEDRNN_CHECK": "0: ways of computing on a GPU are trusted, not checked first",
     "FUSEDRNN_CPU_CAPABILITY": "a lower instruction set",
     "FUSEDRNN_NVRTC": "the compiler of written cells on CUDA; torch's if not set",
     "FUSEDRNN_PLAN": "overrides plans, for measuring",
@@ -93,6 +94,7 @@ MEANINGS = {
     "teams": "of a call",
     "at_once": "teams that the device has room for at the same time",
     "units_per_thread": "of the stepwise kernels",
+    "struck_off": "teams that did not agree with the reference on this GPU",
 }
 """The fields of a plan in a few words; fusedrnn.Plan and fusedrnn.CudaPlan say more."""
 

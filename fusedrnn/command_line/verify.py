@@ -7,6 +7,10 @@ a floor (fusedrnn/testing/parity.py). A cell that torch.nn lacks is held to plai
 its place. The figures are the largest error as a part of what is allowed: above 1 the rule is
 broken.
 
+On a CUDA device it first checks all ways of computing a layer that were not checked on this kind of
+GPU yet, in a process of their own, and shows the record: a way that did not agree is used by no
+call here.
+
 The keys of --json:
   passed    whether all rows passed
   seconds   how long it took
@@ -16,6 +20,9 @@ The keys of --json:
             output, states, gradients (largest error over what is allowed; null: none computed or
             not finite), worst (the case and tensor that came closest, or broke the rule by most),
             error (what was raised, or null)
+  ways      for each CUDA device: device, kind (the GPU and the versions of what runs on it), file
+            (where the record is, or null), ways: cell, team, arithmetic, pass, result (agreed,
+            absent: this GPU has no such team, disagreed, faulted, hung), detail, when
 """
 
 from __future__ import annotations
@@ -35,6 +42,8 @@ from typing import Any
 import torch
 
 from fusedrnn._C import cpu_capabilities, cpu_capability
+from fusedrnn._engine.cache import Unusable
+from fusedrnn._engine.ways import UNFIT, WAYS
 from fusedrnn.command_line.arguments import (
     CELL_NAMES,
     DTYPES,
@@ -110,6 +119,8 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
         if case.suits(cell)
     ]
     sizes = QUICK_SIZES if given.quick else SIZES
+    # Before anything is computed there: a device that serves one process has room for the check's.
+    checked = [ways_on(where) for where in devices if torch.device(where).type in WAYS]
     with threads(given.threads), float32_products("ieee"):
         count = torch.get_num_threads()
         rows = [check_one(*which, sizes=sizes) for which in progress(wanted, "checking")]
@@ -120,16 +131,18 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
     elif given.all_capabilities:
         skipped["other instruction sets"] = "the CPU was not asked for"
     return {
-        "passed": all(row["passed"] for row in rows),
+        "passed": all(row["passed"] for row in rows)
+        and not any(way["result"] in UNFIT for found in checked for way in found["ways"]),
         "seconds": round(time.monotonic() - begin, 1),
         "threads": count,
         "skipped": skipped,
         "rows": rows,
+        "ways": checked,
     }
 
 
 def failed(report: Mapping[str, Any]) -> bool:
-    """Whether any row broke the rule."""
+    """Whether any row broke the rule, or any way did not agree."""
     return not report["passed"]
 
 
@@ -162,6 +175,8 @@ def show(report: Mapping[str, Any]) -> list[Table | str]:
         for row in broken
     ]
     parts += [f"Not checked: {what}: {why}." for what, why in report["skipped"].items()]
+    for found in report["ways"]:
+        parts += _ways_in_words(found)
     verdict = f"{len(broken)} of {len(report['rows'])} FAILED" if broken else "all passed"
     parts.append(f"{len(report['rows'])} rows, {verdict}, in {report['seconds']:.0f} s.")
     return parts
@@ -190,6 +205,50 @@ def check_one(
     )
     row["passed"] = all(error.holds for _, error in found)
     return row
+
+
+def ways_on(where: str) -> dict[str, Any]:
+    """The record of a device's ways, after those were checked that it did not have."""
+    device = torch.device(where)
+    of_device = WAYS[device.type]
+    index = device.index if device.index is not None else of_device.gpu.current() or 0
+    of_device.check(index)
+    record = of_device.record(index)
+    try:
+        file = str(record.file)
+    except Unusable:
+        file = None
+    names = ("cell", "team", "arithmetic", "pass")
+    return {
+        "device": where,
+        "kind": dataclasses.asdict(record.kind),
+        "file": file,
+        "ways": [
+            dict(zip(names, key.split(), strict=True)) | entry
+            for key, entry in record.entries["ways"].items()
+        ],
+    }
+
+
+def _ways_in_words(found: Mapping[str, Any]) -> Iterator[Table | str]:
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for way in found["ways"]:
+        row = (way["cell"].partition("#")[0], way["arithmetic"], way["team"])
+        rows.setdefault(row, {})[way["pass"]] = way["result"]
+        rows[row]["when"] = way["when"][:10]
+    kind = found["kind"]
+    yield Table(
+        f"Ways checked on {found['device']}: {kind['gpu']}, driver {kind['driver']}",
+        ("cell", "arithmetic", "team", "forward", "backward", "when"),
+        [
+            (*row, *(of_row.get(name, "-") for name in ("forward", "backward", "when")))
+            for row, of_row in rows.items()
+        ],
+    )
+    for way in found["ways"]:
+        if way["result"] in UNFIT:
+            name = " ".join(way[part] for part in ("cell", "team", "arithmetic", "pass"))
+            yield f"FAIL {name}: {way['result']}: {way['detail']}"
 
 
 def _row(where: str, cell: str, dtype: str, variant: str) -> Row:

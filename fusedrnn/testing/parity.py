@@ -273,9 +273,14 @@ def compare(
         error, torch_error = (
             float(largest(side[name].cpu().double() - exact)) for side in (ours, theirs)
         )
-        allowed = 2 * torch_error + 4 * ulp * scale + 4 * float(reach[name])
+        allowed = allowed_error(torch_error, ulp, scale, float(reach[name]))
         errors.append(Error(name, error, allowed, scale, torch_error))
     return errors
+
+
+def allowed_error(peer: float, ulp: float, scale: float, reach: float) -> float:
+    """The rule: from the peer's error, the largest magnitude and what an ulp's move does to it."""
+    return 2 * peer + 4 * ulp * scale + 4 * reach
 
 
 def check(
