@@ -18,6 +18,7 @@ The equations and their sources are in reference.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from fusedrnn import reference
 from fusedrnn._engine import ops
-from fusedrnn._engine.autograd import is_captured, run_layer, run_modified
+from fusedrnn._engine.autograd import is_captured, run_layer, run_modified, runs_elsewhere
 from fusedrnn._engine.checks import (
     as_given,
     as_lengths,
@@ -64,6 +65,7 @@ from fusedrnn._engine.torch_private import (
     is_onednn_on,
     onednn_dtypes,
 )
+from fusedrnn._engine.tuning import TUNERS
 from fusedrnn.cells import W_HH, W_IH, Cell, by_option, cell_named
 
 __all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
@@ -369,7 +371,16 @@ def run_network(
         layer = layer._replace(allow_tf32=True)
     operands = Operands(input, batch_sizes, hx, weights, boundaries)
     states: Sequence[Tensor] = ()
-    if num_layers == 1 and extras is None:
+    tuner = None
+    if TUNERS and extras is None and lengths is None and not is_captured():
+        tuner = TUNERS.get(input.device.type)
+        if tuner is not None and layer.cell.program is not None:
+            tuner = None if runs_elsewhere(layer, input, captured=False) else tuner
+    if tuner is not None:
+        output, hn = tuner.run(
+            layer, num_layers, dropout, operands, partial(_by_kernels, layer, num_layers, dropout)
+        )
+    elif num_layers == 1 and extras is None:
         output, hn = run_layer(layer, operands, lengths)
     else:
         output, hn, states = _run_stack(
@@ -719,6 +730,16 @@ def run_cell(
         _, hn = run_layer(layer, operands)
     states = [state.squeeze(0) for state in hn]
     return [state.squeeze(0) for state in states] if one else states
+
+
+def _by_kernels(
+    layer: Layer, num_layers: int, dropout: float, operands: Operands
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The layers without extras, to (output, hn)."""
+    if num_layers == 1:
+        return run_layer(layer, operands)
+    output, hn, _ = _run_stack(layer, num_layers, dropout, operands, None, None)
+    return output, hn
 
 
 def _run_stack(

@@ -6,7 +6,7 @@ from csrc/cpu/plan.cpp, CUDA's from csrc/cuda/plan.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 
 from fusedrnn import _C
 from fusedrnn._engine import ops, ways
+from fusedrnn._engine.layer_shapes import LayerShape, name_of_cell, network_name
+from fusedrnn._engine.tuning import OURS, arithmetic_of, team_name
 from fusedrnn.cells import cell_named
 
 __all__ = ["CudaPlan", "CudaWalk", "Gpu", "Plan", "build_info", "plan"]
@@ -114,6 +116,11 @@ class CudaPlan:
         forward_steps: for how many steps the input projection is computed at once.
         struck_off: the teams that are not taken since they did not agree with the reference on this
             machine's GPU, and the pass ("cluster backward, ..."); None if all may be.
+        runs: "fusedrnn", or "torch.nn" if its own path was faster when such a layer was timed on
+            this machine's GPU.
+        measured: the seconds of a call that were found then, by team or way, in training with the
+            backward pass; None if it was not timed. The teams of `forward` and `backward` are the
+            fastest of these.
     """
 
     backend: str
@@ -122,6 +129,8 @@ class CudaPlan:
     units_per_thread: int
     forward_steps: int
     struck_off: str | None = None
+    runs: str = "fusedrnn"
+    measured: Mapping[str, float] | None = None
 
 
 def build_info() -> dict[str, Any]:
@@ -183,8 +192,9 @@ def plan(
             there are processors.
         training: whether gradients will be needed.
         panels: whether the weights come as panels made ahead, as `Streaming` keeps them on the CPU.
-        gpu: the CUDA device; if None the current one, or an H200 where there is none. For any
-            but the current one, the number of clusters that fit is guessed.
+        gpu: the CUDA device; if None the current one, with what its record says of ways that were
+            struck off or measured, or an H200 where there is none. The number of clusters that fit
+            is guessed.
         allow_tf32: whether float32 products may be rounded to tf32 on a CUDA device; if None what
             torch.backends.cudnn.rnn.fp32_precision says.
 
@@ -195,7 +205,12 @@ def plan(
     kind = torch.device(device).type
     spec = cell_named(cell).spec
     tf32 = ops.tf32_is_allowed() if allow_tf32 is None else allow_tf32
-    struck = _struck_off(spec, dtype, tf32) if kind == "cuda" and gpu is None else []
+    name = str(dtype).removeprefix("torch.")
+    shape = LayerShape(
+        name_of_cell(spec), time, batch, input_size, hidden_size, proj_size, name,
+        tf32 and name == "float32", 2 if bidirectional else 1, training, False,
+    )  # fmt: skip
+    known = _Known(spec, shape) if kind == "cuda" and gpu is None else _Known(spec)
     found: dict[str, Any] = _C.plan(
         device=kind,
         cell=spec,
@@ -204,41 +219,62 @@ def plan(
         input_size=input_size,
         hidden_size=hidden_size,
         proj_size=proj_size,
-        directions=2 if bidirectional else 1,
-        dtype=str(dtype).removeprefix("torch."),
+        directions=shape.directions,
+        dtype=name,
         threads=threads_of_a_call() if threads is None else threads,
         training=training,
         panels=panels,
         gpu=asdict(gpu or (current_gpu() if kind == "cuda" else Gpu())),
         allow_tf32=tf32,
-        forward_teams=_teams_without(struck, "forward"),
-        backward_teams=_teams_without(struck, "backward"),
+        forward_teams=known.teams("forward"),
+        backward_teams=known.teams("backward"),
     )
     if kind == "cpu":
         return Plan(**found)
     return CudaPlan(
         forward=CudaWalk(**found.pop("forward")),
         backward=CudaWalk(**found.pop("backward")),
-        struck_off=", ".join(f"{way.team} {way.step}" for way in struck) or None,
+        struck_off=known.struck_off,
+        runs=known.network.get("way", OURS),
+        measured=known.network.get("seconds"),
         **found,
     )
 
 
-def _struck_off(cell: str, dtype: torch.dtype, tf32: bool) -> list[ways.Way]:
-    """The ways that calls here do not take, by the record of the current GPU's kind."""
-    known = ways.WAYS.get("cuda")
-    index = None if known is None else known.gpu.current()
-    if known is None or index is None:
-        return []
-    arithmetic = str(dtype).removeprefix("torch.")
-    if arithmetic == "float32" and tf32 and current_gpu().capability >= (8, 0):
-        arithmetic = "tf32"
-    return known.struck_off(index, cell, arithmetic)
+class _Known:
+    """What is known of a layer's call on the current GPU, by the record of its kind."""
 
+    def __init__(self, cell: str, shape: LayerShape | None = None) -> None:
+        self.struck: list[ways.Way] = []
+        self.chosen: Mapping[str, Any] = {}
+        self.network: Mapping[str, Any] = {}
+        of_gpu = ways.WAYS.get("cuda")
+        index = None if of_gpu is None else of_gpu.gpu.current()
+        if shape is None or of_gpu is None or index is None or of_gpu.is_overridden():
+            return
+        if min(shape.T, shape.B, shape.I, shape.H) < 1:  # the plan says what is wrong
+            return
+        arithmetic = arithmetic_of(shape)
+        if shape.tf32 and of_gpu.gpu.facts(index)["capability"] < (8, 0):
+            arithmetic = "float32"
+        self.struck = of_gpu.struck_off(index, cell, arithmetic)
+        entries = of_gpu.record(index).entries
+        self.chosen = {
+            step: entries["teams"].get(team_name(shape, step), {}).get("team")
+            for step in shape.passes
+        }
+        self.network = entries["networks"].get(network_name(shape, 1, False), {})
 
-def _teams_without(struck: Sequence[ways.Way], step: str) -> list[str]:
-    unfit = {way.team for way in struck if way.step == step}
-    return [team for team in _C.TEAMS if team not in unfit]
+    @property
+    def struck_off(self) -> str | None:
+        return ", ".join(f"{way.team} {way.step}" for way in self.struck) or None
+
+    def teams(self, step: str) -> list[str]:
+        """Those that a call may take."""
+        unfit = {way.team for way in self.struck if way.step == step}
+        fit = [team for team in _C.TEAMS if team not in unfit]
+        chosen = self.chosen.get(step)
+        return [chosen] if chosen in fit else fit
 
 
 def threads_of_a_call() -> int:
@@ -250,7 +286,4 @@ def current_gpu() -> Gpu:
     """The current CUDA device, or an H200 where there is none."""
     if not torch.cuda.is_available():
         return Gpu()
-    found: Any = torch.cuda.get_device_properties()
-    return Gpu(
-        (found.major, found.minor), found.multi_processor_count, found.shared_memory_per_block_optin
-    )
+    return Gpu(**ways.Cuda().facts(torch.cuda.current_device()))

@@ -5,13 +5,13 @@ The devices are emulated (cuda_emulation). Most children are scripts of what a c
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ import pytest
 import torch
 import written_cells
 from cuda_emulation import backend as emulated
+from emulated_gpu import KIND, EmulatedGpu, Said, Script, agreeing, but, checked_by
 from emulated_ways import override_of
 from processes import in_a_process
 
 import fusedrnn
 from fusedrnn._engine import ops, record, ways
 from fusedrnn._engine.cache import Unusable
+from fusedrnn._engine.layer_shapes import LayerShape
 from fusedrnn._engine.record import Kind, Record
 from fusedrnn._engine.ways import Ended, Unavailable, Verdict, Way, Ways
 from fusedrnn.cells import CELLS
@@ -33,66 +35,8 @@ from fusedrnn.testing import ways as child
 
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=emulated.missing())
 
-KIND = Kind("emulated GPU", 132, "1.2", "13.0", "2.13", fusedrnn.__version__, "0123")
 BLOCK = Way("lstm", "block", "float32", "forward")
 STEPWISE = Way("lstm", "stepwise", "float32", "forward")
-Said = dict[str, Any]
-Script = Callable[[Sequence[Way]], Iterator[Said | None]]
-
-
-def agreeing(of: Sequence[Way]) -> Iterator[Said | None]:
-    """What a child says where all is well."""
-    yield {"ready": "emulated"}
-    for i in range(len(of)):
-        yield {"begin": i}
-        yield {"result": "agreed", "detail": ""}
-    yield {"end": len(of)}
-
-
-def but(way: Way, *said: Said | None | Exception) -> Script:
-    """A child that says this instead of agreeing when it comes to a way."""
-
-    def script(of: Sequence[Way]) -> Iterator[Said | None]:
-        yield {"ready": "emulated"}
-        for i, each in enumerate(of):
-            yield {"begin": i}
-            if each == way:
-                for what in said:
-                    if isinstance(what, Exception):
-                        raise what
-                    yield what
-                if said[-1] is None:
-                    return
-            else:
-                yield {"result": "agreed", "detail": ""}
-        yield {"end": len(of)}
-
-    return script
-
-
-class Scripted:
-    """A kind of GPU whose children say what a script has."""
-
-    def __init__(self, script: Script = agreeing, kind: Kind = KIND) -> None:
-        self.script, self._kind = script, kind
-        self.asked: list[Sequence[Way]] = []  # of each child
-
-    def current(self) -> int | None:
-        return 0
-
-    def kind(self, index: int) -> Kind:
-        return self._kind
-
-    @contextlib.contextmanager
-    def child(self, index: int, of: Sequence[Way]) -> Iterator[Any]:
-        self.asked.append(list(of))
-        said = self.script(of)
-
-        class Said:
-            def line(self, seconds: float) -> dict[str, Any] | None:
-                return next(said)
-
-        yield Said()
 
 
 @pytest.fixture(autouse=True)
@@ -104,29 +48,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@contextlib.contextmanager
-def checked_by(gpu: Scripted, **options: Any) -> Iterator[Ways]:
-    """The emulated kernels, which ask."""
-    with emulated.installed(**options) as emulation:
-        of = Ways(emulation, gpu)
-        try:
-            yield of
-        finally:
-            of.detach()
-
-
 STEPS = 30  # stepwise, each is a launch at least; a walk is one
 
 
-def call(cell: str = "LSTM", dtype: torch.dtype = torch.float32) -> None:
+def call(cell: str = "LSTM", dtype: torch.dtype = torch.float32, time: int = STEPS) -> None:
     module = getattr(fusedrnn, cell)(3, 20).to(dtype)
     with torch.no_grad():
-        module(torch.randn(STEPS, 2, 3, dtype=dtype))
+        module(torch.randn(time, 2, 3, dtype=dtype))
 
 
-def launches_of_a_call(cell: str = "LSTM", dtype: torch.dtype = torch.float32) -> int:
+def launches_of_a_call(
+    cell: str = "LSTM", dtype: torch.dtype = torch.float32, time: int = STEPS
+) -> int:
     before = emulated.load().fusedrnn_emulation_launches()
-    call(cell, dtype)
+    call(cell, dtype, time)
     after: int = emulated.load().fusedrnn_emulation_launches()
     return after - before
 
@@ -247,21 +182,21 @@ def test_what_is_raised_is_a_fault_unless_memory_is_short(monkeypatch: pytest.Mo
 
 
 def test_the_first_call_checks_all_compiled_cells_and_later_processes_read(folder: Path) -> None:
-    gpu = Scripted()
+    gpu = EmulatedGpu()
     with checked_by(gpu):
         assert gpu.asked == []  # nothing before a call
         call()
         call("GRU")
         assert gpu.asked == [ways.ways_of([cell.name for cell in CELLS])]
     assert set(entries(folder)) == {way.key for way in gpu.asked[0]}
-    again = Scripted()
+    again = EmulatedGpu()
     with checked_by(again):
         call()
     assert again.asked == []
 
 
 def test_a_backward_pass_alone_asks() -> None:
-    gpu = Scripted()
+    gpu = EmulatedGpu()
     with emulated.installed() as emulation:
         module = fusedrnn.LSTM(3, 40)
         output, _ = module(torch.randn(9, 4, 3))
@@ -272,7 +207,7 @@ def test_a_backward_pass_alone_asks() -> None:
 
 
 def test_a_written_cell_is_checked_at_its_first_call(folder: Path) -> None:
-    gpu = Scripted()
+    gpu = EmulatedGpu()
     program = written_cells.mgu.program
     with checked_by(gpu) as of:
         of.check(0)
@@ -282,7 +217,7 @@ def test_a_written_cell_is_checked_at_its_first_call(folder: Path) -> None:
 
 
 def test_nothing_is_asked_under_an_override() -> None:
-    gpu = Scripted()
+    gpu = EmulatedGpu()
     with checked_by(gpu, plan="team=block"):
         call()
     assert gpu.asked == []
@@ -291,7 +226,7 @@ def test_nothing_is_asked_under_an_override() -> None:
 def test_nothing_is_asked_if_ways_are_trusted(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = Scripted()
+    gpu = EmulatedGpu()
     monkeypatch.setenv("FUSEDRNN_CHECK", "0")
     with checked_by(gpu):
         call()
@@ -300,13 +235,16 @@ def test_nothing_is_asked_if_ways_are_trusted(
 
 def test_a_variable_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSEDRNN_CHECK", "no")
-    with checked_by(Scripted()), pytest.raises(RuntimeError, match="FUSEDRNN_CHECK: expected 0 or"):
+    with (
+        checked_by(EmulatedGpu()),
+        pytest.raises(RuntimeError, match="FUSEDRNN_CHECK: expected 0"),
+    ):
         call()
 
 
 def test_a_check_launches_nothing_in_this_process() -> None:
     """As in the capture of a graph, where the child may compute and this process may not."""
-    with checked_by(Scripted(), options="capturing=1") as of:
+    with checked_by(EmulatedGpu(), options="capturing=1") as of:
         before = of.library.fusedrnn_emulation_launches()
         of.check(0)
         assert of.library.fusedrnn_emulation_launches() == before
@@ -314,7 +252,7 @@ def test_a_check_launches_nothing_in_this_process() -> None:
 
 
 def test_eight_ranks_check_once() -> None:
-    gpu = Scripted()
+    gpu = EmulatedGpu()
     with emulated.installed() as emulation:
         ranks = [Ways(emulation, gpu) for _ in range(8)]  # each with a record of its own
         threads = [threading.Thread(target=rank.check, args=(0,)) for rank in ranks]
@@ -342,7 +280,7 @@ def test_nothing_happens_in_a_process_that_makes_no_call(folder: Path) -> None:
 
 
 def test_a_way_that_disagrees_is_not_taken_and_told_once() -> None:
-    with checked_by(Scripted()):
+    with checked_by(EmulatedGpu()):
         assert launches_of_a_call() < STEPS  # the model's plan is a walk
     Record(KIND).file.unlink()
     detail = "output: error 1.0e-02, allowed 1.0e-06"
@@ -356,7 +294,7 @@ def test_a_way_that_disagrees_is_not_taken_and_told_once() -> None:
             yield {"result": result, "detail": walks.get(way, "")}
         yield {"end": len(of)}
 
-    with checked_by(Scripted(script)):
+    with checked_by(EmulatedGpu(script)):
         with pytest.warns(RuntimeWarning) as said:
             assert launches_of_a_call() >= STEPS
         (warning,) = said
@@ -368,12 +306,12 @@ def test_a_way_that_disagrees_is_not_taken_and_told_once() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert launches_of_a_call() >= STEPS
-    with checked_by(Scripted()), pytest.warns(RuntimeWarning, match="block of lstm in float32"):
+    with checked_by(EmulatedGpu()), pytest.warns(RuntimeWarning, match="block of lstm in float32"):
         assert launches_of_a_call() >= STEPS  # in the next process
 
 
 def test_only_the_way_that_was_struck_off_is_not_taken() -> None:
-    with checked_by(Scripted()) as of:
+    with checked_by(EmulatedGpu()) as of:
         of.check(0)
         for team in ("block", "cluster"):
             of._strike_off(0, BLOCK._replace(team=team))
@@ -382,9 +320,30 @@ def test_only_the_way_that_was_struck_off_is_not_taken() -> None:
         assert launches_of_a_call(dtype=torch.bfloat16) < STEPS
 
 
+def test_a_chosen_team_is_taken_by_calls_of_its_class() -> None:
+    shape = LayerShape("lstm", 32, 8, 4, 20, 0, "float32", False, 1, False, False)
+    with checked_by(EmulatedGpu()) as of:
+        of.check(0)
+        assert launches_of_a_call() < STEPS
+        of.choose(0, "lstm", shape, "forward", "stepwise")
+        assert launches_of_a_call() >= STEPS and launches_of_a_call(time=17) >= 17
+        assert launches_of_a_call("GRU") < STEPS and launches_of_a_call(time=33) < 33
+        assert launches_of_a_call(dtype=torch.bfloat16) < STEPS
+        for other in (
+            replace(shape, training=True), replace(shape, ragged=True), replace(shape, tf32=True)
+        ):  # fmt: skip
+            of.choose(0, "lstm", other, "forward", "block")
+        of.choose(0, "lstm", shape, "backward", "block")
+        assert launches_of_a_call() >= STEPS
+        of._strike_off(0, STEPWISE)
+        assert launches_of_a_call() < STEPS  # what was struck off is taken no more
+        of.choose(0, "lstm", shape, "forward", None)
+        assert launches_of_a_call() < STEPS
+
+
 def test_without_any_way_the_call_that_wants_it_fails() -> None:
     teams = {team: BLOCK._replace(team=team) for team in ("block", "cluster", "stepwise")}
-    with checked_by(Scripted()) as of:
+    with checked_by(EmulatedGpu()) as of:
         of.check(0)
         of._strike_off(0, teams["stepwise"])
         call()  # by a team
@@ -409,7 +368,7 @@ def test_a_way_that_hangs_and_one_that_faults() -> None:
 
     def start(some: Sequence[Way]) -> Any:
         asked.append(some)
-        return Scripted(scripts[len(asked) - 1]).child(0, some)
+        return EmulatedGpu(scripts[len(asked) - 1]).child(0, some)
 
     found = ways.checked(start, of_lstm)
     assert [len(some) for some in asked] == [len(of_lstm) - n for n in (0, 4, 6, 8)]
@@ -489,7 +448,7 @@ def busy(of: Sequence[Way]) -> Iterator[Said | None]:
 def test_teams_are_not_used_where_ways_cannot_be_checked(
     script: Script, why: str, folder: Path
 ) -> None:
-    gpu = Scripted(script)
+    gpu = EmulatedGpu(script)
     with checked_by(gpu) as of:
         with pytest.warns(RuntimeWarning) as said:
             of.check(0)
@@ -518,7 +477,7 @@ def test_a_program_that_is_no_python_is_not_started(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_warning_that_is_an_error_reaches_the_call() -> None:
-    with checked_by(Scripted(busy)), warnings.catch_warnings():
+    with checked_by(EmulatedGpu(busy)), warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(RuntimeError, match="could not be checked on this GPU"):
             call()
@@ -553,7 +512,7 @@ def test_a_record_is_private_and_readable(folder: Path) -> None:
 def test_a_corrupt_record_counts_as_none(folder: Path, change: Callable[[bytes], bytes]) -> None:
     file = kept(folder)
     file.write_bytes(change(file.read_bytes()))
-    gpu = Scripted()
+    gpu = EmulatedGpu()
     with checked_by(gpu) as of:
         with pytest.warns(RuntimeWarning, match="record of this GPU was not read: .*corrupt"):
             of.check(0)
@@ -594,7 +553,7 @@ def test_a_record_of_another_version_or_kind_counts_as_none(folder: Path) -> Non
 
 def test_a_record_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSEDRNN_CACHE", "/proc/no/such")
-    gpu = Scripted(but(BLOCK, {"result": "disagreed", "detail": ""}))
+    gpu = EmulatedGpu(but(BLOCK, {"result": "disagreed", "detail": ""}))
     with checked_by(gpu) as of:
         with pytest.warns(RuntimeWarning) as said:
             found = of.check(0)
@@ -647,7 +606,7 @@ def test_a_plan_for_this_machine_s_gpu_knows_what_was_struck_off(
     before = fusedrnn.plan("lstm", **sizes)
     assert before.forward.team == before.backward.team == "cluster" and before.struck_off is None
     cluster = Way("lstm", "cluster", "bfloat16", "backward")
-    with checked_by(Scripted(but(cluster, {"result": "hung", "detail": ""}))) as of:
+    with checked_by(EmulatedGpu(but(cluster, {"result": "hung", "detail": ""}))) as of:
         monkeypatch.setitem(ways.WAYS, "cuda", of)
         assert fusedrnn.plan("lstm", **sizes) == before  # nothing is known, nothing is asked
         with pytest.warns(RuntimeWarning, match="hung"):
@@ -662,7 +621,7 @@ def test_a_plan_for_this_machine_s_gpu_knows_what_was_struck_off(
 def test_verify_shows_the_record(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
-    gpu = Scripted(but(BLOCK, {"result": "disagreed", "detail": "output: error 1"}))
+    gpu = EmulatedGpu(but(BLOCK, {"result": "disagreed", "detail": "output: error 1"}))
     few = ["--cell", "lstm", "--dtype", "float64", "--device", "cpu", "--quick"]
     with checked_by(gpu) as of:
         monkeypatch.setattr(verify, "WAYS", {"cpu": of})

@@ -37,7 +37,7 @@ from written_cells import WRITTEN, mgu, reset_before, wide
 import fusedrnn
 from fusedrnn import _C
 from fusedrnn._engine import compiling, ops
-from fusedrnn._engine.autograd import _runs_elsewhere
+from fusedrnn._engine.autograd import runs_elsewhere
 from fusedrnn._engine.layer import Modifiers, Operands, layer_of
 from fusedrnn.cells import WrittenCell, cell_named, cell_of_written, facts
 from fusedrnn.cells.zoo import ZOO
@@ -471,14 +471,14 @@ def test_why_it_is_slow_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(ops, "WITHOUT_PROGRAMS", None)
             patch.setattr(ops, name, value)
             with pytest.warns(RuntimeWarning, match="mgu step by step on CUDA.*NVRTC"):
-                assert _runs_elsewhere(layer, on_cuda, captured=False)
+                assert runs_elsewhere(layer, on_cuda, captured=False)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                assert _runs_elsewhere(layer, on_cuda, captured=False)
+                assert runs_elsewhere(layer, on_cuda, captured=False)
     with monkeypatch.context() as patch:
         patch.setattr(ops, "WITHOUT_PROGRAMS", None)
         patch.setattr(ops, "make_program", lambda text, dtype, device: None)
-        assert not _runs_elsewhere(layer, on_cuda, captured=False)
+        assert not runs_elsewhere(layer, on_cuda, captured=False)
 
 
 def test_explain(monkeypatch: pytest.MonkeyPatch) -> None:

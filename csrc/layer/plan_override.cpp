@@ -101,3 +101,7 @@ PlanOverride& plan_override() {
 extern "C" __attribute__((visibility("default"))) void fusedrnn_override_plan(const char* text) {
   fusedrnn::plan_override() = fusedrnn::PlanOverride(text);
 }
+
+extern "C" __attribute__((visibility("default"))) int fusedrnn_plan_is_overridden() {
+  return fusedrnn::plan_override().any();
+}

@@ -53,3 +53,5 @@ PlanOverride& plan_override();
 
 // Replaces the override in force by `text`, in the library whose function this is.
 extern "C" void fusedrnn_override_plan(const char* text);
+// Whether one is in force there.
+extern "C" int fusedrnn_plan_is_overridden();

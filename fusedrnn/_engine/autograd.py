@@ -76,7 +76,7 @@ def run_layer(
     `lengths`, see sequences.py, are for calls that a compiler captures, or without values.
     """
     captured = is_captured()
-    if layer.cell.program is not None and _runs_elsewhere(layer, operands.input, captured):
+    if layer.cell.program is not None and runs_elsewhere(layer, operands.input, captured):
         output, *hn = _run_program_elsewhere(layer, operands, lengths)
         return output, hn
     differentiable = torch.is_grad_enabled() and _any_requires_grad(operands)
@@ -109,7 +109,7 @@ def run_modified(
     )
     transformed = is_transformed_by_func() or is_forward_mode()
     captured = is_captured()
-    if layer.cell.program is not None and _runs_elsewhere(layer, operands.input, captured):
+    if layer.cell.program is not None and runs_elsewhere(layer, operands.input, captured):
         results: Sequence[Tensor] = _run_program_elsewhere(layer, operands, lengths)
     elif captured or lengths is not None:
         results = _run_captured(layer, operands, lengths, differentiable, transformed)
@@ -124,7 +124,7 @@ def run_modified(
     return output, others[:count], others[count:]
 
 
-def _runs_elsewhere(layer: Layer, input: Tensor, captured: bool) -> bool:
+def runs_elsewhere(layer: Layer, input: Tensor, captured: bool) -> bool:
     """Whether a device has no kernels for a cell that a user wrote; of CUDA, it is said why.
 
     Kernels that there are get it compiled.

@@ -72,7 +72,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn import _C
-from fusedrnn._engine import compiling, ways
+from fusedrnn._engine import compiling, tuning, ways
 from fusedrnn._engine import native as _native
 from fusedrnn._engine.layer import (
     BackwardArguments,
@@ -127,7 +127,8 @@ def _load_cuda() -> str | None:
     library.fusedrnn_cuda_without_programs.restype = ctypes.c_char_p
     library.fusedrnn_cuda_make_program.restype = ctypes.c_char_p
     compiling.keep_images_of(library)
-    ways.WAYS["cuda"] = ways.Ways(library, ways.Cuda())
+    of_library = ways.WAYS["cuda"] = ways.Ways(library, ways.Cuda())
+    tuning.TUNERS["cuda"] = tuning.Tuner(of_library)
     _libraries.append(library)
     use_backend("cuda", library.fusedrnn_cuda_backend())
     return None

@@ -5,6 +5,8 @@ A record is a JSON file of the cache (cache.py) for each kind of GPU, with secti
     format    of this file; another one's is not read
     kind      the GPU and the software on it, which the file's name has a digest of
     ways      by way (ways.py): agreed, disagreed, faulted, hung or absent; why, and when
+    teams     by a layer's shape and pass (tuning.py): the fastest team, and the seconds of each
+    networks  by a network's shape: whose way is faster, and the seconds of each
     digest    of all the rest
 
 Nothing here is an error to the user. A record that is corrupt, that others could have written, or
@@ -27,7 +29,7 @@ from fusedrnn._engine import cache
 from fusedrnn._engine.cache import Unusable
 
 FORMAT = 1
-SECTIONS = ("ways",)
+SECTIONS = ("ways", "teams", "networks")
 
 Entries = dict[str, dict[str, Any]]
 

@@ -65,6 +65,28 @@ is_onednn_on: Callable[[], bool] = torch._C._get_mkldnn_enabled
 """What `torch.backends.mkldnn.flags` sets."""
 
 
+keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
+"""Within a backward pass, whether it may be asked for once more."""
+
+
+def is_in_backward() -> bool:
+    """Whether autograd calls this, as it does what is computed again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def has_saved_tensors_hooks() -> bool:
+    """Whether somebody stands between a forward pass and what it keeps for backward.
+
+    As `torch.utils.checkpoint` does, which expects a second forward pass to keep as many tensors.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def torch_network(cell: str) -> Any:
+    """The function by which torch.nn runs all layers of a network; None if it has no such cell."""
+    return getattr(torch._VF, cell, None)
+
+
 def is_forward_mode() -> bool:
     """Whether gradients are computed in forward mode, which torch.func.jvp is, too."""
     return forward_ad._current_level >= 0

@@ -36,17 +36,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 import fusedrnn
 from fusedrnn import _C
 from fusedrnn._engine import native, processes
 from fusedrnn._engine.cache import Unusable
+from fusedrnn._engine.layer_shapes import (
+    PASSES,
+    TEAMS,
+    LayerShape,
+    TeamChoice,
+    name_of_cell,
+    team_choice,
+)
 from fusedrnn._engine.record import Kind, Record
 from fusedrnn.cells import CELLS
 from fusedrnn.cells.facts import cell_of_spec
 
-TEAMS: tuple[str, ...] = _C.TEAMS
-PASSES = ("forward", "backward")
 ARITHMETICS = ("float32", "tf32", "bfloat16", "float16", "float64")
 """In the order of csrc/cuda/ways.h."""
 
@@ -70,11 +77,7 @@ class Way(NamedTuple):
     @property
     def key(self) -> str:
         """What a record calls it."""
-        cell = cell_of_spec(self.cell)
-        name = cell.name
-        if cell.program is not None:
-            name += f"#{hashlib.sha256(self.cell.encode()).hexdigest()}"
-        return f"{name} {self.team} {self.arithmetic} {self.step}"
+        return f"{name_of_cell(self.cell)} {self.team} {self.arithmetic} {self.step}"
 
     def __str__(self) -> str:
         name = cell_of_spec(self.cell).name
@@ -110,8 +113,33 @@ class Child(Protocol):
         """
 
 
+class Timer(Protocol):
+    """A clock of the device's."""
+
+    def mark(self) -> None:
+        """Notes when the device comes to this point of its work."""
+
+    def gaps(self) -> list[float]:
+        """The seconds between marks, once the device has come to the last."""
+
+
 class Gpu(Protocol):
     """What has to be asked of a kind of device; tests have one without a GPU."""
+
+    def index_of(self, tensor: Tensor) -> int:
+        """The index of the device that a tensor is on."""
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """What plans ask of a device, by the names of `fusedrnn.Gpu`."""
+
+    def is_capturing(self, index: int) -> bool:
+        """Whether a device's work is captured now, and not done."""
+
+    def timer(self, index: int) -> Timer:
+        """A new one of a device, which has done all that it was given."""
+
+    def clock(self) -> float:
+        """Seconds of this process."""
 
     def current(self) -> int | None:
         """The index of the current device; None if there is none."""
@@ -133,6 +161,27 @@ class Cuda:
     def current(self) -> int | None:  # noqa: D102
         return torch.cuda.current_device() if torch.cuda.is_available() else None
 
+    def index_of(self, tensor: Tensor) -> int:  # noqa: D102
+        return tensor.get_device()
+
+    def facts(self, index: int) -> dict[str, Any]:  # noqa: D102
+        found: Any = torch.cuda.get_device_properties(index)
+        return {
+            "capability": (found.major, found.minor),
+            "multiprocessors": found.multi_processor_count,
+            "shared_bytes": found.shared_memory_per_block_optin,
+        }
+
+    def is_capturing(self, index: int) -> bool:  # noqa: D102
+        with torch.cuda.device(index):
+            return torch.cuda.is_current_stream_capturing()
+
+    def timer(self, index: int) -> Timer:  # noqa: D102
+        return _Events(torch.cuda.current_stream(index))
+
+    def clock(self) -> float:  # noqa: D102
+        return time.perf_counter()
+
     @cache  # noqa: B019, there is one object
     def kind(self, index: int) -> Kind:  # noqa: D102
         found: Any = torch.cuda.get_device_properties(index)
@@ -149,6 +198,22 @@ class Cuda:
             raise Unavailable("this program is not run by a Python that could be started again")
         command = [sys.executable, "-m", "fusedrnn.testing.ways"]
         return child_of(command, f"cuda:{index}", ways)
+
+
+class _Events:
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+        self.events: list[Any] = []
+        stream.synchronize()
+
+    def mark(self) -> None:
+        self.events.append(torch.cuda.Event(enable_timing=True))
+        self.events[-1].record(self.stream)
+
+    def gaps(self) -> list[float]:
+        self.events[-1].synchronize()
+        pairs = zip(self.events, self.events[1:], strict=False)
+        return [begin.elapsed_time(end) * 1e-3 for begin, end in pairs]
 
 
 def driver_version() -> str:
@@ -282,6 +347,7 @@ class Ways:
         library.fusedrnn_cuda_strike_off.argtypes = [
             ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int
         ]  # fmt: skip
+        library.fusedrnn_cuda_choose_team.argtypes = [ctypes.POINTER(TeamChoice)]
         library.fusedrnn_cuda_check_ways_by(self._check)
 
     def detach(self) -> None:
@@ -304,6 +370,7 @@ class Ways:
         Raises:
             ValueError: FUSEDRNN_CHECK makes no sense.
         """
+        self.choose_recorded(index, program)
         if not is_on("FUSEDRNN_CHECK"):
             return {}
         ways = ways_of([program] if program else _COMPILED)
@@ -319,6 +386,24 @@ class Ways:
             if failed:
                 self._warn(_in_words(self.gpu.kind(index), failed))
         return found
+
+    def is_overridden(self) -> bool:
+        """Whether somebody measures with plans of his own."""
+        return bool(self.library.fusedrnn_plan_is_overridden())
+
+    def choose(self, index: int, cell: str, shape: LayerShape, step: str, team: str | None) -> None:
+        """Has calls of a shape take a team, or what the plan takes if that is None."""
+        self.library.fusedrnn_cuda_choose_team(team_choice(shape, cell, index, step, team))
+
+    def choose_recorded(self, index: int, program: str = "") -> None:
+        """Has calls take the teams that the record has, of a written cell or all compiled ones."""
+        by_name = {name_of_cell(cell): cell for cell in ([program] if program else _COMPILED)}
+        for entry in [*self.record(index).entries["teams"].values()]:
+            with contextlib.suppress(KeyError, TypeError, ValueError):  # it makes no sense
+                shape = LayerShape(**entry["shape"])
+                if shape.cell in by_name:
+                    spec = by_name[shape.cell]
+                    self.choose(index, spec, shape, entry["step"], entry["team"])
 
     def struck_off(self, index: int, cell: str, arithmetic: str) -> list[Way]:
         """The ways of a cell in an arithmetic that are known not to be fit on a device."""

@@ -3,6 +3,7 @@
     fusedrnn info      versions, processor, CUDA, environment; how a given problem would be run
     fusedrnn verify    outputs, states and gradients by the numbers rule, against torch.nn
     fusedrnn bench     times against torch.nn
+    fusedrnn tune      times the ways of computing on a GPU ahead, and keeps which are fastest
 
 Each command is a file with the same four functions: `add_arguments` to its parser, `collect` all
 that it has to say as plain data (which `--json` prints), `show` that data as tables, and `failed`,
@@ -19,11 +20,11 @@ import sys
 from collections.abc import Sequence
 
 import fusedrnn
-from fusedrnn.command_line import bench, info, verify
+from fusedrnn.command_line import bench, info, tune, verify
 from fusedrnn.command_line.arguments import UsageError
 from fusedrnn.command_line.tables import print_all
 
-COMMANDS = {"info": info, "verify": verify, "bench": bench}
+COMMANDS = {"info": info, "verify": verify, "bench": bench, "tune": tune}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -63,6 +63,7 @@ VARIABLES = {
     "FUSEDRNN_PLAN": "overrides plans, for measuring",
     "FUSEDRNN_POOL_MB": "memory that the CPU's pool holds when idle; 512 if not set",
     "FUSEDRNN_PROCESSORS": "processors for the threads of a team; by affinity and quota if not set",
+    "FUSEDRNN_TUNE": "0: no way of computing on a GPU is timed",
     "OMP_NUM_THREADS": "threads of torch on the CPU",
     "OMP_PROC_BIND": "whether these threads stay on their cores",
     "GOMP_CPU_AFFINITY": "the cores of these threads",
@@ -94,6 +95,8 @@ MEANINGS = {
     "teams": "of a call",
     "at_once": "teams that the device has room for at the same time",
     "units_per_thread": "of the stepwise kernels",
+    "runs": "fusedrnn's kernels, or torch.nn's own path if that was faster on this GPU",
+    "measured": "milliseconds of a call, on this GPU",
     "struck_off": "teams that did not agree with the reference on this GPU",
 }
 """The fields of a plan in a few words; fusedrnn.Plan and fusedrnn.CudaPlan say more."""
@@ -347,6 +350,8 @@ def _plan_table(problem: Mapping[str, Any], entry: Mapping[str, Any]) -> Table:
     title += f", on {entry['device']}" + (f" ({entry['gpu']})" if entry["gpu"] else "")
     rows = []
     for name, value in entry["plan"].items():
+        if name == "measured" and value:
+            value = ", ".join(f"{way} {seconds * 1e3:.3g}" for way, seconds in value.items())
         walk = value if isinstance(value, Mapping) else {name: value}
         for field, found in walk.items():
             if found is not None:
