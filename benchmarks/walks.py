@@ -31,6 +31,7 @@ from benchmarks.peers.peer import make_data
 from benchmarks.whole import write_whole
 from benchmarks.workloads import GPU_ROWS, Case, Row, cases, rows_named
 from fusedrnn._engine import ops
+from fusedrnn._engine.tuning import untuned
 
 CALLS = 3
 TILE = 16  # a block's units are a multiple of it (kTile of csrc/cuda/team/walk.h)
@@ -55,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         rows = rows_named(given.rows, GPU_ROWS)
     except ValueError as error:
         parser.error(str(error))
-    results = run(rows, given.out, budget=given.budget, every=given.all)
+    with untuned():  # torch.nn's kernels are none of ours
+        results = run(rows, given.out, budget=given.budget, every=given.all)
     print(given.out / "walks.md")
     return 1 if any("error" in walk for walk in results["walks"]) else 0
 

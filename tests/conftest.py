@@ -27,9 +27,14 @@ from hypothesis import settings
 
 import fusedrnn
 from fusedrnn import cells
+from fusedrnn._engine import tuning
 from fusedrnn.cells import cell_named
 from fusedrnn.testing import oracles
 from fusedrnn.testing.parity import Case, float32_products
+
+# On a GPU torch.nn's path might be faster than ours, which the tests are of (test_tuning.py has
+# tuners of its own).
+tuning.TUNERS.clear()
 
 # Cells by name and layers by class, all from the table that the kernels are compiled from: a new
 # one is tested wherever these lists are, which is everywhere.

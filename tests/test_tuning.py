@@ -593,6 +593,16 @@ def test_scattered_weights_are_taken_as_they_are() -> None:
             functional.lstm(data(), None, weights)
 
 
+def test_our_kernels_run_for_whoever_measures_them() -> None:
+    module, x = network(), data()
+    with tuned_by(EmulatedGpu()):
+        forward()
+        assert launches(module, x) == 0
+        with tuning.untuned():
+            assert launches(module, x) > 0
+        assert launches(module, x) == 0
+
+
 def test_nothing_is_asked_without_a_gpu() -> None:
     assert "cpu" not in tuning.TUNERS
 

@@ -43,6 +43,7 @@ import torch
 
 from fusedrnn._C import cpu_capabilities, cpu_capability
 from fusedrnn._engine.cache import Unusable
+from fusedrnn._engine.tuning import untuned
 from fusedrnn._engine.ways import UNFIT, WAYS
 from fusedrnn.command_line.arguments import (
     CELL_NAMES,
@@ -121,7 +122,7 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
     sizes = QUICK_SIZES if given.quick else SIZES
     # Before anything is computed there: a device that serves one process has room for the check's.
     checked = [ways_on(where) for where in devices if torch.device(where).type in WAYS]
-    with threads(given.threads), float32_products("ieee"):
+    with threads(given.threads), float32_products("ieee"), untuned():
         count = torch.get_num_threads()
         rows = [check_one(*which, sizes=sizes) for which in progress(wanted, "checking")]
     if given.all_capabilities and torch.device(devices[0]).type == "cpu":
