@@ -48,7 +48,9 @@ def plan(device: Device, out: Path, total: float) -> Plan:
     """The stages for a device, and the workers that they need."""
     shared = {
         "FUSEDRNN_CHECKED_DEVICE": device.name,
-        "FUSEDRNN_TUNE": "0",  # what is timed is the plan's own way
+        "FUSEDRNN_TUNE": "0",  # what is timed is the plan's own way,
+        "FUSEDRNN_CHECK": "0",  # a way that fails is to be seen failing,
+        "FUSEDRNN_CACHE": str(out / "cache"),  # and what was found earlier has no say
     }
     tests = min(MOST_TEST_WORKERS, max(1, (os.cpu_count() or 1) // 2))
     pools = {
