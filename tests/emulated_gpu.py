@@ -29,7 +29,7 @@ Script = Callable[[Sequence[Way]], Iterator[Said | None]]
 
 def agreeing(of: Sequence[Way]) -> Iterator[Said | None]:
     """What a child says where all is well."""
-    yield {"ready": "emulated"}
+    yield {"ready": KIND.gpu}
     for i in range(len(of)):
         yield {"begin": i}
         yield {"result": "agreed", "detail": ""}
@@ -40,7 +40,7 @@ def but(way: Way, *said: Said | None | Exception) -> Script:
     """A child that says this instead of agreeing when it comes to a way."""
 
     def script(of: Sequence[Way]) -> Iterator[Said | None]:
-        yield {"ready": "emulated"}
+        yield {"ready": KIND.gpu}
         for i, each in enumerate(of):
             yield {"begin": i}
             if each == way:

@@ -287,7 +287,7 @@ def test_a_way_that_disagrees_is_not_taken_and_told_once() -> None:
     walks = {BLOCK: detail, BLOCK._replace(team="cluster"): "no result"}
 
     def script(of: Sequence[Way]) -> Iterator[Said | None]:
-        yield {"ready": "emulated"}
+        yield {"ready": KIND.gpu}
         for i, way in enumerate(of):
             yield {"begin": i}
             result = "disagreed" if way in walks else "agreed"
@@ -370,7 +370,7 @@ def test_a_way_that_hangs_and_one_that_faults() -> None:
         asked.append(some)
         return EmulatedGpu(scripts[len(asked) - 1]).child(0, some)
 
-    found = ways.checked(start, of_lstm)
+    found = ways.checked(start, of_lstm, KIND.gpu)
     assert [len(some) for some in asked] == [len(of_lstm) - n for n in (0, 4, 6, 8)]
     assert {way: verdict for way, verdict in found.items() if verdict.result != "agreed"} == {
         of_lstm[3]: Verdict("hung", "no result after 20 s"),
@@ -382,8 +382,11 @@ def test_a_way_that_hangs_and_one_that_faults() -> None:
 def test_a_check_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     of_lstm = ways.ways_of(["lstm"])
     monkeypatch.setattr(ways, "ALL_SECONDS", -1.0)
-    found = ways.checked(lambda some: pytest.fail("started"), of_lstm)
+    found = ways.checked(lambda some: pytest.fail("started"), of_lstm, KIND.gpu)
     assert {verdict.result for verdict in found.values()} == {"unchecked"}
+    with checked_by(EmulatedGpu()) as of, pytest.warns(RuntimeWarning, match="took more than"):
+        of.check(0)
+        assert launches_of_a_call() >= STEPS
 
 
 PRETENDED = """
@@ -406,7 +409,7 @@ def test_children_that_hang_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "WAY_SECONDS", 0.3)
     command = [sys.executable, "-S", "-c", PRETENDED]
     of_lstm = [way for way in ways.ways_of(["lstm"]) if way.arithmetic == "float32"]
-    found = ways.checked(lambda some: ways.child_of(command, "cuda:0", some), of_lstm)
+    found = ways.checked(lambda some: ways.child_of(command, "cuda:0", some), of_lstm, "pretended")
     assert found == dict.fromkeys(of_lstm, Verdict("agreed")) | {
         BLOCK: Verdict("hung", "no result after 0 s"),
         BLOCK._replace(step="backward"): Verdict(
@@ -423,7 +426,7 @@ def test_a_child_checks_emulated_kernels() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)
         found = ways.checked(
-            lambda some: ways.child_of([sys.executable, script], "cpu", some), of_lstm
+            lambda some: ways.child_of([sys.executable, script], "cpu", some), of_lstm, "emulated"
         )
     assert found == dict.fromkeys(of_lstm, Verdict("agreed"))
 
@@ -441,9 +444,10 @@ def busy(of: Sequence[Way]) -> Iterator[Said | None]:
     [
         (busy, "busy or unavailable"),
         (lambda of: iter([None]), "said nothing for 180 s"),
-        (lambda of: iter([{"ready": ""}, {"end": 0}]), "it checked nothing"),
+        (lambda of: iter([{"ready": KIND.gpu}, {"end": 0}]), "it checked nothing"),
+        (lambda of: iter([{"ready": "a T4"}]), "has another GPU, a T4"),
     ],
-    ids=["busy", "silent", "empty"],
+    ids=["busy", "silent", "empty", "elsewhere"],
 )
 def test_teams_are_not_used_where_ways_cannot_be_checked(
     script: Script, why: str, folder: Path
@@ -467,7 +471,7 @@ def test_teams_are_not_used_where_ways_cannot_be_checked(
 def test_no_child_can_be_started(executable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", executable)
     with pytest.raises(Unavailable, match="could be started"):
-        ways.checked(lambda some: ways.Cuda().child(0, some), [BLOCK])
+        ways.checked(lambda some: ways.Cuda().child(0, some), [BLOCK], "")
 
 
 def test_a_program_that_is_no_python_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,15 @@ Their output goes to files. A fork would inherit the ends of pipes and keep them
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO
+
+KILL_SECONDS = 10.0  # that a killed process may take to end
 
 
 @contextmanager
@@ -32,7 +35,8 @@ def running(
     finally:
         if process.poll() is None:
             process.kill()
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it
+                process.wait(timeout=KILL_SECONDS)
         _running.discard(process)
 
 

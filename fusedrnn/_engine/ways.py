@@ -57,10 +57,10 @@ from fusedrnn.cells.facts import cell_of_spec
 ARITHMETICS = ("float32", "tf32", "bfloat16", "float16", "float64")
 """In the order of csrc/cuda/ways.h."""
 
-# Seconds until a child that could not start is given up, or a way that does not end. Both are
-# milliseconds' work, on a machine that may have much else to do; a written cell's walks are
-# compiled first.
-START_SECONDS, WAY_SECONDS, WRITTEN_WAY_SECONDS = 180.0, 20.0, 120.0
+# Seconds until a child that could not start is given up, or a way that does not end. It takes
+# milliseconds, on a machine that may have much else to do; a child's first way loads the kernels,
+# and a written cell's walks are compiled first.
+START_SECONDS, FIRST_WAY_SECONDS, WAY_SECONDS, WRITTEN_WAY_SECONDS = 180.0, 60.0, 20.0, 120.0
 ALL_SECONDS = 300.0  # for all ways together
 
 UNFIT = ("disagreed", "faulted", "hung", "unchecked")
@@ -276,9 +276,11 @@ class _Running:
 
 
 def checked(
-    start: Callable[[Sequence[Way]], AbstractContextManager[Child]], ways: Sequence[Way]
+    start: Callable[[Sequence[Way]], AbstractContextManager[Child]],
+    ways: Sequence[Way],
+    gpu: str,
 ) -> dict[Way, Verdict]:
-    """The verdicts on ways, by as many children as it takes.
+    """The verdicts on ways, by as many children as it takes, which have to be on this GPU.
 
     Raises:
         Unavailable: there is no child, or it cannot compute on the device.
@@ -291,16 +293,16 @@ def checked(
             return found | dict.fromkeys(left, rest)
         with start(left) as child:
             before = len(found)
-            _judge(child, left, found)
+            _judge(child, left, found, gpu)
             if len(found) == before:
                 raise Unavailable("it checked nothing")
     return found
 
 
-def _judge(child: Child, ways: Sequence[Way], found: dict[Way, Verdict]) -> None:
+def _judge(child: Child, ways: Sequence[Way], found: dict[Way, Verdict], gpu: str) -> None:
     """Writes down what a child says, until it has no more to say."""
     current: Way | None = None
-    ready, limit = False, START_SECONDS
+    before, limit = len(found), START_SECONDS
     while True:
         try:
             said = child.line(limit)
@@ -316,10 +318,12 @@ def _judge(child: Child, ways: Sequence[Way], found: dict[Way, Verdict]) -> None
             return
         if "unavailable" in said:
             raise Unavailable(str(said["unavailable"]))
-        ready = ready or "ready" in said
+        if said.get("ready", gpu) != gpu:
+            raise Unavailable(f"the process that checks them has another GPU, {said['ready']}")
         if "begin" in said:
             current = ways[said["begin"]]
-            limit = WAY_SECONDS if current.cell in _COMPILED else WRITTEN_WAY_SECONDS
+            limit = WAY_SECONDS if len(found) > before else FIRST_WAY_SECONDS
+            limit = limit if current.cell in _COMPILED else WRITTEN_WAY_SECONDS
         elif "result" in said and current is not None:
             found[current] = Verdict(said["result"], said["detail"])
             current, limit = None, START_SECONDS
@@ -431,25 +435,26 @@ class Ways:
             try:
                 if index in self._unavailable:  # each try takes seconds
                     raise Unavailable(self._unavailable[index])
-                now = checked(lambda some: self.gpu.child(index, some), missing)
+                now = checked(lambda some: self.gpu.child(index, some), missing, record.kind.gpu)
             except Unavailable as unavailable:
                 reason = self._unavailable[index] = str(unavailable)
-                self._warn(
-                    f"fusedrnn: the ways of computing layers could not be checked on this GPU: "
-                    f"{reason}. What was not checked before runs by stepwise kernels in this "
-                    "process, which are slower. `fusedrnn verify`, run before this program, checks "
-                    "ahead; FUSEDRNN_CHECK=0 trusts all ways."
-                )
-                return found | dict.fromkeys(missing, Verdict("unchecked", reason))
+                now = dict.fromkeys(missing, Verdict("unchecked", reason))
+            for verdict in now.values():
+                if verdict.result == "unchecked":
+                    self._warn(
+                        f"fusedrnn: the ways of computing layers could not be checked on this GPU: "
+                        f"{verdict.detail}. What was not checked before runs by stepwise kernels "
+                        "in this process, which are slower. `fusedrnn verify`, run before this "
+                        "program, checks ahead; FUSEDRNN_CHECK=0 trusts all ways."
+                    )
             when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            record.add(
-                "ways",
-                {
-                    way.key: {"result": verdict.result, "detail": verdict.detail, "when": when}
-                    for way, verdict in now.items()
-                    if verdict.result != "unchecked"
-                },
-            )
+            entries = {
+                way.key: {"result": verdict.result, "detail": verdict.detail, "when": when}
+                for way, verdict in now.items()
+                if verdict.result != "unchecked"
+            }
+            if entries:
+                record.add("ways", entries)
             return found | now
 
     def _strike_off(self, index: int, way: Way) -> None:
