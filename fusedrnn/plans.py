@@ -173,9 +173,10 @@ def plan(
     The environment variable FUSEDRNN_PLAN, read when fusedrnn is loaded, overrides what the sizes
     would choose, for measuring: "key=value,key=value" with the names of a plan's fields. `threads`,
     `direction_teams`, `forward_steps`, `backward_steps` and `units_per_thread` take a number, which
-    is lowered to what the call can use, `fuse_input`, `weights_in_place` and `fixed` 0 or 1 (where
-    there is no kernel for the team, `fixed` stays 0), `split` and `team` one of their names. With a `team`, `blocks` and `rows` take a number; where no such team
-    fits the device, the call runs stepwise.
+    is lowered to what the call can use, `fuse_input`, `weights_in_place` and `fixed` 0 or 1 (it
+    stays 0 where there is no kernel for the team), `split` and `team` one of their names. With a
+    `team`, `blocks` and `rows` take a number; where no such team fits the device, the call runs
+    stepwise.
     No result depends on them beyond rounding.
 
     Args:

@@ -1,8 +1,9 @@
 """Every CUDA source compiles for every architecture, without warnings, and no kernel spills.
 
 Runs wherever nvcc is; no GPU is needed. `make test` compiles each source for one architecture, in
-turn; --thorough for all. What each kernel takes of a multiprocessor is committed in
-cuda_kernels.txt, so that a change that costs registers shows in its diff:
+turn, and few of the walks that are compiled for a team; --thorough everything for all. What each
+kernel takes of a multiprocessor is committed in cuda_kernels.txt, so that a change that costs
+registers shows in its diff:
 
     python tests/test_cuda_compile.py        # writes it anew
 """
@@ -15,7 +16,7 @@ import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,22 @@ def kernels_in(log: str) -> list[Kernel]:
 Kernels = dict[str, list[Kernel]]  # by architecture
 
 ALL = [(source, architecture) for source in SOURCES for architecture in ARCHITECTURES]
-EACH_ONCE = list(zip(SOURCES, itertools.cycle(ARCHITECTURES)))
+# Each source once, for one architecture in turn. Of the walks that are compiled for a team, all of
+# the LSTM's in bf16, whose cycles are counted, and one of each other.
+FEW_TEAMS = r"-DFUSEDRNN_FIXED_TEAMS={1\,64\,8\,true\,true\,false}"  # commas, not lists of nvcc's
+COUNTED = "2 Bf16"
+
+
+def once(source: Source, architecture: str) -> tuple[Source, str]:
+    """A source for `make test`."""
+    if source.variant == COUNTED:
+        return source, step_cycles.ARCHITECTURE
+    if source.file.name == "instance.cu":
+        source = replace(source, flags=(*source.flags, FEW_TEAMS))
+    return source, architecture
+
+
+EACH_ONCE = [once(*job) for job in zip(SOURCES, itertools.cycle(ARCHITECTURES))]
 
 
 def compile_all(jobs: list[tuple[Source, str]], folder: Path) -> Kernels:
@@ -138,12 +154,16 @@ def test_every_kernel_compiles_and_none_spills(tmp_path: Path, thorough: bool) -
         assert sorted(set(names)) == sorted(names), "a kernel is compiled twice"
         wasteful = [k for k in found if k.stack or k.spilled]
         assert not wasteful, f"{architecture}: on the stack or spilled: {wasteful}"
-        # A walk's 384 threads may have all registers of a multiprocessor; of the others, 256
-        # threads of 255 registers would leave one block to it.
+        # A walk's 384 threads may have all registers of a multiprocessor, and one that is compiled
+        # for fewer has more of them; of the others, 256 threads of 255 registers would leave one
+        # block to it.
         heavy = [k for k in found if k.registers > (168 if k.name.startswith("walk_") else 128)]
+        heavy = [k for k in heavy if "Fixed<" not in k.name]
         assert not heavy, f"{architecture}: too many registers: {heavy}"
     committed = rows()
-    assert committed.keys() == {kernel.name for found in kernels.values() for kernel in found}
+    names = {kernel.name for found in kernels.values() for kernel in found}
+    assert names <= committed.keys()
+    assert all("Fixed<" in name and not thorough for name in committed.keys() - names)
     if not TABLE.read_text().startswith(f"# nvcc {release()};"):
         return  # another compiler, other registers; the kernels are the same
     for column, architecture in enumerate(ARCHITECTURES):
@@ -168,8 +188,24 @@ def test_every_walk_is_compiled() -> None:
         kinds[kernel].add(tuple(arguments.split(", ")))
     cells = {cell for cell, *_ in kinds["walk_forward"]}
     assert len(cells) == sum(cell.stages == 1 for cell in CELLS)
-    every = set(itertools.product(cells, ARITHMETICS, ("BlockTeam", "ClusterTeam")))
+    every = set(itertools.product(cells, ARITHMETICS, ("BlockTeam", "ClusterTeam"), ("Told",)))
+    for team, arithmetic in fixed_teams():
+        kind = "BlockTeam" if team.startswith("1, ") else "ClusterTeam"
+        every |= {(cell, arithmetic, kind, *f"Fixed<{team}> ".split(", ")) for cell in cells}
     assert kinds["walk_forward"] == kinds["walk_backward"] == every
+
+
+def fixed_teams() -> list[tuple[str, str]]:
+    """The list of csrc/cuda/team/fixed.h: sizes, and each arithmetic that they are compiled in."""
+    text = (ROOT / "csrc/cuda/team/fixed.h").read_text()
+    rows = re.findall(r"\{(\d+, \d+, \d+), (true|false), (true|false), (true|false)\}", text)
+    assert rows
+    return [
+        (team, arithmetic)
+        for team, half, tf32, f32 in rows
+        for arithmetic, serves in zip(ARITHMETICS, (half, half, tf32, f32), strict=True)
+        if serves == "true"
+    ]
 
 
 def test_every_stage_is_compiled() -> None:

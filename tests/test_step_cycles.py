@@ -487,7 +487,7 @@ def test_a_step_of_a_cluster(compiled: dict[str, Kernel]) -> None:
     assert once.parts["product"] in range(chain + load, chain + load + 8)
     assert twice.parts["product"] in range(2 * chain, 2 * (chain + load))
     assert once.parts["wait"] in range(wait, wait + 8)
-    assert twice.parts["wait"] in range(2 * wait, 2 * wait + 8)
+    assert twice.parts["wait"] in range(wait, wait + 8)  # the second one is behind the chain
     for step in (once, twice):
         assert step.total <= step.sent <= step.again and step.warps == 2
         assert step.parts["publish"] > 0

@@ -154,7 +154,7 @@ BAD_PROGRAMS = {
     leaky.program.replace(" e0", " e1"): "no value yet",
     leaky.program.replace("de0 = ", "de1 = "): "cannot be written to",
     leaky.program.replace("de0 = ", "t63 = "): "too few gradients",
-    leaky.program.replace("step_inputs dt", "step_inputs" + 9 * " a"): "9 words instead of 0 to 8",
+    leaky.program.replace("step_inputs dt", "step_inputs" + 9 * " a"): "9 words instead of 0 to 4",
 }
 
 

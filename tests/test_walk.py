@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,20 @@ LARGE = [
 ]
 
 
+# What kernels have that are compiled for their team: all of its units are hidden units. One block
+# and several; sums of one warp for a group and of several, whose depths their number divides and
+# does not; one and two eights of sequences, and sequences of several lengths.
+FIXED = [
+    ("team=cluster,blocks=4,rows=8", Case(T=4, B=5, I=3, H=64)),
+    (
+        "team=cluster,blocks=4,rows=8",
+        Case(T=3, B=11, I=3, H=64, packed="sorted", bidirectional=True),
+    ),
+    ("team=block,rows=8", Case(T=4, B=11, I=3, H=64, packed="sorted", bias=False, hx=False)),
+    ("team=cluster,blocks=16,rows=16", Case(T=3, B=13, I=2, H=256, packed="sorted")),
+]
+
+
 def walk(case: Case, dtype: torch.dtype, plan: str) -> fusedrnn.CudaPlan:
     """The plan of a case on the emulated device, where that plan is asked for."""
     shown = fusedrnn._engine.ops.override_plan
@@ -87,6 +102,56 @@ def test_bulk_copies_come_after_fences() -> None:
     for seed in (0, 1, 2):
         with emulated.installed("race", seed=seed, plan="team=cluster,rows=40"):
             case.run(case.module(dtype=torch.float32), case.inputs(), grads=False)
+
+
+def fixed_cases() -> list[tuple[str, Case, torch.dtype]]:
+    """Those of `FIXED` for every walked cell, in the dtypes that they are compiled for."""
+    return [
+        (plan, replace(case, cell=cell), dtype)
+        for plan, case in FIXED
+        for cell in WALKED
+        for dtype in DTYPES
+        if dtype != torch.float32 or "blocks=4" in plan
+    ]
+
+
+@pytest.mark.parametrize("plan, case, dtype", fixed_cases(), ids=str)
+def test_kernels_that_know_their_team(plan: str, case: Case, dtype: torch.dtype) -> None:
+    """Right, without races, and the ones that were asked for."""
+    found = walk(case, dtype, plan)
+    assert found.forward.fixed and found.backward.fixed
+    for variant, seed in (("plain", 0), ("race", 2)):
+        with emulated.installed(variant, seed=seed, plan=plan):
+            check(case, dtype)
+
+
+def test_only_whole_teams_without_modifiers_have_kernels_of_their_own() -> None:
+    plan = FIXED[0][0]
+    exact = Case(T=4, B=5, I=3, H=64)
+    assert walk(exact, torch.float16, plan).forward.fixed
+    assert not walk(replace(exact, H=62), torch.float16, plan).forward.fixed
+    assert not walk(exact, torch.float16, f"{plan},fixed=0").forward.fixed
+    assert not walk(exact, torch.float16, "team=cluster,blocks=2,rows=8").forward.fixed
+    assert walk(exact, torch.float16, "team=stepwise").forward.fixed is None
+
+
+def test_weights_between_two_addresses_of_four_bytes() -> None:
+    """Kernels that know their team read 16-bit weights two at a time, wherever they begin."""
+    torch.manual_seed(0)
+    layer = fusedrnn.GRU(3, 64).bfloat16()
+    moved = torch.zeros(layer.weight_hh_l0.numel() + 1, dtype=torch.bfloat16)[1:]
+    assert moved.data_ptr() % 4 == 2
+    x = torch.randn(4, 5, 3, dtype=torch.bfloat16)
+    results = []
+    for weight in (layer.weight_hh_l0.data, moved.view_as(layer.weight_hh_l0.data)):
+        weight.copy_(layer.weight_hh_l0.data)
+        layer.weight_hh_l0.data = weight
+        with emulated.installed(plan="team=cluster,blocks=4,rows=8"):
+            out = layer(x)[0]
+            (gradient,) = torch.autograd.grad(out.float().square().sum(), layer.weight_ih_l0)
+        results.append((out.detach(), gradient))
+    for of_one, of_other in zip(*results, strict=True):
+        assert torch.equal(of_one, of_other)
 
 
 @pytest.mark.parametrize("packed", ["", "sorted"], ids=["padded", "packed"])

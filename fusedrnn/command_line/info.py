@@ -90,6 +90,7 @@ MEANINGS = {
     "blocks": "of a team",
     "units": "hidden units of a block",
     "rows": "sequences of a team",
+    "fixed": "the kernel was compiled for a team of these sizes",
     "warps": "of a block",
     "shared_bytes": "of a block",
     "teams": "of a call",

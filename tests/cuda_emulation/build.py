@@ -69,7 +69,7 @@ COMPILER = "g++"  # of GCC: the race build relies on how it instruments memory a
 COMMON = "-std=c++17 -fPIC -fvisibility=hidden -fno-gnu-unique -fno-ipa-icf".split()
 COMMON += "-ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -pthread".split()
 # Of the teams that walks are compiled for (csrc/cuda/team/fixed.h) those that small problems have:
-# one block, few and many of them, one warp and several for a group, one and two eights of sequences.
+# one block, few and many, one warp for a group and several, one and two eights of sequences.
 FIXED_TEAMS = "{1,64,8,true,true,false},{4,16,8,true,true,true},{16,16,16,true,false,false}"
 COMMON += [f"-DFUSEDRNN_FIXED_TEAMS={FIXED_TEAMS}"]
 # Lines for the reports, and no more: kernels run as fast as with -O2 and compile in half the time.

@@ -7,9 +7,11 @@ share of the time that is left when it begins (scheduler.py).
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +48,13 @@ class Plan:
 
 def plan(device: Device, out: Path, total: float) -> Plan:
     """The stages for a device, and the workers that they need."""
+    cache = tempfile.mkdtemp(prefix="gpu-check-cache-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
     shared = {
         "FUSEDRNN_CHECKED_DEVICE": device.name,
         "FUSEDRNN_TUNE": "0",  # what is timed is the plan's own way,
         "FUSEDRNN_CHECK": "0",  # a way that fails is to be seen failing,
-        "FUSEDRNN_CACHE": str(out / "cache"),  # and what was found earlier has no say
+        "FUSEDRNN_CACHE": cache,  # and what was found earlier has no say
     }
     tests = min(MOST_TEST_WORKERS, max(1, (os.cpu_count() or 1) // 2))
     pools = {

@@ -424,9 +424,10 @@ struct HeldWeights {
   __device__ __forceinline__ void multiply(float (&sum)[kColumns][kTiles][4], const char* stored,
                                            const char* operand, int column_bytes) const {
     constexpr int kBytes = 2 * kCoreBytes, kPairs = (kDepth + 1) / 2;
-    constexpr bool kApart = kTiles < 3;
     constexpr int kStored = (kDepth - kFromRegisters) * kTiles;  // fragments
-    constexpr int kAhead = kStored > 0 ? 1 : 2;                  // registers are scarce there
+    // Where some are in memory registers are scarce, and as many warps as there can be take turns.
+    constexpr bool kApart = kTiles < 3 && kStored == 0;
+    constexpr int kAhead = kStored > 0 ? 1 : 2;
     float apart[kColumns][kTiles][4];
 #pragma unroll
     for (int column = 0; column < kColumns; ++column)

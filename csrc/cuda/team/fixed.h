@@ -18,16 +18,17 @@ struct FixedTeam {
 };
 
 // Whoever compiles kernels for a device that is not a GPU may want fewer.
-#ifndef FUSEDRNN_FIXED_TEAMS
-#define FUSEDRNN_FIXED_TEAMS                                                                 \
-  {1, 64, 8, true, true, false}, {4, 16, 8, true, true, true}, {8, 16, 8, true, true, true}, \
-      {16, 16, 8, true, true, true}, {16, 32, 8, true, true, false},                         \
-      {16, 48, 8, true, false, false}, {8, 16, 16, true, false, false},                      \
-      {16, 16, 16, true, false, false}, {                                                    \
-    16, 32, 16, true, false, false                                                           \
-  }
-#endif
+#ifdef FUSEDRNN_FIXED_TEAMS
 constexpr FixedTeam kFixedTeams[] = {FUSEDRNN_FIXED_TEAMS};
+#else
+constexpr FixedTeam kFixedTeams[] = {
+    {1, 64, 8, true, true, false},    {4, 16, 8, true, true, true},
+    {8, 16, 8, true, true, true},     {16, 16, 8, true, true, true},
+    {16, 32, 8, true, true, false},   {16, 48, 8, true, false, false},
+    {8, 16, 16, true, false, false},  {16, 16, 16, true, false, false},
+    {16, 32, 16, true, false, false},
+};
+#endif
 constexpr int kFixedTeamCount = static_cast<int>(sizeof(kFixedTeams) / sizeof(kFixedTeams[0]));
 
 // Which of them a team is; -1: none.

@@ -86,7 +86,10 @@ constexpr int others_backward(const WalkedCell& cell, int value_bytes) {
 constexpr int held_forward(const WalkedCell& cell, Arithmetic a) {  // along the depth
   if (a == Arithmetic::f32) return 0;
   const int room = kOtherRegisters - others_forward(cell, bytes_of(a));
-  const int fragments = a == Arithmetic::tf32 || cell.late > 0 ? 16 : 20;
+  // Turing makes a product in fp16 of two, and needs registers for that.
+  const int fragments = a == Arithmetic::tf32 || cell.late > 0 ? 16
+                        : a == Arithmetic::f16                 ? 18
+                                                               : 20;
   return most(least(fragments, room / 4), 0) / cell.tiles();
 }
 constexpr int held_backward(const WalkedCell& cell, Arithmetic a, CudaTeam team) {
@@ -109,10 +112,11 @@ constexpr int fixed_held_forward(const WalkedCell& cell, Arithmetic a, int warps
   const int held = most(registers_of(warps) - others, 0) / 4 / cell.tiles();
   return least(held, depth);
 }
-constexpr int fixed_held_backward(const WalkedCell& cell, Arithmetic a, int warps, int tiles,
-                                  int depth) {
+constexpr int fixed_held_backward(const WalkedCell& cell, Arithmetic a, int warps, int columns,
+                                  int tiles, int depth) {
   if (a == Arithmetic::f32) return 0;
-  const int others = kFixedOthers - 12 + others_backward(cell, bytes_of(a)) + 8 * tiles;
+  const int others =
+      kFixedOthers - 20 + 8 * columns + others_backward(cell, bytes_of(a)) + 8 * tiles;
   return least(depth, most(registers_of(warps) - others, 0) / 4 / tiles);
 }
 
@@ -244,7 +248,7 @@ constexpr BackwardSizes backward_sizes(const WalkedCell& cell, Arithmetic arithm
   s.full_warps = s.tiles - (s.turns - 1) * s.warps;
   // Kernels for these sizes multiply with a tile that a warp lacks, too, of zeros.
   s.group = team.fixed ? cut(s.turns, cut(s.turns, kHeldTiles)) : kHeldTiles;
-  s.held = team.fixed ? fixed_held_backward(cell, arithmetic, s.warps, s.group, s.depth)
+  s.held = team.fixed ? fixed_held_backward(cell, arithmetic, s.warps, s.columns, s.group, s.depth)
                       : least(s.depth, held_backward(cell, arithmetic, team.kind()));
   const auto fragments = [&](int tiles) {
     return tiles * s.depth - least(tiles, s.group) * s.held;

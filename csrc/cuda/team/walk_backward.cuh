@@ -468,7 +468,7 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team, SizesBackward<C
     const float* from = inbox(sent - 1, item.column, 0) + own_unit(item) * kColumns + 2 * seat_.t4 +
                         (kCells == 1 ? of_cell(0) : 0);
     // With as many loads under way as a kernel that does not know how many there are can afford.
-    constexpr int kUnroll = kFixed ? kMostBlocks : 4;
+    constexpr int kUnroll = kFixed ? 8 : 4;
 #pragma unroll kUnroll
     for (int rank = 0; rank < z_.blocks; ++rank, from += z_.units * kColumns) {
       const Few<kCells> some = *reinterpret_cast<const Few<kCells>*>(from);

@@ -431,7 +431,8 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
   __device__ __forceinline__ void modify_first(int t) const {
     const Direction& d = this->direction_here();
     if (!d.modifiers.reset && !d.modifiers.recurrent_factor) return;
-    const int padded = z_.blocks * z_.units, count = padded * sequences_.moment(t).alive;
+    const int padded = z_.column_bytes / kCoreBytes * A::kPerCore;
+    const int count = padded * sequences_.moment(t).alive;
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
       const int unit = i % padded, row = i / padded;
@@ -583,9 +584,9 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
 #pragma unroll
         for (int slot = 0; slot < C::products; ++slot) {
           const int eight = half * C::products + slot, of_input = C::input_of_product(slot);
-          float rest = own(turn, half, slot);
-          if (of_input >= 0) rest += input[of_input < 0 ? 0 : of_input];
-          of.product[slot] = sum[eight / 2][eight % 2 * 2 + i] + rest;
+          const float product = sum[eight / 2][eight % 2 * 2 + i], bias = own(turn, half, slot);
+          const float from_input = of_input >= 0 ? input[of_input < 0 ? 0 : of_input] : 0.0f;
+          of.product[slot] = product + (bias + from_input);  // what is there before the product
         }
 #pragma unroll
         for (int late = 0; late < C::late; ++late)
