@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from conftest import CELLS, KINDS, WALKED
 from processes import in_a_process
 
 import fusedrnn
+from fusedrnn import cells
 from fusedrnn._engine import ops
+from fusedrnn.testing.parity import Case, check
 
 
 def test_plan_is_printable_and_pure() -> None:
@@ -136,43 +139,59 @@ def test_tf32_is_what_cudnn_s_setting_says() -> None:
         torch.backends.cudnn.rnn.fp32_precision = before
 
 
-def planned(override: str, code: str) -> str:
-    """What `code` prints in a process where FUSEDRNN_PLAN is `override`."""
-    head = """
-        import fusedrnn
-        sizes = dict(time=50, batch=64, input_size=100, hidden_size=128, threads=4)
-        def plan(**more):
-            return fusedrnn.plan("lstm", **sizes | more)
-    """
-    return in_a_process(textwrap.dedent(head) + textwrap.dedent(code), FUSEDRNN_PLAN=override)
+@contextmanager
+def overridden(text: str) -> Iterator[None]:
+    """While this overrides plans."""
+    ops.override_plan(text)
+    try:
+        yield
+    finally:
+        ops.override_plan("")
+
+
+SIZES = dict(time=50, batch=64, input_size=100, hidden_size=128, threads=4)
+
+
+def planned(override: str, **more: Any) -> Any:
+    """The plan of an LSTM under an override."""
+    with overridden(override):
+        return fusedrnn.plan("lstm", **SIZES | more)
+
+
+def test_an_override_of_a_plan() -> None:
+    many = "threads=2,split=units,forward_steps=7,backward_steps=999,fuse_input=0"
+    plan = planned(many)
+    assert (plan.threads, plan.split, plan.fuse_input) == (2, "units", False)
+    assert (plan.forward_steps, plan.backward_steps) == (7, 50)
+    assert planned(many, threads=1).threads == 1 and planned(many, time=3).forward_steps == 3
+    assert planned(many, device="cuda").forward_steps == 7
+    assert planned("split=none,threads=4").threads == 1
+    teams = "direction_teams=2,threads=3"
+    assert planned(teams, bidirectional=True).threads == 2 and planned(teams).threads == 3
+
+    def wide(override: str) -> tuple[object, ...]:
+        with overridden(override):
+            sizes: dict[str, Any] = dict(time=3, batch=20, input_size=5, hidden_size=64)
+            p = cuda_plan("gru", **sizes, dtype=torch.float32)
+        return p.forward.team, p.forward.blocks, p.backward.rows, p.units_per_thread
+
+    assert wide("team=stepwise,units_per_thread=4") == ("stepwise", None, None, 4)
+    assert wide("team=block,units_per_thread=3")[:2] == ("block", 1)
+    assert wide("team=cluster,blocks=2,rows=10") == ("cluster", 2, 16, 1)
+    assert wide("team=cluster,rows=999")[::2] == ("cluster", 24)
+    assert wide("team=cluster,blocks=3") == ("stepwise", None, None, 1)  # 64 is 4 times 16
 
 
 def test_the_environment_overrides_a_plan() -> None:
-    out = planned(
-        "threads=2,split=units,forward_steps=7,backward_steps=999,fuse_input=0",
-        """
-        p = plan()
-        print(p.threads, p.split, p.forward_steps, p.backward_steps, p.fuse_input)
-        print(plan(threads=1).threads, plan(time=3).forward_steps)
-        print(plan(device="cuda").forward_steps)
-        """,
-    )
-    assert out == "2 units 7 50 False\n1 3\n7\n"
-    assert planned("split=none,threads=4", "print(plan().threads)") == "1\n"
-    out = planned(
-        "direction_teams=2,threads=3", "print(plan(bidirectional=True).threads, plan().threads)"
-    )
-    assert out == "2 3\n"
-    wide = """
-        p = fusedrnn.plan("gru", time=3, batch=20, input_size=5, hidden_size=64, device="cuda",
-                          gpu=fusedrnn.Gpu())
-        print(p.forward.team, p.forward.blocks, p.backward.rows, p.units_per_thread)
+    code = f"""
+        import fusedrnn
+        plan = fusedrnn.plan("lstm", **{SIZES})
+        print(plan.threads, plan.split, plan.forward_steps, plan.backward_steps, plan.fuse_input)
+        print(fusedrnn.plan("lstm", **{SIZES}, device="cuda").forward_steps)
     """
-    assert planned("team=stepwise,units_per_thread=4", wide) == "stepwise None None 4\n"
-    assert planned("team=block,units_per_thread=3", wide).startswith("block 1 ")
-    assert planned("team=cluster,blocks=2,rows=10", wide) == "cluster 2 16 1\n"
-    assert planned("team=cluster,rows=999", wide).split()[::2] == ["cluster", "24"]
-    assert planned("team=cluster,blocks=3", wide) == "stepwise None None 1\n"  # 64 is 4 times 16
+    override = "threads=2,split=units,forward_steps=7,backward_steps=999,fuse_input=0"
+    out = in_a_process(textwrap.dedent(code), FUSEDRNN_PLAN=override)
+    assert out == "2 units 7 50 False\n7\n"
 
 
 @pytest.mark.parametrize(
@@ -190,41 +209,33 @@ def test_the_environment_overrides_a_plan() -> None:
     ],
 )
 def test_an_override_that_makes_no_sense(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match="FUSEDRNN_PLAN: .*" + message):
+        ops.override_plan(override)
+
+
+def test_an_environment_that_makes_no_sense() -> None:
     """Refused by the plan and by every call; never a silent default."""
-    out = planned(
-        override,
-        """
-        import torch
+    code = f"""
+        import fusedrnn, torch
         module = fusedrnn.LSTM(3, 4)
-        for call in (plan, lambda: plan(device="cuda"), lambda: module(torch.zeros(2, 1, 3))):
+        def plan(device):
+            return fusedrnn.plan("lstm", **{SIZES}, device=device)
+        x = torch.zeros(2, 1, 3)
+        for call in (lambda: plan("cpu"), lambda: plan("cuda"), lambda: module(x)):
             try:
                 call()
             except (ValueError, RuntimeError) as error:
                 print(type(error).__name__, error)
-        """,
-    )
-    lines = out.splitlines()
+    """
+    lines = in_a_process(textwrap.dedent(code), FUSEDRNN_PLAN="threads=0").splitlines()
     assert [line.split()[0] for line in lines] == ["ValueError", "ValueError", "RuntimeError"]
     for line in lines:
-        assert re.search("FUSEDRNN_PLAN: .*" + message, line), line
+        assert "FUSEDRNN_PLAN: threads: expected a positive number, got" in line
 
 
-def test_results_under_any_override() -> None:
-    """Overrides share work otherwise; every sum is the same to rounding."""
-    code = """
-        import torch
-        from fusedrnn.cells import CELLS
-        from fusedrnn.testing.parity import Case, check
-        torch.set_num_threads(2)
-        for B in (1, 5, 33):
-            sizes = dict(T=11, B=B, I=7, H=21)
-            for shape in (Case(**sizes), Case(**sizes, bidirectional=True), Case(**sizes, P=9)):
-                for cell in CELLS:
-                    if shape.suits(cell.name):
-                        check(shape.of(cell.name), torch.float64)
-        print("same")
-    """
-    for override in (
+@pytest.mark.parametrize(
+    "override",
+    [
         "forward_steps=1,backward_steps=1,fuse_input=0",
         "split=units,threads=2,fuse_input=1,backward_steps=3",
         "split=batch,threads=2,direction_teams=1,forward_steps=4,fuse_input=0",
@@ -232,8 +243,17 @@ def test_results_under_any_override() -> None:
         "weights_in_place=1",
         "weights_in_place=1,threads=2,split=units",
         "weights_in_place=0,threads=2,split=batch",
-    ):
-        assert planned(override, code) == "same\n", override
+    ],
+)
+def test_results_under_any_override(override: str) -> None:
+    """Overrides share work otherwise; every sum is the same to rounding."""
+    with overridden(override):
+        for B in (1, 5, 33):
+            sizes: dict[str, Any] = dict(T=11, B=B, I=7, H=21)
+            for shape in (Case(**sizes), Case(**sizes, bidirectional=True), Case(**sizes, P=9)):
+                for cell in cells.CELLS:
+                    if shape.suits(cell.name):
+                        check(shape.of(cell.name), torch.float64)
 
 
 def test_an_override_by_whoever_measures() -> None:
@@ -242,14 +262,11 @@ def test_an_override_by_whoever_measures() -> None:
     module, x = fusedrnn.LSTM(300, 300), torch.randn(1, 1, 300)
     sizes = dict(time=1, batch=1, input_size=300, hidden_size=300)
     before, y = fusedrnn.plan("lstm", **sizes), module(x)[0]
-    try:
-        ops.override_plan(f"weights_in_place={int(not before.weights_in_place)}")
+    with overridden(f"weights_in_place={int(not before.weights_in_place)}"):
         changed = fusedrnn.plan("lstm", **sizes)
         assert changed.weights_in_place is not before.weights_in_place
         assert not torch.equal(module(x)[0], y)
         with pytest.raises(ValueError, match="threads: expected a positive number"):
             ops.override_plan("threads=0")
         assert fusedrnn.plan("lstm", **sizes) == changed
-    finally:
-        ops.override_plan("")
     assert fusedrnn.plan("lstm", **sizes) == before and torch.equal(module(x)[0], y)

@@ -501,19 +501,33 @@ def name_of(line: str) -> tuple[str, ...]:
     return tuple(line.split()[:5])
 
 
-def test_a_kernel_of_the_walks_own_sizes_comes_first() -> None:
+def test_a_walks_kernel_is_found_by_name() -> None:
     names = ["12walk_forward11ClusterTeam5FixedILi4ELi16ELi8EE", "12walk_forward11ClusterTeam4Told",
              "12walk_forward9BlockTeam4Told", "13walk_backward11ClusterTeam4Told"]  # fmt: skip
     kernels = [Kernel(name, [], {}) for name in names]
 
-    def found(*walk: Any) -> str:
-        return step_cycles.kernel_of(kernels, step_cycles.Walk("lstm", "bf16", *walk)).name
+    def found(kernel: str, *walk: Any) -> str:
+        return step_cycles.kernel_of(kernels, step_cycles.Walk("lstm", "bf16", *walk), kernel).name
 
-    assert found("forward", 64, 4) == names[0]
-    assert found("forward", 50, 4) == found("forward", 64, 4, 16) == names[1]
-    assert found("forward", 64, 1) == names[2] and found("backward", 64, 4) == names[3]
+    assert found("fixed", "forward", 64, 4) == names[0]
+    assert found("told", "forward", 64, 4) == names[1]
+    assert found("told", "forward", 64, 1) == names[2]
+    assert found("told", "backward", 64, 4) == names[3]
     with pytest.raises(SystemExit, match="expected one kernel"):
-        found("backward", 64, 1)
+        found("told", "backward", 64, 1)
+
+
+@needs_tools
+def test_a_walk_has_the_kernel_that_a_plan_takes() -> None:
+    def of(*walk: Any) -> str:
+        program = step_cycles.Tools.find().parameters
+        return step_cycles.Walk("lstm", *walk).launched(program).kernel
+
+    assert of("bf16", "forward", 64, 4) == "fixed"
+    assert of("bf16", "forward", 50, 4) == of("bf16", "forward", 64, 4, 16) == "told"
+    assert of("bf16", "forward", 64, 4, 8, "told") == "told"
+    assert of("tf32", "forward", 512, 16) == "fixed"
+    assert of("tf32", "backward", 512, 16) == "told"  # the other needs more shared memory
 
 
 def test_the_table_has_every_walk() -> None:

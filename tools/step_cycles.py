@@ -35,6 +35,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 from sass.assumptions import Assumptions
 from sass.code import Instruction, Kernel, disassemble
@@ -212,20 +213,29 @@ class Walk:
     H: int
     blocks: int
     rows: int = ROWS
+    kernel: str = "planned"
 
-    @property
-    def units(self) -> int:
-        """Of a block: as many sixteens as its share of H needs."""
-        return -(-self.H // (16 * self.blocks)) * 16
-
-    def launched(self, program: Path) -> tuple[int, Launch | None]:
-        """The cell's place in the list of cells, and what a block is told if it fits a device."""
+    def launched(self, program: Path) -> Launched:
+        """What it is launched with."""
         words = (self.cell, self.arithmetic, self.pass_, self.H, self.blocks, self.rows, STEPS)
-        place, warps, shared, most, parameters = run(program, *words).split()
-        if int(shared) > int(most):
-            return int(place), None
+        place, kernel, warps, shared, most, parameters = run(program, *words, self.kernel).split()
         block = 32 * int(warps), int(shared)
-        return int(place), Launch(bytes.fromhex(parameters), *block, cluster_blocks=self.blocks)
+        launch = Launch(bytes.fromhex(parameters), *block, cluster_blocks=self.blocks)
+        return Launched(int(place), kernel, launch if int(shared) <= int(most) else None)
+
+
+class Launched(NamedTuple):
+    """How a walk is launched.
+
+    Attributes:
+        cell_at: the cell's place in the list of cells.
+        kernel: "fixed", the one that is compiled for the team, or "told", the one for all.
+        launch: what a block is told; None if a device has too little shared memory.
+    """
+
+    cell_at: int
+    kernel: str
+    launch: Launch | None
 
 
 @lru_cache
@@ -234,13 +244,12 @@ def kernels_of(cubin: Path, nvdisasm: str) -> list[Kernel]:
     return disassemble(cubin, nvdisasm)
 
 
-def kernel_of(kernels: Sequence[Kernel], walk: Walk) -> Kernel:
-    """The kernel that a walk runs: the one compiled for its sizes, else the one for any sizes."""
-    words = (KERNELS[walk.pass_], "ClusterTeam" if walk.blocks > 1 else "BlockTeam")
-    teams = [kernel for kernel in kernels if all(word in kernel.name for word in words)]
-    sizes = f"ILi{walk.blocks}ELi{walk.units}ELi{walk.rows}E"  # template arguments
-    found = [k for k in teams if sizes in k.name and walk.blocks * walk.units == walk.H]
-    found = found or [k for k in teams if not re.search(r"ILi\d+ELi\d+ELi\d+E", k.name)]
+def kernel_of(kernels: Sequence[Kernel], walk: Walk, kernel: str) -> Kernel:
+    """The "fixed" or the "told" kernel of a walk, by the names of its template arguments."""
+    units = walk.H // walk.blocks
+    sizes = {"fixed": f"FixedILi{walk.blocks}ELi{units}ELi{walk.rows}EE", "told": "4Told"}[kernel]
+    words = (KERNELS[walk.pass_], "ClusterTeam" if walk.blocks > 1 else "BlockTeam", sizes)
+    found = [kernel for kernel in kernels if all(word in kernel.name for word in words)]
     if len(found) != 1:
         raise SystemExit(f"{walk}: expected one kernel, found {[k.name for k in found]}")
     return found[0]
@@ -364,11 +373,11 @@ def row(walk: Walk, step: Step | None) -> str:
 
 def measured(walk: Walk, tools: Tools, assumptions: Assumptions) -> Step | None:
     """A walk's step; nothing if it needs more shared memory than there is."""
-    cell_at, launch = walk.launched(tools.parameters)
+    cell_at, kernel, launch = walk.launched(tools.parameters)
     if launch is None:
         return None
     kernels = kernels_of(tools.walks(cell_at, walk.arithmetic), tools.nvdisasm)
-    return measure(kernel_of(kernels, walk), launch, assumptions)
+    return measure(kernel_of(kernels, walk, kernel), launch, assumptions)
 
 
 def tabled(cells: Mapping[str, Sequence[str]], teams: Sequence[tuple[int, int]]) -> list[Walk]:
@@ -392,6 +401,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--pass", dest="passes", nargs="+", default=PASSES, choices=PASSES)
     parser.add_argument("--team", nargs="+", metavar="HxBLOCKS")
     parser.add_argument("--rows", type=int, default=ROWS, help="sequences, a multiple of 8")
+    parser.add_argument(
+        "--told",
+        dest="kernel",
+        action="store_const",
+        const="told",
+        default="planned",
+        help="kernels that are told their sizes, for all teams",
+    )
     parser.add_argument("--lines", action="store_true", help="by lines of the walk, too")
     parser.add_argument("--alone", action="store_true", help="warps do not compete")
     parser.add_argument("--assume", nargs="+", default=[], metavar="NAME=CYCLES", help="a latency")
@@ -409,7 +426,8 @@ def main(words: Sequence[str] | None = None) -> None:
     for walk in tabled(dict.fromkeys(given.cells, given.arithmetics), teams):
         if walk.pass_ not in given.passes:
             continue
-        step = measured(replace(walk, rows=given.rows), tools, assumptions)
+        walk = replace(walk, rows=given.rows, kernel=given.kernel)
+        step = measured(walk, tools, assumptions)
         print(row(walk, step), end="", flush=True)
         if given.lines and step is not None:
             for line, cycles in step.lines.most_common():

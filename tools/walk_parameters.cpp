@@ -1,11 +1,12 @@
 // What a team's walk is launched with, for a shape: the bytes of its parameters, as an ordinary
 // training call fills them (layer_forward.cuh, layer_backward.cuh), with pointers to nothing.
 //
-//   walk_parameters CELL ARITHMETIC PASS H BLOCKS ROWS STEPS
-//   walk_parameters lstm bf16 forward 512 16 8 6
+//   walk_parameters CELL ARITHMETIC PASS H BLOCKS ROWS STEPS KERNEL
+//   walk_parameters lstm bf16 forward 512 16 8 6 planned
 //
-// prints the cell's place in cells/list.h, the block's warps, its bytes of shared memory, how many
-// a device has, and the parameters in hexadecimal.
+// prints the cell's place in cells/list.h, the kernel (fixed or told), the block's warps, its bytes
+// of shared memory, how many a device has, and the parameters in hexadecimal. KERNEL is told, or
+// planned: the one that is compiled for the team if there is one and it fits, as a plan has it.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -28,6 +29,7 @@ void point(T*& pointer) {
 
 struct Shape {
   int H, rows, steps;
+  bool may_be_fixed;
   Team team;
 };
 
@@ -47,13 +49,14 @@ int print(const Walk& walk) {
   return 0;
 }
 
-// The sizes that a plan takes: those of a kernel that is compiled for them, if there is one.
+// The sizes of the kernel that runs; prints which that is.
 template <class Sizes>
 Sizes chosen(Sizes (*sizes)(const WalkedCell&, Arithmetic, const Team&), const WalkedCell& cell,
              Arithmetic arithmetic, const Shape& shape) {
   Team team = shape.team;
-  team.fixed = team.blocks * team.units == shape.H &&
-               fixed_team(arithmetic, team.blocks, team.units, team.rows) >= 0;
+  team.fixed = shape.may_be_fixed && has_fixed_walk(arithmetic, team, shape.H);
+  if (sizes(cell, arithmetic, team).bytes > CudaDevice().shared_bytes) team.fixed = false;
+  std::printf(team.fixed ? "fixed " : "told ");
   return sizes(cell, arithmetic, team);
 }
 
@@ -116,8 +119,12 @@ int print_cell(const std::string& name, bool forward, const std::string& arithme
 
 int main(int count, char** words) {
   using namespace fusedrnn::cuda;
-  if (count != 8) return 2;
-  Shape shape = {std::atoi(words[4]), std::atoi(words[6]), std::atoi(words[7]), {}};
+  if (count != 9) return 2;
+  Shape shape = {std::atoi(words[4]),
+                 std::atoi(words[6]),
+                 std::atoi(words[7]),
+                 std::string(words[8]) == "planned",
+                 {}};
   shape.team.blocks = std::atoi(words[5]), shape.team.rows = shape.rows;
   shape.team.units = cut(cut(shape.H, shape.team.blocks), kTile) * kTile;
   return print_cell(words[1], std::string(words[3]) == "forward", words[2], shape);

@@ -286,9 +286,7 @@ class Layer {
   }
   int of_team() const { return plan_.walk.team == CudaTeam::cluster ? 1 : 0; }
   const FixedWalk<E>& fixed_walk() const {
-    const Team& team = plan_.walk.size;
-    const int i = fixed_team(plan_.walk.arithmetic, team.blocks, team.units, team.rows);
-    return walk_kernels().fixed[i];
+    return walk_kernels().fixed[fixed_team(plan_.walk.arithmetic, plan_.walk.size)];
   }
 
   // W_hh of a direction for a walk. Kernels that are compiled for their team read values of two

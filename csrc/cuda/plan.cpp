@@ -41,9 +41,9 @@ constexpr double kProductLatency = 30;  // of one that waits for the one before
 constexpr double kFragmentLoad = 4;     // 512 bytes at 128 a cycle
 constexpr double kOperandLoad = 2;      // 256 bytes
 
-// What tools/step_cycles.py counts in the machine code of LSTM walks in bf16
-// (tests/cuda_cycles.txt), beside the time of the fragments: of kernels that are compiled for their
-// team, and of those that are told its sizes.
+// What tools/step_cycles.py counts in the machine code of LSTM walks in bf16, beside the time of
+// the fragments: in kernels that are compiled for their team (tests/cuda_cycles.txt), and in those
+// that are told its sizes (--told).
 struct Pace {
   double product;          // before its first fragment and after its last
   double fragments;        // how many times as long they take as they would without anything else
@@ -80,7 +80,8 @@ struct Cost {
   double start = 0, step = 0;  // ns
 };
 
-// Of a step whose product and sums take so long, and after which so many bytes come into a block.
+// The cycles of a step, from those of its product and sums, and from how long and how much is on
+// its way to a block afterwards.
 double step_of(const Pace& pace, const WalkSizes& z, double product, int items, double latency,
                double bytes) {
   const double sent = pace.rest + z.columns * (pace.product + product) + pace.cell +
@@ -90,9 +91,9 @@ double step_of(const Pace& pace, const WalkSizes& z, double product, int items, 
                   sent + latency + bytes * (z.blocks - 1) / z.blocks / kExchangeBytes);
 }
 
-Cost forward_cost(const WalkedCell& cell, Arithmetic arithmetic, const ForwardSizes& z,
-                  bool fixed) {
-  const Pace& pace = fixed ? kForwardFixed : kForwardTold;
+Cost forward_cost(const WalkedCell& cell, Arithmetic arithmetic, const Team& team,
+                  const ForwardSizes& z) {
+  const Pace& pace = team.fixed ? kForwardFixed : kForwardTold;
   const double fragments = static_cast<double>(z.groups) * cell.tiles() * z.depth;
   const double loaded = static_cast<double>(z.warps) * z.fragments_of_warp;
   const double each = arithmetic == Arithmetic::f32 ? kFragmentF32 : kFragment;
@@ -101,7 +102,7 @@ Cost forward_cost(const WalkedCell& cell, Arithmetic arithmetic, const ForwardSi
   const double product = pace.fragments * std::max({fragments * each * uneven(z.warps), memory,
                                                     chain * z.turns * kProductLatency});
   const double parts = z.parts > 1 ? pace.parts : 0;
-  const bool bulk = !fixed && z.columns * z.slice > kBulkBytes;
+  const bool bulk = !team.fixed && z.columns * z.slice > kBulkBytes;
   const double step = step_of(pace, z, product + parts, z.units / 8 * z.columns,
                               bulk ? kBulkLatency : kStoreLatency,
                               static_cast<double>(z.columns) * z.slice * z.blocks);
@@ -109,8 +110,8 @@ Cost forward_cost(const WalkedCell& cell, Arithmetic arithmetic, const ForwardSi
   return {in_ns(start), in_ns(step)};
 }
 
-Cost backward_cost(Arithmetic arithmetic, const BackwardSizes& z, bool fixed) {
-  const Pace& pace = fixed ? kBackwardFixed : kBackwardTold;
+Cost backward_cost(Arithmetic arithmetic, const Team& team, const BackwardSizes& z) {
+  const Pace& pace = team.fixed ? kBackwardFixed : kBackwardTold;
   const double fragments = static_cast<double>(z.tiles) * z.depth;
   const double loaded = static_cast<double>(z.full_warps) * z.fragments_of_warp +
                         static_cast<double>(z.warps - z.full_warps) * z.fragments_of_other;
@@ -155,11 +156,11 @@ bool consider(const Shape& s, const CudaDevice& device, Pass pass, const Team& t
   if (pass == Pass::forward) {
     const ForwardSizes z = forward_sizes(cell, plan.arithmetic, team);
     plan.warps = z.warps, plan.shared_bytes = z.bytes;
-    cost = forward_cost(cell, plan.arithmetic, z, team.fixed);
+    cost = forward_cost(cell, plan.arithmetic, team, z);
   } else {
     const BackwardSizes z = backward_sizes(cell, plan.arithmetic, team);
     plan.warps = z.warps, plan.shared_bytes = z.bytes;
-    cost = backward_cost(plan.arithmetic, z, team.fixed);
+    cost = backward_cost(plan.arithmetic, team, z);
   }
   if (plan.shared_bytes > device.shared_bytes) return false;
   const double waves = static_cast<double>(div_up(plan.teams, plan.at_once));
@@ -201,9 +202,7 @@ WalkPlan plan_walk(const Shape& s, const CudaDevice& device, Pass pass, bool all
     if (asked_blocks && team.blocks != asked_blocks) continue;
     for (team.rows = kColumns; team.rows < B + kColumns; team.rows += kColumns) {
       if (asked_rows && team.rows != asked_rows) continue;
-      const bool may_be_fixed =
-          fixed && team.blocks * team.units == H &&
-          fixed_team(tried.arithmetic, team.blocks, team.units, team.rows) >= 0;
+      const bool may_be_fixed = fixed && has_fixed_walk(tried.arithmetic, team, H);
       for (const bool is_fixed : {true, false}) {
         if (is_fixed && !may_be_fixed) continue;
         team.fixed = is_fixed;

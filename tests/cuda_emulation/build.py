@@ -68,9 +68,12 @@ KERNELS: tuple[Path, ...] = (
 COMPILER = "g++"  # of GCC: the race build relies on how it instruments memory accesses
 COMMON = "-std=c++17 -fPIC -fvisibility=hidden -fno-gnu-unique -fno-ipa-icf".split()
 COMMON += "-ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -pthread".split()
-# Of the teams that walks are compiled for (csrc/cuda/team/fixed.h) those that small problems have:
-# one block, few and many, one warp for a group and several, one and two eights of sequences.
-FIXED_TEAMS = "{1,64,8,true,true,false},{4,16,8,true,true,true},{16,16,16,true,false,false}"
+# Some of csrc/cuda/team/fixed.h: one block and several, 8 and 16 sequences. A group there has one
+# warp or several, whose number divides the depth or, in fp32, does not.
+FIXED_TEAMS = (
+    "{1, 64, 8, Arithmetics::tensor_cores}, {8, 16, 8, Arithmetics::all}, "
+    "{8, 16, 16, Arithmetics::half}"
+)
 COMMON += [f"-DFUSEDRNN_FIXED_TEAMS={FIXED_TEAMS}"]
 # Lines for the reports, and no more: kernels run as fast as with -O2 and compile in half the time.
 COMMON += "-O1 -g1 -fno-var-tracking".split()

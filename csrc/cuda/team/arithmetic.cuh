@@ -36,7 +36,8 @@ struct Words {
 };
 
 // For results of 16 bits, and sums of products that were rounded to tf32: a few instructions
-// without a branch. Errors are relative, below 2^-19 where the result is a normal number.
+// without a branch. Where the result is a normal number, its relative error is below 2^-17, that of
+// the two instructions included.
 struct ShortMath : DeviceMath<float> {
   __device__ __forceinline__ static float sigmoid(float x) {
     return ptx::reciprocal(1 + ptx::exp2(-kLog2E * x));
@@ -90,9 +91,9 @@ struct WideWords {
     }
   }
 };
-// Of 2 bytes, those of two units are one: a lane then has units 2t and 2t + 1 of the sequence
-// `group`. With one value to a lane every second sequence would be empty: it has its neighbour's
-// words, for another receiver.
+// Values of 2 bytes: those of two units make a word, so that a lane has units 2t and 2t + 1 of the
+// sequence `group`. Where lanes have one value each, every second sequence would be empty; a lane
+// of such a sequence has its neighbour's words, for another receiver.
 template <class E, int n>
 struct NarrowWords {
   static constexpr int kCount = 1, kReceivers = 3 - n;
@@ -416,10 +417,10 @@ struct HeldWeights {
         if (kApart) sum[tile][i] += apart[tile][i];
   }
 
-  // The same for a depth that the compiler knows, all tiles, and several columns; the first
-  // kFromRegisters k, all that are held or none, are in registers. Nothing branches;
-  // the operand is loaded one or two pairs of k, and a fragment in memory one product, before they
-  // are used.
+  // This one knows the depth when it is compiled, and multiplies all tiles with several columns.
+  // The first kFromRegisters k, all that are held or none, are in registers. Nothing branches; the
+  // operand is loaded one or two pairs of k, and a fragment in memory one product, before they are
+  // used.
   template <int kFromRegisters, int kDepth, int kColumns>
   __device__ __forceinline__ void multiply(float (&sum)[kColumns][kTiles][4], const char* stored,
                                            const char* operand, int column_bytes) const {

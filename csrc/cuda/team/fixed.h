@@ -1,44 +1,57 @@
 // The teams whose walks are compiled for them, so that a step's loops unroll and nothing in it asks
-// for a size: the teams that a plan takes for common hidden sizes, of one and of two eights of
-// sequences. For each there is a kernel of each walked cell in the arithmetics that are named. Any
-// other team, a call with modifiers and a written cell have the kernel that is told its sizes.
+// for a size: those that a plan takes for common hidden sizes, with 8 and with 16 sequences. For
+// each team there is a kernel of each walked cell in some arithmetics. Any other team, a call with
+// modifiers and a written cell have the kernel that is told its sizes.
 #pragma once
 
 #include "walk.h"
 
 namespace fusedrnn::cuda {
 
+// Each has those of the ones before, too.
+enum class Arithmetics : int { half, tensor_cores, all };
+
 struct FixedTeam {
   int blocks, units, rows;
-  bool half, tf32, f32;
+  Arithmetics arithmetics;
 
   constexpr bool serves(Arithmetic a) const {
-    return is_half(a) ? half : a == Arithmetic::tf32 ? tf32 : f32;
+    return is_half(a) || arithmetics == Arithmetics::all ||
+           (a == Arithmetic::tf32 && arithmetics == Arithmetics::tensor_cores);
   }
 };
 
-// Whoever compiles kernels for a device that is not a GPU may want fewer.
+// The emulation compiles fewer.
 #ifdef FUSEDRNN_FIXED_TEAMS
 constexpr FixedTeam kFixedTeams[] = {FUSEDRNN_FIXED_TEAMS};
 #else
 constexpr FixedTeam kFixedTeams[] = {
-    {1, 64, 8, true, true, false},    {4, 16, 8, true, true, true},
-    {8, 16, 8, true, true, true},     {16, 16, 8, true, true, true},
-    {16, 32, 8, true, true, false},   {16, 48, 8, true, false, false},
-    {8, 16, 16, true, false, false},  {16, 16, 16, true, false, false},
-    {16, 32, 16, true, false, false},
+    {1, 64, 8, Arithmetics::tensor_cores},   // H = 64
+    {4, 16, 8, Arithmetics::all},            // 64
+    {8, 16, 8, Arithmetics::all},            // 128
+    {16, 16, 8, Arithmetics::all},           // 256
+    {16, 32, 8, Arithmetics::tensor_cores},  // 512
+    {16, 48, 8, Arithmetics::half},          // 768
+    {8, 16, 16, Arithmetics::half},          // 128
+    {16, 16, 16, Arithmetics::half},         // 256
+    {16, 32, 16, Arithmetics::half},         // 512
 };
 #endif
 constexpr int kFixedTeamCount = static_cast<int>(sizeof(kFixedTeams) / sizeof(kFixedTeams[0]));
 
-// Which of them a team is; -1: none.
-constexpr int fixed_team(Arithmetic a, int blocks, int units, int rows) {
+// A team's place among them; -1 if it is none of them, or not in this arithmetic.
+constexpr int fixed_team(Arithmetic a, const Team& team) {
   for (int i = 0; i < kFixedTeamCount; ++i) {
-    const FixedTeam& team = kFixedTeams[i];
-    if (team.blocks == blocks && team.units == units && team.rows == rows && team.serves(a))
+    const FixedTeam& fixed = kFixedTeams[i];
+    if (fixed.blocks == team.blocks && fixed.units == team.units && fixed.rows == team.rows &&
+        fixed.serves(a))
       return i;
   }
   return -1;
+}
+// Whether one of these kernels walks a layer of H hidden units: all units of its team are such.
+constexpr bool has_fixed_walk(Arithmetic a, const Team& team, int H) {
+  return team.blocks * team.units == H && fixed_team(a, team) >= 0;
 }
 
 }  // namespace fusedrnn::cuda

@@ -118,8 +118,7 @@ __device__ __forceinline__ int computed_here(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }
-// The same of an address in global memory, which then stays in its registers and is not computed
-// anew.
+// For an address in global memory: it stays in its registers, and is not computed anew.
 template <class T>
 __device__ __forceinline__ T* computed_here(T* x) {
   size_t at = __cvta_generic_to_global(static_cast<const void*>(x));

@@ -106,10 +106,10 @@ struct Walker : Sizes {
         first_unit_(static_cast<int>(team_.rank()) * z_.units) {}
 
   // Calls load(pairs), where the type of `pairs` says whether W_hh can be read two values at a
-  // time. Kernels with fixed sizes are not launched where it can not, though it may have them.
-  template <class A, bool kFixed, class F>
+  // time. A kernel that knows its sizes is launched only where it can, if the arithmetic has pairs.
+  template <class A, class F>
   __device__ __forceinline__ void with_pairs(const F& load) const {
-    if constexpr (kFixed)
+    if constexpr (Sizes::kFixed)
       load(std::bool_constant<A::kReadsPairs>());
     else if (A::has_pairs(d_.w_hh, H()))
       load(std::true_type());
@@ -127,6 +127,25 @@ struct Walker : Sizes {
     return w_.Hp;
   }
   __device__ __forceinline__ bool is_unit(int unit) const { return Sizes::kFixed || unit < w_.H; }
+
+  // Where a lane finds a row of an array of rows of `width`, from its first unit on. A kernel that
+  // knows its sizes has computed a place of the lane's own once and for all (place_of), from which
+  // each row is only some rows away; there, rows count from the lane's first sequence.
+  template <class T>
+  __device__ __forceinline__ T* lane_of(T* place, T* array, int row, int width, int unit) const {
+    if constexpr (Sizes::kFixed)
+      return place ? place + static_cast<int64_t>(row) * width : nullptr;
+    else
+      return array ? array + static_cast<int64_t>(row) * width + unit : nullptr;
+  }
+  template <class T>
+  __device__ __forceinline__ T* place_of(T* array, int row, int width, int unit) const {
+    if (!array) return nullptr;
+    return ptx::computed_here(array + static_cast<int64_t>(row) * width + unit);
+  }
+  __device__ __forceinline__ int from_lane(int sequence, int first) const {
+    return Sizes::kFixed ? sequence - first : sequence;
+  }
 
   // Turing has no registers left for modifiers, so the plan gives such calls there no team.
   __device__ __forceinline__ bool is_modified() const { return kModifies && w_.modified; }

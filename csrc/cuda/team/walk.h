@@ -86,7 +86,7 @@ constexpr int others_backward(const WalkedCell& cell, int value_bytes) {
 constexpr int held_forward(const WalkedCell& cell, Arithmetic a) {  // along the depth
   if (a == Arithmetic::f32) return 0;
   const int room = kOtherRegisters - others_forward(cell, bytes_of(a));
-  // Turing makes a product in fp16 of two, and needs registers for that.
+  // Turing needs registers for fp16: it makes a product of two.
   const int fragments = a == Arithmetic::tf32 || cell.late > 0 ? 16
                         : a == Arithmetic::f16                 ? 18
                                                                : 20;
@@ -102,21 +102,21 @@ constexpr int held_backward(const WalkedCell& cell, Arithmetic a, CudaTeam team)
 }
 
 // A kernel that is compiled for its team knows how many threads share a multiprocessor's registers,
-// and needs few for anything else.
+// and holds weights in all but these: for addresses and counts, and for what a cell needs and the
+// sums of each column.
+constexpr int kFixedForward = 56, kFixedBackward = 44;
 constexpr int registers_of(int warps) { return least(65536 / (warps * kLanes) / 8 * 8, 255); }
-constexpr int kFixedOthers = 64;
 constexpr int fixed_held_forward(const WalkedCell& cell, Arithmetic a, int warps, int columns,
                                  int depth) {
   if (a == Arithmetic::f32) return 0;
-  const int others = kFixedOthers - 8 + columns * (16 + others_forward(cell, bytes_of(a)));
+  const int others = kFixedForward + columns * (16 + others_forward(cell, bytes_of(a)));
   const int held = most(registers_of(warps) - others, 0) / 4 / cell.tiles();
   return least(held, depth);
 }
 constexpr int fixed_held_backward(const WalkedCell& cell, Arithmetic a, int warps, int columns,
                                   int tiles, int depth) {
   if (a == Arithmetic::f32) return 0;
-  const int others =
-      kFixedOthers - 20 + 8 * columns + others_backward(cell, bytes_of(a)) + 8 * tiles;
+  const int others = kFixedBackward + 8 * (columns + tiles) + others_backward(cell, bytes_of(a));
   return least(depth, most(registers_of(warps) - others, 0) / 4 / tiles);
 }
 

@@ -49,9 +49,9 @@ struct SizesBackward<C, A, Team, Fixed<kBlocks, kUnits, kRows>> {
 template <class C, class A, class Team, class Sizes>
 class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team, SizesBackward<C, A, Team, Sizes>> {
   using E = typename A::E;
-  using ZOf = SizesBackward<C, A, Team, Sizes>;
-  using Base = Walker<BackwardWalk<E>, Team, ZOf>;
-  using Base::H, Base::Hp, Base::is_unit;
+  using Known = SizesBackward<C, A, Team, Sizes>;
+  using Base = Walker<BackwardWalk<E>, Team, Known>;
+  using Base::H, Base::Hp, Base::is_unit, Base::lane_of, Base::place_of, Base::from_lane;
   using Base::sequences_, Base::first_unit_, Base::index, Base::note, Base::is_modified;
   using Base::w_, Base::z_, Base::seat_, Base::d_, Base::shared_, Base::team_;
   using typename Base::Direction;
@@ -59,8 +59,8 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team, SizesBackward<C
   static constexpr int kStates = C::states - 1;  // except h
   static constexpr bool kFixed = Sizes::fixed;
   // Cells of a lane in an item: where two warps are known to share it, one.
-  static constexpr int kCells = ZOf::kSharedItems ? 1 : 2;
-  static constexpr int kGroup = ZOf::kGroup, kHeld = ZOf::kHeld;  // along the depth
+  static constexpr int kCells = Known::kSharedItems ? 1 : 2;
+  static constexpr int kGroup = Known::kGroup, kHeld = Known::kHeld;  // along the depth
   using Held = HeldWeights<A, kGroup, kHeld>;
   using Math = typename A::Math;
 
@@ -72,7 +72,7 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team, SizesBackward<C
 
   __device__ __forceinline__ void run() {
     Held held;
-    Base::template with_pairs<A, kFixed>([&](auto pairs) { load_weights<pairs.value>(held); });
+    Base::template with_pairs<A>([&](auto pairs) { load_weights<pairs.value>(held); });
     load_unit_weights();
     load_states();
     Steps steps;  // those of forward: the walk takes them from the last to the first
@@ -96,12 +96,15 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team, SizesBackward<C
     const int item = z_.shared_items && seat_.warp >= z_.items ? seat_.warp - z_.items : seat_.warp;
     return {0, item % eights, item / eights};
   }
-  // Which of two neighbouring sequences a lane's cell i is of, and whether the cell is there.
+  // A lane's cell i belongs to this one of two neighbouring sequences; and whether it is there.
   __device__ __forceinline__ int of_cell(int i) const {
     return kCells == 1 ? seat_.warp >= z_.items : i;
   }
   __device__ __forceinline__ bool mine(int i) const {
     return kFixed || !z_.shared_items || (seat_.warp >= z_.items) == (i == 1);
+  }
+  __device__ __forceinline__ int first_sequence(const Item& item) const {
+    return sequence(item, of_cell(0));
   }
   __device__ __forceinline__ Item next(Item item) const {
     ++item.turn;
@@ -172,7 +175,7 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team, SizesBackward<C
     store_states(alive_after, is_modified() ? 0 : sent);
   }
 
-  // The same in a kernel that knows its sizes. A warp has one item or none. Nothing comes between
+  // The walk of a kernel that knows its sizes. A warp has one item or none. Nothing comes between
   // the cells and the shares that others wait for; what the next step reads from memory is asked
   // for afterwards, and arrives while shares travel.
   __device__ __forceinline__ void walk_fixed(const Held& held, const Steps& steps) {
@@ -180,9 +183,11 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team, SizesBackward<C
     int alive_after = 0, sent = 0;
     Moment now = moment(steps, count - 1), before = moment(steps, count - 2);
     const Item item = first_item();
-    dy_ = place_of(d_.grad_y, item, w_.y_row), y_ = place_of(d_.y, item, w_.y_row);
-    save_ = place_of(d_.save, item, C::saved * Hp()), hx_ = place_of(d_.hx, item, H());
-    grads_ = place_of(d_.grads, item, C::grads * H());
+    const int first = first_sequence(item), unit = first_unit_ + own_unit(item);
+    dy_ = place_of(d_.grad_y, first, w_.y_row, unit), y_ = place_of(d_.y, first, w_.y_row, unit);
+    save_ = place_of(d_.save, first, C::saved * Hp(), unit);
+    hx_ = place_of(d_.hx, first, H(), unit);
+    grads_ = place_of(d_.grads, first, C::grads * H(), unit);
     Kept kept;
     if (exists(item)) load_kept(item, now, before, kept);
     Found found;
@@ -300,25 +305,6 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team, SizesBackward<C
     });
   }
 
-  // Where a step's rows of an array begin for this lane: from its unit on, and where the kernel
-  // knows its sizes from its first sequence on, a place that is computed once and for all.
-  template <class T>
-  __device__ __forceinline__ T* lane_of(T* place, T* array, int row, int width, int unit) const {
-    if constexpr (kFixed)
-      return place ? place + static_cast<int64_t>(row) * width : nullptr;
-    else
-      return array ? array + static_cast<int64_t>(row) * width + unit : nullptr;
-  }
-  template <class T>
-  __device__ __forceinline__ T* place_of(T* array, const Item& item, int width) const {
-    if (!array) return nullptr;
-    const int64_t rows = sequence(item, of_cell(0));
-    return ptx::computed_here(array + rows * width + first_unit_ + own_unit(item));
-  }
-  __device__ __forceinline__ int from_lane(const Item& item, int b) const {
-    return kFixed ? b - sequence(item, of_cell(0)) : b;
-  }
-
   __device__ __forceinline__ void load_kept(const Item& item, const Moment& now,
                                             const Moment& before, Kept& kept) const {
     const int unit = first_unit_ + own_unit(item), width = C::saved * Hp();
@@ -333,7 +319,7 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team, SizesBackward<C
       if (!mine(i)) continue;
       const int b = sequence(item, of_cell(i));
       const bool there = b < now.alive && is_unit(unit);
-      const int at = from_lane(item, b);
+      const int at = from_lane(b, first_sequence(item));
       kept.dy[i] = there && dy ? dy[at * w_.y_row] : zero;
 #pragma unroll
       for (int slot = 0; slot < kSaved; ++slot)
@@ -468,7 +454,7 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team, SizesBackward<C
     const float* from = inbox(sent - 1, item.column, 0) + own_unit(item) * kColumns + 2 * seat_.t4 +
                         (kCells == 1 ? of_cell(0) : 0);
     // With as many loads under way as a kernel that does not know how many there are can afford.
-    constexpr int kUnroll = kFixed ? 8 : 4;
+    [[maybe_unused]] constexpr int kUnroll = kFixed ? 8 : 4;
 #pragma unroll kUnroll
     for (int rank = 0; rank < z_.blocks; ++rank, from += z_.units * kColumns) {
       const Few<kCells> some = *reinterpret_cast<const Few<kCells>*>(from);
@@ -530,7 +516,7 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team, SizesBackward<C
 #pragma unroll
       for (int slot = 0; slot < C::grads; ++slot) {
         const int column = C::template column_of_grad<C>(slot);
-        grads[from_lane(item, b) * width + column * H()] = found.grads[slot].get(i);
+        grads[from_lane(b, first_sequence(item)) * width + column * H()] = found.grads[slot].get(i);
       }
     }
   }
@@ -562,7 +548,7 @@ class BackwardWalker : Walker<BackwardWalk<typename A::E>, Team, SizesBackward<C
     }
   }
 
-  // The same in a kernel that knows its sizes: all columns at once, tile groups one after the
+  // The product of a kernel that knows its sizes: all columns at once, tile groups one after the
   // other.
   __device__ __forceinline__ void multiply_all(const Held& held, const char* operand,
                                                int sent) const {

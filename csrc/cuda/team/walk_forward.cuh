@@ -51,9 +51,9 @@ struct SizesForward<C, A, Fixed<kBlocks, kUnits, kRows>> {
 template <class C, class A, class Team, class Sizes>
 class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A, Sizes>> {
   using E = typename A::E;
-  using ZOf = SizesForward<C, A, Sizes>;
-  using Base = Walker<ForwardWalk<E>, Team, ZOf>;
-  using Base::H, Base::Hp, Base::is_unit;
+  using Known = SizesForward<C, A, Sizes>;
+  using Base = Walker<ForwardWalk<E>, Team, Known>;
+  using Base::H, Base::Hp, Base::is_unit, Base::lane_of, Base::place_of, Base::from_lane;
   using Base::sequences_, Base::first_unit_, Base::index, Base::note, Base::is_modified;
   using Base::w_, Base::z_, Base::seat_, Base::d_, Base::shared_, Base::team_;
   using typename Base::Direction;
@@ -66,11 +66,11 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
   static constexpr bool kFixed = Sizes::fixed;
   static constexpr bool kSends = kFixed && Team::kind == CudaTeam::cluster;  // h from registers
   // Cells of a lane in 8 units by 8 sequences: where parts are known to share them, one.
-  static constexpr int kCells = ZOf::kParts > 1 ? 1 : 2;
-  static constexpr int kHeld = ZOf::kHeld;  // along the depth
+  static constexpr int kCells = Known::kParts > 1 ? 1 : 2;
+  static constexpr int kHeld = Known::kHeld;  // along the depth
   using Held = HeldWeights<A, kTiles, kHeld>;
   using Math = typename A::Math;
-  static constexpr bool kWhole = ZOf::kWhole;  // parts have no depth beyond the units
+  static constexpr bool kWhole = Known::kWhole;  // parts have no depth beyond the units
 
  public:
   __device__ __forceinline__ ForwardWalker(const ForwardWalk<E>& walk, char* shared)
@@ -78,14 +78,15 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
 
   __device__ __forceinline__ void run() {
     Held held;
-    Base::template with_pairs<A, kFixed>([&](auto pairs) { load_weights<pairs.value>(held); });
+    Base::template with_pairs<A>([&](auto pairs) { load_weights<pairs.value>(held); });
     Steps steps;
     steps.begin = d_.begin, steps.backwards = seat_.direction == 1;
     steps.end = sequences_.end_of(d_.begin, d_.end);
     const int count = steps.count();
     load_own();
     load_states();
-    if (is_modified() && count > 0) modify_first(steps.at(0));
+    if constexpr (!kFixed)
+      if (is_modified() && count > 0) modify_first(steps.at(0));
     team_.begin();
     if constexpr (kFixed)
       walk_fixed(held, steps, count);
@@ -137,14 +138,16 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
     }
   }
 
-  // The same in a kernel that knows its sizes. What a step reads from memory is asked for as soon
+  // The walk of a kernel that knows its sizes. What a step reads from memory is asked for as soon
   // as the step before has sent h, and arrives while h travels.
   __device__ __forceinline__ void walk_fixed(const Held& held, const Steps& steps, int count) {
-    constexpr int kColumns = ZOf::kColumns;
+    constexpr int kColumns = Known::kColumns;
     Inputs inputs[kColumns];
     Results results[kColumns];
-    gates_ = place_of(d_.gates, -d_.first_row, C::inputs * H());
-    y_ = place_of(d_.y, 0, w_.y_row), save_ = place_of(d_.save, 0, C::saved * Hp());
+    const int first = first_sequence();
+    gates_ = place_of(d_.gates, first - d_.first_row, C::inputs * H(), unit_of(0));
+    y_ = place_of(d_.y, first, w_.y_row, unit_of(0));
+    save_ = place_of(d_.save, first, C::saved * Hp(), unit_of(0));
     Moment now = moment(steps, 0), then = moment(steps, 1);
     if (count > 0 && works()) load_inputs(now, inputs);
 #pragma unroll 1
@@ -165,10 +168,12 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
             if (!last) send(s, column, next);
         }
       }
-      if constexpr (kSends)
-        team_.expect(s, z_.blocks * z_.columns * z_.slice);
-      else if (!last)
-        team_.publish(s, nullptr, 0, 0, 0);
+      if (!last) {
+        if constexpr (kSends)
+          team_.expect(s, z_.blocks * z_.columns * z_.slice);
+        else
+          team_.publish(s, nullptr, 0, 0, 0);
+      }
       if (works()) {
 #pragma unroll
         for (int column = 0; column < kColumns; ++column) store(now, 0, column, results[column]);
@@ -204,11 +209,12 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
 
   // Whether this warp computes cells, and those of the even or the odd sequences.
   __device__ __forceinline__ bool works() const { return part_ < (z_.parts > 1 ? 2 : 1); }
-  // Which of two neighbouring sequences a lane's cell i is of, and whether the cell is there.
+  // A lane's cell i belongs to this one of two neighbouring sequences; and whether it is there.
   __device__ __forceinline__ int of_cell(int i) const { return kCells == 1 ? part_ : i; }
   __device__ __forceinline__ bool mine(int i) const {
     return kFixed || z_.parts == 1 || part_ == i;
   }
+  __device__ __forceinline__ int first_sequence() const { return sequence(0, of_cell(0)); }
   __device__ __forceinline__ int group(int turn) const { return first_group_ + turn * z_.leaders; }
   // A lane's unit in the first half of a group, as a column of W_hh.
   __device__ __forceinline__ int unit_of(int turn) const {
@@ -293,11 +299,14 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
     return bias;
   }
 
+  // Units of the operand, those beyond the team's that a part may have, too.
+  __device__ __forceinline__ int padded_units() const {
+    return z_.column_bytes / kCoreBytes * A::kPerCore;
+  }
   // h of all units to the first operand; the own units' states to where their threads keep them.
   // What is beyond all units is never written again.
   __device__ __forceinline__ void load_states() const {
-    const int units = z_.blocks * z_.units, padded = z_.column_bytes / kCoreBytes * A::kPerCore;
-    const int count = padded * z_.rows;
+    const int units = z_.blocks * z_.units, padded = padded_units(), count = padded * z_.rows;
     for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
       const int unit = i % padded, row = i / padded;
       char* const operand = shared_ + row / kColumns * z_.column_bytes;
@@ -340,7 +349,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
   __device__ __forceinline__ void for_states(const F& f) const {
     if (!works()) return;
     for (int turn = 0; turn < z_.turns; ++turn)
-#pragma unroll ZOf::kColumns
+#pragma unroll Known::kColumns
       for (int column = 0; column < z_.columns; ++column)
 #pragma unroll
         for (int half = 0; half < kHalves; ++half)
@@ -431,8 +440,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
   __device__ __forceinline__ void modify_first(int t) const {
     const Direction& d = this->direction_here();
     if (!d.modifiers.reset && !d.modifiers.recurrent_factor) return;
-    const int padded = z_.column_bytes / kCoreBytes * A::kPerCore;
-    const int count = padded * sequences_.moment(t).alive;
+    const int padded = padded_units(), count = padded * sequences_.moment(t).alive;
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
       const int unit = i % padded, row = i / padded;
@@ -464,8 +472,9 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
         const bool there = b < at.alive && is_unit(first + half * 8);
 #pragma unroll
         for (int slot = 0; slot < C::inputs; ++slot)
-          inputs.value[half][i][slot] =
-              there ? gates[from_lane(b) * width + C::gate_of_input(slot) * H() + half * 8] : 0.0f;
+          inputs.value[half][i][slot] = there ? gates[from_lane(b, first_sequence()) * width +
+                                                      C::gate_of_input(slot) * H() + half * 8]
+                                              : 0.0f;
       }
     }
   }
@@ -484,7 +493,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
   __device__ __forceinline__ float2& sums_of(int turn, int part, int tile, int j) const {
     float2* const all = reinterpret_cast<float2*>(shared_ + z_.sums);
     if constexpr (kFixed) {
-      const int slot = turn * ZOf::kSums + (part < 2 ? part : 2 * part - 2 + j);
+      const int slot = turn * Known::kSums + (part < 2 ? part : 2 * part - 2 + j);
       return all[((slot * z_.groups + first_group_) * kTiles + tile) * kLanes + seat_.lane];
     }
     const int place = (turn * z_.parts + part) * z_.groups + first_group_;
@@ -492,25 +501,6 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
   }
   __device__ __forceinline__ void meet_parts() const {
     ptx::barrier(1 + static_cast<unsigned>(first_group_), static_cast<unsigned>(z_.parts) * kLanes);
-  }
-
-  // Where a step's rows of an array begin for this lane: from its first unit on, and where the
-  // kernel knows its sizes from its first sequence on, a place that is computed once and for all.
-  template <class T>
-  __device__ __forceinline__ T* lane_of(T* place, T* array, int row, int width, int first) const {
-    if constexpr (kFixed)
-      return place ? place + static_cast<int64_t>(row) * width : nullptr;
-    else
-      return array ? array + static_cast<int64_t>(row) * width + first : nullptr;
-  }
-  template <class T>
-  __device__ __forceinline__ T* place_of(T* array, int row, int width) const {
-    if (!array) return nullptr;
-    const int64_t rows = row + sequence(0, of_cell(0));
-    return ptx::computed_here(array + rows * width + unit_of(0));
-  }
-  __device__ __forceinline__ int from_lane(int b) const {
-    return kFixed ? b - sequence(0, of_cell(0)) : b;
   }
 
   // The sums of a group's parts, added in order, for the sequences that are this warp's.
@@ -536,7 +526,7 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
       }
     }
   }
-  // The same in a kernel that knows its sizes, for all columns. The two parts that compute cells
+  // The sums of a kernel that knows its sizes, for all columns. The two parts that compute cells
   // keep their own sums and begin with them, as good as in order.
   template <int kColumns>
   __device__ __forceinline__ void add_parts(int turn, float (&sum)[kColumns][kTiles][4]) const {
@@ -634,18 +624,19 @@ class ForwardWalker : Walker<ForwardWalk<typename A::E>, Team, SizesForward<C, A
       for (int half = 0; half < kHalves; ++half) {
         const int unit = first + half * 8;
         const float h = state(turn, column, half, i, 0);
-        if (is_unit(unit)) y[from_lane(b) * w_.y_row + half * 8] = narrowed<E>(h);
+        if (is_unit(unit)) y[from_lane(b, first_sequence()) * w_.y_row + half * 8] = narrowed<E>(h);
         if (!save || unit >= Hp()) continue;
 #pragma unroll
         for (int slot = 0; slot < kSaved; ++slot)
-          save[from_lane(b) * width + slot * Hp() + half * 8] = results.save[half][slot].get(i);
+          save[from_lane(b, first_sequence()) * width + slot * Hp() + half * 8] =
+              results.save[half][slot].get(i);
       }
     }
   }
 
   const int part_, first_group_;
   // In registers, in a kernel that knows its sizes.
-  mutable float state_[ZOf::kColumns][kHalves][kCells][C::states];
+  mutable float state_[Known::kColumns][kHalves][kCells][C::states];
   float own_[kHalves][kAtLeastOne<kOwn>];
   const Sum<E>* gates_ = nullptr;
   E *y_ = nullptr, *save_ = nullptr;
