@@ -103,7 +103,7 @@ def _both(case: Case) -> Sides:
 
 
 def _modules(case: Case, use: Callable[[nn.Module, Tensor], object]) -> Sides:
-    """The same use of both sides' modules."""
+    """What each side's module does when it is used in this way."""
 
     def side(peer: Any) -> Callable[[], Call]:
         def make() -> Call:

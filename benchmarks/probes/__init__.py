@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.util
+import importlib
 import subprocess
 import sys
 import time
@@ -128,8 +128,7 @@ def build() -> Path:
     Raises:
         RuntimeError: there is no nvcc, or it failed.
     """
-    setup = _setup()
-    nvcc = setup.Nvcc.find()
+    nvcc = _compilers().load_setup().Nvcc.find()
     if nvcc is None:
         raise RuntimeError("nvcc was not found, and build/probes/libprobes.so is not there")
     LIBRARY.parent.mkdir(parents=True, exist_ok=True)
@@ -144,20 +143,14 @@ def build() -> Path:
     return LIBRARY
 
 
-def _setup() -> ModuleType:
-    """setup.py, which knows where nvcc is."""
-    spec = importlib.util.spec_from_file_location("fusedrnn_setup", ROOT / "setup.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+@cache
+def _compilers() -> ModuleType:
+    """The tests' module that compiles CUDA sources for the emulation, and loads setup.py."""
+    sys.path.append(str(ROOT / "tests"))
+    return importlib.import_module("cuda_emulation.build")
 
 
 @cache
 def _emulated() -> ctypes.CDLL:
-    sys.path.append(str(ROOT / "tests"))
-    from cuda_emulation import build as emulation
-
-    library = emulation.library("plain", [SOURCE], name="probes", flags=_flags())
+    library = _compilers().library("plain", [SOURCE], name="probes", flags=_flags())
     return ctypes.CDLL(str(library))

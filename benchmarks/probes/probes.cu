@@ -226,7 +226,7 @@ cudaError_t launch(void (*kernel)(Parameters...), unsigned grid, unsigned cluste
 
 #define PROBE extern "C" __attribute__((visibility("default"))) int
 
-// Which source this was compiled from.
+// The digest of the source that this was compiled from.
 extern "C" __attribute__((visibility("default"))) const char* probe_source() {
   return FUSEDRNN_PROBES_SOURCE;
 }

@@ -305,12 +305,26 @@ def _one_of(i: Instruction, table: dict[str, Any]) -> Any:
     raise UnknownInstruction(str(i))
 
 
+def _writes_both(i: Instruction) -> Callable[[Warp, Bits], None]:
+    """Writes a comparison to one predicate, its inverse to another, each combined with a third."""
+    to, inverse, _, _, with_, *_ = i.operands
+    combine, other = _one_of(i, COMBINATIONS), predicate(with_)
+    to_first, to_second = write_predicate(to), write_predicate(inverse)
+
+    def write_both(w: Warp, result: Bits) -> None:
+        also = other(w)
+        first, second = combine(result, also), combine(~result, also)
+        to_first(w, first)
+        to_second(w, second)
+
+    return write_both
+
+
 def compare(i: Instruction) -> Run:
     """ISETP: .EX compares upper halves, and its last operand says how the lower ones compared."""
-    to, inverse, a, b, with_, *lower = i.operands
-    compared, combine = _one_of(i, COMPARISONS), _one_of(i, COMBINATIONS)
-    x, y, other = value(a), value(b), predicate(with_)
-    to_first, to_second = write_predicate(to), write_predicate(inverse)
+    _, _, a, b, _, *lower = i.operands
+    compared, write_both = _one_of(i, COMPARISONS), _writes_both(i)
+    x, y = value(a), value(b)
     view = (lambda values: values) if has(i, "U32") else signed
     below = predicate(lower[0]) if has(i, "EX") else None
     strict = {operator.ge: operator.gt, operator.le: operator.lt}.get(compared, compared)
@@ -326,10 +340,7 @@ def compare(i: Instruction) -> Run:
                 result = equal & below(w)
                 if compared is not operator.eq:
                     result = result | strict(left, right)
-        also = other(w)
-        first, second = combine(result, also), combine(~result, also)
-        to_first(w, first)
-        to_second(w, second)
+        write_both(w, result)
 
     return run
 
@@ -607,17 +618,8 @@ def half_pair(i: Instruction) -> Run:
 
 def compare_floats(i: Instruction) -> Run:
     """FSETP: the lanes disagree."""
-    to, inverse, _, _, with_ = i.operands
-    combine, other = _one_of(i, COMBINATIONS), predicate(with_)
-    to_first, to_second = write_predicate(to), write_predicate(inverse)
-
-    def run(w: Warp) -> None:
-        also = other(w)
-        first, second = combine(EVEN_LANES, also), combine(~EVEN_LANES, also)
-        to_first(w, first)
-        to_second(w, second)
-
-    return run
+    write_both = _writes_both(i)
+    return lambda w: write_both(w, EVEN_LANES)
 
 
 def check_quotient(i: Instruction) -> Run:
