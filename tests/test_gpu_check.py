@@ -476,7 +476,7 @@ def test_the_emulation_stands_in() -> None:
 
 
 @needs_emulation
-@pytest.mark.parametrize("probe", probes.all_probes(), ids=lambda probe: probe["name"])
+@pytest.mark.parametrize("probe", probes.all_probes(emulated=True), ids=lambda probe: probe["name"])
 def test_probes_run_to_their_end(probe: dict[str, Any]) -> None:
     """What they move and compute is checked by themselves; their figures mean nothing here."""
     found = probes.run(probe, emulated=True)

@@ -1,4 +1,4 @@
-"""Microbenchmarks of what a step of a walk is made of (probes.cu), and building them.
+"""Microbenchmarks of what a step of a walk is made of (probes.cu), a walk with clocks (walk.cu).
 
     python -m benchmarks.probes      builds build/probes/libprobes.so with nvcc: no GPU is needed
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib
+import statistics
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = Path(__file__).with_name("probes.cu")
+SOURCES = [Path(__file__).with_name(name) for name in ("probes.cu", "walk.cu")]
 LIBRARY = ROOT / "build" / "probes" / "libprobes.so"
 ARCHITECTURE = "90a"  # clusters and mbarriers are Hopper's
 
@@ -31,13 +32,16 @@ BLOCKS = (4, 8, 16)
 BYTES = (64, 512, 4096)  # of a message from each block to each other
 WAYS = ("st.async", "bulk copy")
 WAKES = ("arrival in the block", "arrival at another block", "word stored at another block")
+TEAMS = ((4, 16), (16, 32), (16, 48))  # blocks, units of each; 8 sequences
+EMULATED_TEAMS = TEAMS[:1]
 ROUNDS, EMULATED_ROUNDS, CHECKED_ROUNDS = 10_000, 4, 5
+STEPS, EMULATED_STEPS = 100, 6
 SPIN_CYCLES = 100_000_000
 
 Found = dict[str, Any]
 
 
-def all_probes() -> list[dict[str, Any]]:
+def all_probes(*, emulated: bool = False) -> list[dict[str, Any]]:
     """The arguments of every probe, each with its name."""
     found: list[dict[str, Any]] = [{"name": "clock", "what": "spin"}]
     for way in WAYS:
@@ -53,6 +57,12 @@ def all_probes() -> list[dict[str, Any]]:
          "warps": warps, "chains": chains}
         for warps, chains in ((1, 1), (1, 2), (1, 4), (1, 8), (4, 4), (8, 4), (16, 4))
     ]  # fmt: skip
+    found += [
+        {"name": f"step of an LSTM's {way} walk, bf16, H = {blocks * units} on {blocks} blocks",
+         "what": "walk", "way": way, "blocks": blocks, "units": units}
+        for blocks, units in (EMULATED_TEAMS if emulated else TEAMS)
+        for way in ("forward", "backward")
+    ]  # fmt: skip
     return found
 
 
@@ -64,6 +74,10 @@ def run(probe: Found, *, emulated: bool = False) -> Found:
     """
     rounds = EMULATED_ROUNDS if emulated else ROUNDS
     library = _emulated() if emulated else _built()
+    if probe["what"] == "walk":
+        steps = EMULATED_STEPS if emulated else STEPS
+        walk = _ClockedWalk(library, probe["blocks"], probe["units"], steps, emulated)
+        return walk.forward() if probe["way"] == "forward" else walk.backward()
     call = _Calls(library, "cpu" if emulated else "cuda")
     if probe["what"] == "spin":
         cycles = 1000 if emulated else SPIN_CYCLES
@@ -106,6 +120,105 @@ class _Calls:
         return int(cycles), int(wrong)
 
 
+class _Arrays(ctypes.Structure):
+    """As walk.cu has them."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("gates", "w_hh", "y", "save", "h", "c", "grad_y", "grads")
+    ]
+
+
+class _ClockedWalk:
+    """A walk of walk.cu, checked against torch.nn.LSTM in float64, and the parts of its steps."""
+
+    ROWS, SAVED, MARKS = 8, 5, 4
+
+    def __init__(
+        self, library: ctypes.CDLL, blocks: int, units: int, steps: int, emulated: bool
+    ) -> None:
+        self._library, self._blocks, self._units, self._steps = library, blocks, units, steps
+        self._device = device = "cpu" if emulated else "cuda"
+        hidden = blocks * units
+        random = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
+            return torch.randn(shape, generator=random) * scale
+
+        row, half = (steps, self.ROWS), torch.bfloat16
+        self._tensors = {
+            "gates": normal(*row, 4 * hidden),
+            "w_hh": normal(4 * hidden, hidden, scale=hidden**-0.5).to(half),
+            "y": torch.zeros(*row, hidden, dtype=half),
+            "save": torch.zeros(*row, self.SAVED, hidden, dtype=half),
+            "h": torch.zeros(self.ROWS, hidden, dtype=half),
+            "c": torch.zeros(self.ROWS, hidden, dtype=half),
+            "grad_y": normal(*row, hidden).to(half),
+            "grads": torch.zeros(*row, 4 * hidden, dtype=half),
+        }
+        self._tensors = {name: x.to(device) for name, x in self._tensors.items()}
+        self._expected_y, self._expected_grads = self._expected()
+
+    def forward(self) -> Found:
+        for _ in range(2):  # the first brings the code to the chip
+            found = self._run(backward=False)
+        self._check("y", self._expected_y)
+        return found
+
+    def backward(self) -> Found:
+        self.forward()
+        for _ in range(2):
+            found = self._run(backward=True)
+        self._check("grads", self._expected_grads)
+        return found
+
+    def _run(self, *, backward: bool) -> Found:
+        marks = torch.zeros(
+            self._blocks, self._steps, self.MARKS, dtype=torch.int64, device=self._device
+        )
+        stream = 0 if self._device == "cpu" else torch.cuda.current_stream().cuda_stream
+        arrays = _Arrays(**{name: x.data_ptr() for name, x in self._tensors.items()})
+        code = self._library.probe_walk(
+            ctypes.c_void_p(marks.data_ptr()), int(backward), self._blocks, self._units, self.ROWS,
+            self._steps, ctypes.byref(arrays), ctypes.c_void_p(stream),
+        )  # fmt: skip
+        if code:
+            raise RuntimeError(f"a walk with clocks: CUDA's error {code}")
+        # Not the first step, which waits for nobody, nor the last, which sends nothing.
+        asked, came, first, sent = marks.cpu()[:, 1:-1].unbind(-1)
+
+        def median(x: torch.Tensor) -> float:
+            return statistics.median(x.flatten().tolist())
+
+        return {
+            "cycles": median(asked[:, 1:] - asked[:, :-1]),
+            "waits": median(came - asked),
+            "until the first word": median(first - came),
+            "sends": median(sent - first),
+            "stores and loads": median(asked[:, 1:] - sent[:, :-1]),
+        }
+
+    def _expected(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs and the gradients of the gates."""
+        gates, w_hh, grad_y = (
+            self._tensors[name].to("cpu", torch.float64) for name in ("gates", "w_hh", "grad_y")
+        )
+        width, hidden = w_hh.shape
+        lstm = torch.nn.LSTM(width, hidden, bias=False, dtype=torch.float64)
+        with torch.no_grad():
+            lstm.weight_ih_l0.copy_(torch.eye(width))
+            lstm.weight_hh_l0.copy_(w_hh)
+        gates.requires_grad_()
+        y, _ = lstm(gates)
+        return y.detach(), torch.autograd.grad(y, gates, grad_y)[0]
+
+    def _check(self, name: str, expected: torch.Tensor) -> None:
+        error = (self._tensors[name].to("cpu", torch.float64) - expected).abs().max()
+        allowed = 0.02 * float(expected.abs().max())  # of bfloat16, over many steps
+        if not float(error) <= allowed:
+            raise RuntimeError(f"a walk with clocks: {name} is off by {float(error):.2g}")
+
+
 @cache
 def _built() -> ctypes.CDLL:
     if not LIBRARY.exists() or digest().encode() not in LIBRARY.read_bytes():
@@ -114,8 +227,13 @@ def _built() -> ctypes.CDLL:
 
 
 def digest() -> str:
-    """What the source is, as a library that was compiled from it tells."""
-    return hashlib.sha256(SOURCE.read_bytes()).hexdigest()
+    """What the sources are, as a library that was compiled from them tells."""
+    headers = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cuh")]
+    folder = sorted(path for path in SOURCES[0].parent.iterdir() if path.suffix in (".cu", ".cuh"))
+    of_all = hashlib.sha256()
+    for path in [*folder, *sorted(headers)]:
+        of_all.update(path.read_bytes())
+    return of_all.hexdigest()
 
 
 def _flags() -> list[str]:
@@ -135,7 +253,7 @@ def build() -> Path:
     gencode = f"-gencode=arch=compute_{ARCHITECTURE},code=sm_{ARCHITECTURE}"
     command = [nvcc.path, "-std=c++17", "-O3", "-shared", gencode, "-Icsrc", *nvcc.libraries]
     command += _flags()
-    command += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra", str(SOURCE)]
+    command += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra", *map(str, SOURCES)]
     command += ["-o", str(LIBRARY)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -152,5 +270,5 @@ def _compilers() -> ModuleType:
 
 @cache
 def _emulated() -> ctypes.CDLL:
-    library = _compilers().library("plain", [SOURCE], name="probes", flags=_flags())
+    library = _compilers().library("plain", SOURCES, name="probes", flags=_flags())
     return ctypes.CDLL(str(library))

@@ -8,41 +8,17 @@
 //
 // Each checks what it moves or computes; an exchange does so in a run before the one that is timed.
 // They use the instructions of csrc/cuda/team/ptx.cuh and none of the walks' own code, so that they
-// stand while that changes.
-//
-// A walk with clocks at its marks would be the next one. It needs no change of the kernels, which
-// are templates on their team: a team that stores clock64() before and after each wait and each
-// publishing, compiled here, and a walk's arguments as the driver makes them.
-#include <cuda_runtime.h>
-#include <cstdint>
-
+// stand while that changes. walk.cu has a walk with clocks.
 #include "cuda/gpu.cuh"
 #include "cuda/team/ptx.cuh"
-
-#ifndef __CUDACC__
-#include <chrono>
-#endif
+#include "probes.cuh"
 
 namespace {
 
 namespace ptx = fusedrnn::cuda::ptx;
 
-constexpr unsigned kLanes = 32, kThreads = 256, kPortableBlocks = 8;
+constexpr unsigned kLanes = 32, kThreads = 256;
 constexpr int kMostBytes = 4096;  // of a message
-
-// A kernel's results: the cycles of all rounds, and how many values were not as expected.
-struct Found {
-  int64_t cycles, wrong;
-};
-
-// Cycles; nanoseconds where the GPU is emulated, which mean nothing there.
-__device__ __forceinline__ int64_t now() {
-#ifdef __CUDACC__
-  return clock64();
-#else
-  return std::chrono::steady_clock::now().time_since_epoch().count();
-#endif
-}
 
 __device__ __forceinline__ void meet() {
   ptx::cluster_arrive();
@@ -197,36 +173,9 @@ __global__ void spin(Found* found, int64_t cycles) {
   found->cycles = now() - begin;
 }
 
-// ---- Launching ------------------------------------------------------------------------------
-
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), unsigned grid, unsigned cluster, unsigned threads,
-                   size_t bytes, cudaStream_t stream, const Arguments&... arguments) {
-  cudaLaunchAttribute of_cluster = {};
-  of_cluster.id = cudaLaunchAttributeClusterDimension;
-  of_cluster.val.clusterDim = {cluster, 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(grid);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  if (cluster > 1) config.attrs = &of_cluster, config.numAttrs = 1;
-  cudaError_t error = cudaSuccess;
-  if (bytes)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(bytes));
-  if (error == cudaSuccess && cluster > kPortableBlocks)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  if (error != cudaSuccess) cudaGetLastError();  // not left for whoever asks next
-  return error;
-}
-
 }  // namespace
 
-#define PROBE extern "C" __attribute__((visibility("default"))) int
-
-// The digest of the source that this was compiled from.
+// The digest of the sources that this was compiled from.
 extern "C" __attribute__((visibility("default"))) const char* probe_source() {
   return FUSEDRNN_PROBES_SOURCE;
 }

@@ -106,8 +106,8 @@ def _stages(device: Device, out: Path, total: float) -> list[Stage]:
               "numbers rule allows; forward and backward, in one direction, and packed in both"),
         Stage("ceilings", 5, one("rates", "ceilings", 2, 20), TIMED_BY),
         Stage("probes", 20, probed,
-              "clock64() of one thread around all rounds, over their number; what they move and "
-              "compute is checked; a walk with clocks at its marks is not among them yet"),
+              "clock64() of one thread around all rounds, over their number; of a walk, between "
+              "the marks of its steps, medians; what they move and compute is checked"),
         Stage("forward", 105, lambda: timed("forward", "replay"), RACED_BY),
         Stage("training", 105, lambda: timed("train"), RACED_BY),
         Stage("complaints", 30, complaints, RACED_BY),
