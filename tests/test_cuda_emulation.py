@@ -195,13 +195,9 @@ def test_computes_on_tensor_cores(
 def test_computes_matrix_loads(device: Device, seed: int) -> None:
     device.configure(seed)
     a = np.arange(256, dtype=np.uint16).reshape(4, 8, 8)
-    out = device.run("matrix_loads", a, zeros(6, 4, 32, dtype=np.uint32))
-    for row, (count, transposed) in enumerate(
-        (count, transposed) for transposed in (False, True) for count in (1, 2, 4)
-    ):
-        for i in range(count):
-            matrix = np.ascontiguousarray(a[i].T if transposed else a[i])
-            np.testing.assert_array_equal(out[row, i], matrix.reshape(64).view(np.uint32))
+    out = device.run("matrix_loads", a, zeros(7, 32, dtype=np.uint32))
+    for row, matrix in zip(out, [*a[:2], *a, a[3].T], strict=True):
+        np.testing.assert_array_equal(row, np.ascontiguousarray(matrix).reshape(64).view(np.uint32))
 
 
 @computes
@@ -210,9 +206,6 @@ def test_computes_with_asynchronous_copies(
     device: Device, seed: int, options: str, random: np.random.Generator
 ) -> None:
     device.configure(seed, options)
-    x = normal(random, 5, 32, 4)
-    out = device.run("staged_sums", x, zeros(32), 5)
-    np.testing.assert_allclose(out, x.sum((0, 2))[np.arange(32) ^ 1], rtol=1e-5, atol=1e-5)
     x = normal(random, 2, 4 * 64)
     out = device.run("gathered", x, zeros(2, 4, 4 * 64), 64)
     np.testing.assert_array_equal(out, np.repeat(x[:, None], 4, axis=1))
@@ -299,14 +292,15 @@ FAULTS = {
     "unwritten_shared": Planted(r"read of unwritten shared memory at faults.cu:\d+"),
     "grid_barrier": Planted("grid.sync.. without a cooperative launch at faults.cu", plain=True),
     "waiting_blocks": Planted("livelock(.|\n)*clusters not yet started: 1", plain=True),
-    "lost_arrival": Planted(r"livelock(.|\n)*1 of 32 threads spin at faults.cu:\d+", plain=True),
+    "lost_arrival": Planted(
+        r"livelock(.|\n)*1 of 32 threads spin at (launch.cuh:\d+|a volatile load)", plain=True
+    ),
     "missing_release": Planted(RACE_AT),
     "missing_acquire": Planted(RACE_AT),
     "fence_of_a_block": Planted(RACE_AT),
     "stale_load": Planted("__ldg of what this launch writes at faults.cu"),
     "missing_cluster_barrier": Planted("shared memory of a block that may not have started"),
     "early_exit": Planted("may exit before the access to its shared memory|has exited, at faults"),
-    "relaxed_cluster_arrive": Planted(RACE_AT),
     "diverged_cluster_barrier": Planted(
         r"cluster barrier, which is .aligned, " + DIVERGED, plain=True
     ),
@@ -321,8 +315,6 @@ FAULTS = {
     "mbarrier_fenced_late": Planted(r"mbarrier of another block that was not fenced", plain=True),
     "remote_arrival_unfenced": Planted(r"mbarrier of another block that was not", plain=True),
     "st_async_alone": Planted("st.async in a cluster of one block at faults.cu", plain=True),
-    "early_copy_read": Planted("bytes of an asynchronous copy not waited for at faults.cu"),
-    "copy_never_waited_for": Planted("exits with cp.async copies", plain=True),
     "early_bulk_read": Planted(
         r"asynchronous copy not waited for at faults.cu:\d+|"
         r"race: read at faults.cu:\d+ .* by an asynchronous copy"
@@ -370,7 +362,7 @@ def test_does_not_report_the_corrected_kernel(device: Device, name: str) -> None
         assert device.report() == ""
 
 
-@pytest.mark.parametrize("name", ["unwritten_shared", "early_copy_read"])
+@pytest.mark.parametrize("name", ["unwritten_shared", "early_bulk_read"])
 def test_what_is_not_there_yet_is_nan(plain: Device, name: str) -> None:
     plain.configure()
     assert any(np.isnan(plain.fault(name, planted=True)))

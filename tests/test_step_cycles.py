@@ -392,8 +392,8 @@ CLUSTER = """
       ptx::mbarrier_wait(barrier, step & 1);
     }
     __device__ void publish(uint64_t* barrier, float value, unsigned rank) {
-      float* const place = reinterpret_cast<float*>(barrier + 2 + threadIdx.x);
-      if (threadIdx.x % 2 == 0) ptx::st_async(place, value, barrier, rank);
+      uint32_t* const place = reinterpret_cast<uint32_t*>(barrier + 2 + threadIdx.x);
+      if (threadIdx.x % 2 == 0) ptx::st_async(place, __float_as_uint(value), barrier, rank);
     }
     template <int waits>
     __global__ void walk_cluster(int steps, float by, unsigned rank, float* to) {

@@ -54,12 +54,12 @@ void* dynamic_shared();
 void* static_shared(const void* key, const char* name, size_t bytes);
 void* at_rank(const void* own, unsigned rank, Where where);
 
-// ---- Barriers, fences, flags ----------------------------------------------------------------
+// ---- Barriers, fences, atomics --------------------------------------------------------------
 
 void block_barrier(Where where, unsigned id = 0, unsigned threads = 0);  // 0: the whole block
 int block_barrier_count(bool predicate, Where where);
 void grid_barrier(Where where);
-void cluster_arrive(bool release, Where where);
+void cluster_arrive(Where where);
 void cluster_wait(Where where);
 void fence(bool device_scope);
 void proxy_fence();       // between what this thread wrote to shared memory and bulk copies
@@ -68,9 +68,6 @@ void yield(Where where);  // a thread that waits for another lets the others run
 enum Order { relaxed = 0, acquire = 1, release = 2 };
 // Called before an atomic access: others may run now, the race check learns of it.
 void before_atomic(const void* p, unsigned bytes, bool writes, int order, Where where);
-unsigned load_flag(const unsigned* p, int order, Where where);
-unsigned add_to_flag(unsigned* p, unsigned value, int order, Where where);
-void store_flag(unsigned* p, unsigned value, int order, Where where);
 // Called before a load through the read-only path, which may see old values.
 void before_read_only_load(const void* p, unsigned bytes, Where where);
 
@@ -85,22 +82,18 @@ uint32_t reduce(uint32_t mask, Reduction, uint32_t value, bool is_signed, Where 
 
 enum class Operand { bf16, f16, tf32 };
 void mma(Operand operand, float* d, const uint32_t* a, const uint32_t* b, const float* c, Where);
-void ldmatrix(unsigned matrices, bool transposed, uint32_t* r, const void* row, Where where);
+void ldmatrix(unsigned matrices, uint32_t* r, const void* row, Where where);
 uint32_t transpose(uint32_t pair, Where where);
 uint32_t round_to_tf32(float x);
 
-// ---- Asynchronous copies --------------------------------------------------------------------
-
-void copy_async(void* to, const void* from, unsigned bytes, bool valid, Where where);
-void copy_commit();
-void copy_wait(unsigned groups, Where where);
+// ---- mbarriers and asynchronous copies ------------------------------------------------------
 
 void mbarrier_init(uint64_t* barrier, unsigned arrivals, Where where);
 void mbarrier_init_fence();
 uint64_t* mbarrier_at_rank(uint64_t* own, unsigned rank, Where where);
 void mbarrier_update(uint64_t* barrier, unsigned arrivals, int tx, Where where);
 bool mbarrier_try_wait(uint64_t* barrier, unsigned parity, Where where);
-// A store (`bytes` at most 16) or a bulk copy, to this block's shared memory or that at a rank.
+// A store (`bytes` at most 16), or a bulk copy from this block's shared memory, to that at a rank.
 void store_at_rank(void* own, const void* value, unsigned bytes, uint64_t* own_barrier,
                    unsigned rank, Where where);
 void bulk_copy(void* own, const void* from, unsigned bytes, uint64_t* own_barrier, unsigned rank,

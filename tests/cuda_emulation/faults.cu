@@ -96,7 +96,7 @@ __global__ void diverged_matrix_load(float* data, int) {
   FUSEDRNN_SHARED(float4, s, [8]);
   if (threadIdx.x < 8) s[threadIdx.x] = {1, 1, 1, 1};
   __syncthreads();
-  uint32_t r[1];
+  uint32_t r[2];
   if (planted && threadIdx.x % 2) {
     ptx::ldmatrix(r, &s[threadIdx.x % 8]);
   } else {
@@ -193,16 +193,16 @@ template <bool>  // the launch is the fault: the first blocks wait for one that 
 __global__ void waiting_blocks(float* data, int n) {
   auto* counter = reinterpret_cast<unsigned*>(data + n - 1);
   if (threadIdx.x > 0) return;
-  ptx::add_release(counter, 1);
-  ptx::wait_at_least(counter, gridDim.x);
+  atomicAdd(counter, 1u);
+  wait_at_least(counter, gridDim.x);
 }
 
 template <bool planted>
 __global__ void lost_arrival(float* data, int n) {  // a grid barrier by a counter
   auto* counter = reinterpret_cast<unsigned*>(data + n - 1);
   if (threadIdx.x == 0) {
-    if (!planted || blockIdx.x > 0) ptx::add_release(counter, 1);
-    ptx::wait_at_least(counter, gridDim.x);
+    if (!planted || blockIdx.x > 0) atomicAdd(counter, 1u);
+    wait_at_least(counter, gridDim.x);
   }
 }
 
@@ -215,21 +215,21 @@ __global__ void missing_release(float* data, int n) {
     if (!planted) __threadfence();
     atomicAdd(flag, 1u);
   } else {
-    ptx::wait_at_least(flag, 1);
+    wait_at_least(flag, 1);
     data[1] = data[0];
   }
 }
 
 template <bool planted>
 __global__ void missing_acquire(float* data, int n) {
-  auto* flag = reinterpret_cast<unsigned*>(data + n - 1);
+  auto* flag = reinterpret_cast<volatile unsigned*>(data + n - 1);
   if (threadIdx.x > 0) return;
   if (blockIdx.x == 0) {
     data[0] = 5;
-    ptx::store_release(flag, 1);
+    __threadfence();
+    *flag = 1;
   } else {
-    while (ptx::load_relaxed(flag) == 0) {
-    }
+    while (*flag == 0) __nanosleep(20);
     if (!planted) __threadfence();
     data[1] = data[0];
   }
@@ -244,7 +244,7 @@ __global__ void fence_of_a_block(float* data, int n) {  // too small a scope for
     planted ? __threadfence_block() : __threadfence();
     atomicExch(flag, 1u);
   } else {
-    ptx::wait_at_least(flag, 1);
+    wait_at_least(flag, 1);
     data[1] = data[0];
   }
 }
@@ -280,20 +280,6 @@ __global__ void early_exit(float* data, int) {  // a peer still reads
   data[blockIdx.x * 32 + threadIdx.x] =
       cluster.map_shared_rank(s, cluster.block_rank() ^ 1)[threadIdx.x];
   if (!planted) cluster.sync();
-#endif
-}
-
-template <bool planted>
-__global__ void relaxed_cluster_arrive(float* data, int) {  // publishes nothing
-#if HAS_CLUSTERS
-  const cg::cluster_group cluster = cg::this_cluster();
-  FUSEDRNN_SHARED(float, s, [32]);
-  s[threadIdx.x] = 1;
-  planted ? ptx::cluster_arrive_relaxed() : ptx::cluster_arrive();
-  ptx::cluster_wait();
-  data[blockIdx.x * 32 + threadIdx.x] =
-      cluster.map_shared_rank(s, cluster.block_rank() ^ 1)[threadIdx.x];
-  cluster.sync();
 #endif
 }
 
@@ -420,54 +406,32 @@ __global__ void st_async_alone(float* data, int) {
 #endif
 }
 
-// ---- Asynchronous copies --------------------------------------------------------------------
-
-template <bool planted>
-__global__ void early_copy_read(float* data, int) {
-  FUSEDRNN_SHARED(float4, s, [32]);
-  ptx::cp_async_16(&s[threadIdx.x], data + threadIdx.x * 4);
-  ptx::cp_async_commit();
-  if (!planted) ptx::cp_async_wait<0>();
-  const float v = s[threadIdx.x].x;
-  if (planted) ptx::cp_async_wait<0>();
-  data[128 + threadIdx.x] = v;
-}
-
-template <bool planted>
-__global__ void copy_never_waited_for(float* data, int) {
-  FUSEDRNN_SHARED(float4, s, [32]);
-  ptx::cp_async_16(&s[threadIdx.x], data + threadIdx.x * 4);
-  ptx::cp_async_commit();
-  if (!planted) ptx::cp_async_wait<0>();
-}
-
-template <bool planted>
-__global__ void early_bulk_read(float* data, int) {  // by the very thread that started the copy
+// A block's first thread copies 64 bytes and reads them: before or after it has waited for so many.
+template <bool early>
+__device__ void copy_and_read(float* data, unsigned expected) {
 #if HAS_CLUSTERS
-  FUSEDRNN_SHARED(float4, s, [4]);
+  FUSEDRNN_SHARED(float4, from, [4]);
+  FUSEDRNN_SHARED(float4, to, [4]);
   FUSEDRNN_SHARED(uint64_t, arrived, );
   if (threadIdx.x > 0) return;
+  for (float4& value : from) value = {1, 2, 3, 4};
+  ptx::fence_before_bulk_copy();
   ptx::mbarrier_init(&arrived, 1);
-  ptx::mbarrier_arrive_expect_tx(&arrived, 64);
-  ptx::bulk_copy_to_shared(s, data, 64, &arrived);
-  if (!planted) ptx::mbarrier_wait(&arrived, 0);
-  data[128] = s[1].x;
-  if (planted) ptx::mbarrier_wait(&arrived, 0);
+  ptx::mbarrier_arrive_expect_tx(&arrived, expected);
+  ptx::bulk_copy_to_rank(to, from, sizeof to, &arrived, cg::this_cluster().block_rank());
+  if (!early) ptx::mbarrier_wait(&arrived, 0);
+  data[0] = to[1].x;
+  if (early) ptx::mbarrier_wait(&arrived, 0);
 #endif
 }
 
+template <bool planted>
+__global__ void early_bulk_read(float* data, int) {
+  copy_and_read<planted>(data, 64);
+}
 template <bool planted>
 __global__ void wrong_byte_count(float* data, int) {
-#if HAS_CLUSTERS
-  FUSEDRNN_SHARED(float4, s, [4]);
-  FUSEDRNN_SHARED(uint64_t, arrived, );
-  if (threadIdx.x > 0) return;
-  ptx::mbarrier_init(&arrived, 1);
-  ptx::mbarrier_arrive_expect_tx(&arrived, planted ? 80 : 64);
-  ptx::bulk_copy_to_shared(s, data, 64, &arrived);
-  ptx::mbarrier_wait(&arrived, 0);
-  data[128] = s[1].x;
-#endif
+  copy_and_read<false>(data, planted ? 80 : 64);
 }
 
 template <bool planted>
@@ -519,7 +483,6 @@ const Fault faults[] = {
     FAULT(stale_load, 2, 32, 1, true),
     FAULT(missing_cluster_barrier, 4, 32, 2),
     FAULT(early_exit, 4, 32, 2),
-    FAULT(relaxed_cluster_arrive, 4, 32, 2),
     FAULT(diverged_cluster_barrier, 4, 32, 2),
     FAULT(diverged_cluster_wait, 4, 32, 2),
     FAULT(unfenced_copy, 4, 32, 2),
@@ -530,8 +493,6 @@ const Fault faults[] = {
     FAULT(mbarrier_fenced_late, 4, 32, 2),
     FAULT(remote_arrival_unfenced, 4, 32, 2),
     FAULT(st_async_alone, 4, 32, 2),
-    FAULT(early_copy_read, 1, 32),
-    FAULT(copy_never_waited_for, 1, 32),
     FAULT(early_bulk_read, 1, 32),
     FAULT(wrong_byte_count, 1, 32),
     FAULT(uninitialised_mbarrier, 1, 32),

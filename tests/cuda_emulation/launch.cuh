@@ -1,4 +1,4 @@
-// How the tests' kernels are launched.
+// How the tests' kernels are launched, and how their blocks wait for each other.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -33,3 +33,10 @@ cudaError_t launch(const Shape& shape, void (*kernel)(Parameters...), Arguments&
 #else
 #define HAS_CLUSTERS 0
 #endif
+
+// Spins until the flag, which only grows, has reached `value`. What was written before a fence and
+// the flag is seen from then on.
+__device__ inline void wait_at_least(const volatile unsigned* flag, unsigned value) {
+  while (*flag < value) __nanosleep(20);
+  __threadfence();
+}

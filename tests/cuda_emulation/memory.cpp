@@ -5,8 +5,8 @@
 // Each array of shared memory is an allocation of its own. A write into a red zone is reported when
 // the block ends; AddressSanitizer, in its build, has red zones itself.
 //
-// An asynchronous copy leaves ones in its destination until it lands. By default that is when it is
-// waited for; with a seed some land as soon as they are started.
+// A bulk copy or st.async leaves ones in its destination until it lands. By default that is when it
+// is waited for; with a seed some land as soon as they are started.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -118,40 +118,6 @@ void free_shared(Block& block) {
     free(array.memory - kRedZone);
   }
   block.shared.clear();
-}
-
-// ---- cp.async -------------------------------------------------------------------------------
-
-void copy_async(void* to, const void* from, unsigned bytes, bool valid, Where where) {
-  Thread& t = self();
-  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes) {
-    fail(where, "misaligned cp.async");
-  }
-  if (valid) race::access(from, bytes, false, race::site(where));
-  race::copy_starts(to, bytes, race::site(where));
-  Copy copy{static_cast<char*>(to), nullptr, bytes, t.copy_groups};
-  if (!valid) {
-    memset(to, 0, bytes);
-  } else if (!options().late_copies || chance(2)) {
-    memcpy(to, from, bytes);
-  } else {
-    memset(to, kPoison, bytes);
-    copy.from = static_cast<const char*>(from);
-  }
-  t.copies.push_back(copy);
-}
-
-void copy_commit() { ++self().copy_groups; }
-
-void copy_wait(unsigned groups, Where where) {
-  Thread& t = self();
-  auto lands = [&](const Copy& copy) {
-    if (copy.group + groups >= t.copy_groups) return false;
-    race::copy_lands(copy.to, copy.bytes, race::site(where));
-    if (copy.from) memcpy(copy.to, copy.from, copy.bytes);
-    return true;
-  };
-  t.copies.erase(std::remove_if(t.copies.begin(), t.copies.end(), lands), t.copies.end());
 }
 
 // ---- mbarriers ------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ void mma(Operand operand, float* d, const uint32_t* a, const uint32_t* b, const 
   memcpy(d, slots[builtins.lane].bytes, 4 * sizeof(float));
 }
 
-void ldmatrix(unsigned matrices, bool transposed, uint32_t* r, const void* row, Where where) {
+void ldmatrix(unsigned matrices, uint32_t* r, const void* row, Where where) {
   need_converged_warp("ldmatrix", where);
   const unsigned lane = builtins.lane;
   if (lane < 8 * matrices) {
@@ -109,15 +109,9 @@ void ldmatrix(unsigned matrices, bool transposed, uint32_t* r, const void* row, 
   }
   const Slot* slots = meet(~0u, "ldmatrix", &row, sizeof row, where);
   for (unsigned m = 0; m < matrices; ++m) {
-    uint16_t pair[2];
-    for (unsigned i = 0; i < 2; ++i) {
-      const unsigned line = transposed ? lane % 4 * 2 + i : lane / 4;
-      const unsigned column = transposed ? lane / 4 : lane % 4 * 2 + i;
-      const char* address;
-      memcpy(&address, slots[m * 8 + line].bytes, sizeof address);
-      memcpy(&pair[i], address + 2 * column, 2);
-    }
-    r[m] = pair[0] | uint32_t(pair[1]) << 16;
+    const char* address;
+    memcpy(&address, slots[m * 8 + lane / 4].bytes, sizeof address);
+    memcpy(&r[m], address + lane % 4 * sizeof r[m], sizeof r[m]);
   }
 }
 

@@ -442,16 +442,6 @@ void read_only(const void* p, size_t bytes, Site site) {
 
 // ---- Copies ---------------------------------------------------------------------------------
 
-void copy_starts(const void* p, size_t bytes, Site site) {
-  touch(p, bytes, true, false, site);
-  for_cells(p, bytes, [](Cell& cell) { cell.life = Life::in_flight; });
-}
-
-void copy_lands(const void* p, size_t bytes, Site site) {
-  for_cells(p, bytes, [](Cell& cell) { cell.life = Life::live; });
-  touch(p, bytes, true, false, site);
-}
-
 Departure transfer_starts(const void* to, const void* from, size_t bytes, const void* barrier,
                           Site site) {
   const uint32_t block = me() / stride;

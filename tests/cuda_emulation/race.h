@@ -3,18 +3,17 @@
 // Kernels compiled with -fsanitize=thread call __tsan_read4 and the like before every access to
 // memory; race.cpp is what they call (libtsan is not linked). Two accesses to the same bytes, one
 // of them a write, must be ordered by what CUDA orders by: barriers, __syncwarp, fences with
-// atomics or volatile accesses, acquire and release, mbarriers. A missing barrier is reported
-// in whatever order the threads happened to run. Also reported are reads of shared memory that
-// nothing has written, accesses just outside it, to that of a block that may not have started or
-// may have exited, and to the destination of a copy under way.
+// atomics or volatile accesses, mbarriers. A missing barrier is reported in whatever order the
+// threads happened to run. Also reported are reads of shared memory that nothing has written,
+// accesses just outside it, to that of a block that may not have started or may have exited, and to
+// the destination of a copy under way.
 //
 // Bulk copies read and write shared memory in the async proxy, everything else in the generic one:
-// ordinary accesses, cp.async, st.async, and the mbarriers of all of them (PTX ISA, "Async Proxy",
-// and "This instruction accesses its mbarrier operand using generic-proxy"). To be ordered after a
-// thread's store is then not enough for a copy. The thread also has to have executed
-// fence.proxy.async between its store and what the copy's order comes from. What is not looked at:
-// what an st.async or a copy has written (a copy's end is a fence by itself, the other would need
-// one), and the source of a copy in global memory.
+// ordinary accesses, st.async, and the mbarriers of all of them (PTX ISA, "Async Proxy", and "This
+// instruction accesses its mbarrier operand using generic-proxy"). To be ordered after a thread's
+// store is then not enough for a copy. The thread also has to have executed fence.proxy.async
+// between its store and what the copy's order comes from. What an st.async or a copy has written is
+// not looked at: a copy's end is a fence by itself, an st.async would need one.
 //
 // In the other builds all of this is nothing.
 #pragma once
@@ -59,8 +58,6 @@ void atomic(const void* p, size_t bytes, bool writes, bool reads, int order, Sit
 void access(const void* p, size_t bytes, bool writes, Site);
 void read_only(const void* p, size_t bytes, Site);
 
-void copy_starts(const void* p, size_t bytes, Site);  // cp.async, by this thread
-void copy_lands(const void* p, size_t bytes, Site);
 Departure transfer_starts(const void* to, const void* from, size_t bytes, const void* barrier,
                           Site);
 void transfer_lands(const Departure&, const void* to, size_t bytes, const void* barrier);
@@ -82,8 +79,6 @@ inline void proxy_fence() {}
 inline void atomic(const void*, size_t, bool, bool, int, Site) {}
 inline void access(const void*, size_t, bool, Site) {}
 inline void read_only(const void*, size_t, Site) {}
-inline void copy_starts(const void*, size_t, Site) {}
-inline void copy_lands(const void*, size_t, Site) {}
 inline Departure transfer_starts(const void*, const void*, size_t, const void*, Site) { return {}; }
 inline void transfer_lands(const Departure&, const void*, size_t, const void*) {}
 

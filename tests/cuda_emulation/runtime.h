@@ -18,10 +18,10 @@
 namespace emulation {
 
 struct Options {
-  uint64_t seed = 0;         // 0: in thread order, each as far as it gets; else at random
-  unsigned preempt = 8;      // with a seed: switch at one in so many atomics and fences
-  unsigned resident = 2;     // clusters alive at once in a launch that is not cooperative
-  unsigned late_copies = 1;  // asynchronous copies land at the wait (a seed: or before); 0: at once
+  uint64_t seed = 0;           // 0: in thread order, each as far as it gets; else at random
+  unsigned preempt = 8;        // with a seed: switch at one in so many atomics and fences
+  unsigned resident = 2;       // clusters alive at once in a launch that is not cooperative
+  unsigned late_copies = 1;    // transfers land at the wait (with a seed: or before); 0: at once
   unsigned truncated_mma = 0;  // sums as tensor cores make them: cut to 24+2 bits, not rounded
   unsigned capturing = 0;      // 1: every stream is captured, in torch's mode (global)
   unsigned multiprocessors = 132;
@@ -52,12 +52,6 @@ class Random {  // splitmix64
 
 enum class State : uint8_t { ready, spinning, waiting, exited };
 
-struct Copy {  // cp.async, under way
-  char* to;
-  const char* from;  // null: the bytes are there already (or are zeros)
-  unsigned bytes, group;
-};
-
 struct Block;
 struct Thread {
   Block* block = nullptr;
@@ -68,8 +62,6 @@ struct Thread {
   Where where{};
   bool arrived_at_cluster = false;
   uint64_t cluster_phase = 0;
-  unsigned copy_groups = 0;
-  std::vector<Copy> copies;
   std::vector<const uint64_t*> mbarriers;  // initialised since the latest fence for that
 };
 extern Thread* current;  // the CUDA thread that runs; null in host code

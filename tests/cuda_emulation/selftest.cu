@@ -126,50 +126,46 @@ __global__ void grid_sums(float* out) {  // each block reads what the others wro
   }
 }
 
-// A pipeline over blocks by flags: block b adds one to what block b - 1 made. Older idiom first,
-// then release and acquire; last a grid barrier by a counter.
+// A pipeline over blocks by flags: block b adds one to what block b - 1 made. Then each adds one in
+// its turn; the last to come does something for all; all wait for a count.
 __global__ void flags(float* out, unsigned* flag, int n) {
   const unsigned b = blockIdx.x, last = gridDim.x - 1;
-  if (threadIdx.x == 0) {
-    volatile unsigned* const done = flag;
-    while (b > 0 && done[b - 1] == 0) __nanosleep(20);
-    __threadfence();
-    out[b] = b > 0 ? out[b - 1] + 1 : 1;
-    __threadfence();
-    done[b] = 1;
-  }
-  __syncthreads();
+  if (threadIdx.x > 0) return;
+  volatile unsigned* const done = flag;
+  if (b > 0) wait_at_least(done + b - 1, 1);
+  out[b] = b > 0 ? out[b - 1] + 1 : 1;
+  __threadfence();
+  done[b] = 1;
   for (int round = 0; round < n; ++round) {
-    if (threadIdx.x == 0) {
-      const unsigned turn = unsigned(round) * gridDim.x + b;
-      ptx::wait_at_least(flag + 64, turn);
-      out[gridDim.x] += 1;
-      ptx::store_release(flag + 64, turn + 1);
-      if (b == last) ptx::add_release(flag + 65, 1);
-    }
+    const unsigned turn = unsigned(round) * gridDim.x + b;
+    wait_at_least(flag + 64, turn);
+    out[gridDim.x] += 1;
+    __threadfence();
+    atomicExch(flag + 64, turn + 1);
+    if (b == last) atomicAdd(flag + 65, 1u);
   }
-  if (threadIdx.x == 0) {
-    if (ptx::fetch_add_acq_rel(flag + 66, 1) == last) out[gridDim.x + 1] = out[last];
-    while (ptx::load_acquire(flag + 65) < unsigned(n)) {
-    }
-    out[gridDim.x + 2 + b] = out[gridDim.x];
+  if (atomicAdd(flag + 66, 1u) == last) {
+    __threadfence();
+    out[gridDim.x + 1] = out[last];
   }
+  wait_at_least(flag + 65, unsigned(n));
+  out[gridDim.x + 2 + b] = out[gridDim.x];
 }
 
 // ---- Tensor cores ---------------------------------------------------------------------------
 
-template <class T>  // D[16][8] = A[16][16] B[16][8] + 1, B through transposed loads
+template <class T>  // D[16][8] = A[16][16] B[16][8] + 1; in shared memory A by rows, B by columns
 __global__ void product(const T* a, const T* b, float* out) {
   FUSEDRNN_SHARED(T, as, [16][24]);
-  FUSEDRNN_SHARED(T, bs, [16][8]);
+  FUSEDRNN_SHARED(T, bs, [8][24]);
   const int lane = int(threadIdx.x);
   for (int i = lane; i < 256; i += 32) as[i / 16][i % 16] = a[i];
-  for (int i = lane; i < 128; i += 32) bs[i / 8][i % 8] = b[i];
+  for (int i = lane; i < 128; i += 32) bs[i % 8][i / 8] = b[i];
   __syncwarp();
   uint32_t ra[4], rb[2];
   float c[4] = {1, 1, 1, 1};
   ptx::ldmatrix(ra, &as[lane % 16][lane / 16 * 8]);
-  ptx::ldmatrix_transposed(rb, &bs[lane % 16][0]);
+  ptx::ldmatrix(rb, &bs[lane % 8][lane / 8 % 2 * 8]);
   if constexpr (sizeof(T) == 2 && std::is_same<T, __half>::value) {
     ptx::mma_m16n8k16_f16(c, ra, rb, c);
   } else {
@@ -190,54 +186,22 @@ __global__ void product_tf32(const float* a, const float* b, float* out) {  // A
   for (int i = 0; i < 4; ++i) out[(group + i / 2 * 8) * 8 + t * 2 + i % 2] = c[i];
 }
 
-__global__ void matrix_loads(const uint16_t* a, uint32_t* out) {  // a: four [8][8]; out [6][4][32]
+__global__ void matrix_loads(const uint16_t* a, uint32_t* out) {  // a: four [8][8]; out [7][32]
   FUSEDRNN_SHARED(uint16_t, s, [32][8]);
   const int lane = int(threadIdx.x);
   for (int i = 0; i < 8; ++i) s[lane][i] = a[lane * 8 + i];
   __syncwarp();
-  uint32_t r1[1], r2[2], r4[4];
-  const auto put = [&](int row, const uint32_t* r, int count) {
-    for (int i = 0; i < count; ++i) out[(row * 4 + i) * 32 + lane] = r[i];
-  };
-  ptx::ldmatrix(r1, s[lane % 8]);
-  put(0, r1, 1);
-  ptx::ldmatrix(r2, s[lane % 16]);
-  put(1, r2, 2);
-  ptx::ldmatrix(r4, s[lane]);
-  put(2, r4, 4);
-  ptx::ldmatrix_transposed(r1, s[lane % 8]);
-  put(3, r1, 1);
-  ptx::ldmatrix_transposed(r2, s[lane % 16]);
-  put(4, r2, 2);
-  ptx::ldmatrix_transposed(r4, s[lane]);
-  put(5, r4, 4);
+  uint32_t two[2], four[4];
+  ptx::ldmatrix(two, s[lane % 16]);
+  ptx::ldmatrix(four, s[lane]);
+  for (int i = 0; i < 2; ++i) out[i * 32 + lane] = two[i];
+  for (int i = 0; i < 4; ++i) out[(2 + i) * 32 + lane] = four[i];
+  out[6 * 32 + lane] = ptx::transpose(four[3]);
 }
 
 // ---- Asynchronous copies --------------------------------------------------------------------
 
-// Two stages: the next row is copied while this one is summed; rows past n count as zeros.
-__global__ void staged_sums(const float* a, float* out, int n) {  // a [n][128]
-  FUSEDRNN_SHARED(float4, stage, [2][32]);
-  const auto* rows = reinterpret_cast<const float4*>(a);
-  const int lane = int(threadIdx.x);
-  float sum = 0;
-  ptx::cp_async_16(&stage[0][lane], rows + lane);
-  ptx::cp_async_commit();
-  for (int row = 0; row < n + 1; ++row) {
-    const bool valid = row + 1 < n;
-    ptx::cp_async_16(&stage[(row + 1) % 2][lane], rows + (valid ? row + 1 : 0) * 32 + lane, valid);
-    ptx::cp_async_commit();
-    ptx::cp_async_wait<1>();
-    __syncwarp();
-    const float4 v = stage[row % 2][lane ^ 1];  // what the neighbour copied
-    sum += v.x + v.y + v.z + v.w;
-    __syncwarp();
-  }
-  ptx::cp_async_wait<0>();
-  out[lane] = sum;
-}
-
-// Every block of a cluster fetches a piece of `a` by a bulk copy and sends it to all the others.
+// Every block of a cluster sends a piece of `a` to all, itself included.
 __global__ void gathered(const float* a, float* out, int n) {  // n floats a block, n <= 256
 #if HAS_CLUSTERS
   const cg::cluster_group cluster = cg::this_cluster();
@@ -245,30 +209,28 @@ __global__ void gathered(const float* a, float* out, int n) {  // n floats a blo
                  bytes = 4 * unsigned(n);
   FUSEDRNN_SHARED(float4, piece, [64]);
   FUSEDRNN_SHARED(float4, all, [4][64]);
-  FUSEDRNN_SHARED(uint64_t, arrived, [2]);
+  FUSEDRNN_SHARED(uint64_t, arrived, );
+  for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) {
+    reinterpret_cast<float*>(piece)[i] = a[blockIdx.x * n + i];
+  }
+  ptx::fence_before_bulk_copy();
   if (threadIdx.x == 0) {
-    ptx::mbarrier_init(&arrived[0], 1);
-    ptx::mbarrier_init(&arrived[1], 1);
+    ptx::mbarrier_init(&arrived, 1);
     ptx::mbarrier_init_fence();
   }
   ptx::cluster_arrive();
   ptx::cluster_wait();
   if (threadIdx.x == 0) {
-    ptx::mbarrier_arrive_expect_tx(&arrived[0], bytes);
-    ptx::bulk_copy_to_shared(piece, a + blockIdx.x * n, bytes, &arrived[0]);
-    ptx::mbarrier_wait(&arrived[0], 0);
-    ptx::mbarrier_expect_tx(&arrived[1], blocks * bytes);
-    ptx::mbarrier_arrive(&arrived[1]);
-    ptx::fence_before_bulk_copy();
+    ptx::mbarrier_arrive_expect_tx(&arrived, blocks * bytes);
     for (unsigned r = 0; r < blocks; ++r) {
-      ptx::bulk_copy_to_rank(all[rank], piece, bytes, &arrived[1], r);
+      ptx::bulk_copy_to_rank(all[rank], piece, bytes, &arrived, r);
     }
   }
-  ptx::mbarrier_wait(&arrived[1], 0);
+  ptx::mbarrier_wait(&arrived, 0);
   for (int i = int(threadIdx.x); i < int(blocks) * n; i += int(blockDim.x)) {
     out[blockIdx.x * blocks * n + i] = reinterpret_cast<const float*>(all[i / n])[i % n];
   }
-  ptx::cluster_arrive_relaxed();  // no block exits while its piece is still being sent
+  ptx::cluster_arrive();  // no block exits while its piece is still being sent
   ptx::cluster_wait();
 #endif
 }
@@ -365,7 +327,6 @@ extern "C" __attribute__((visibility("default"))) int fusedrnn_selftest(const ch
   }
   if (is("product_tf32")) return launch({}, product_tf32, fa, of<float>(b), fo);
   if (is("matrix_loads")) return launch({}, matrix_loads, of<uint16_t>(a), uo);
-  if (is("staged_sums")) return launch({}, staged_sums, fa, fo, n);
   if (is("gathered")) return launch({8, 64, 4}, gathered, fa, fo, n);
   if (is("ring")) return launch({8, 64, 4}, ring, fo, n);
   if (is("cluster_sums")) return launch({8, 64, 2}, cluster_sums, fa, fo);

@@ -1,5 +1,5 @@
-// Barriers, fences, flags and warp collectives: where threads meet, and what the race check learns
-// from it. Shuffles, votes and mma do not order memory, as in CUDA.
+// Barriers, fences, atomics and warp collectives: where threads meet, and what the race check
+// learns from it. Shuffles, votes and mma do not order memory, as in CUDA.
 #include <algorithm>
 #include <cstring>
 
@@ -10,10 +10,10 @@
 namespace emulation {
 namespace {
 
-uint64_t arrive(Barrier& barrier, bool releases) {
+uint64_t arrive(Barrier& barrier) {
   progress();
   const uint64_t phase = barrier.phase;
-  if (releases) race::release(barrier.meeting);
+  race::release(barrier.meeting);
   if (++barrier.arrived == barrier.needed) {
     barrier.arrived = 0;
     ++barrier.phase;
@@ -86,7 +86,7 @@ void block_barrier(Where where, unsigned id, unsigned threads) {
   }
   const char* const op = id ? "a named barrier" : "__syncthreads";
   arrive_as_warp(barrier, op, where);
-  const uint64_t phase = arrive(barrier, true);
+  const uint64_t phase = arrive(barrier);
   wait(barrier, phase, op, where);
   preempt();
 }
@@ -102,11 +102,11 @@ void grid_barrier(Where where) {
   if (!running->cooperative) {
     fail(where, "grid.sync() without a cooperative launch");
   }
-  const uint64_t phase = arrive(running->barrier, true);
+  const uint64_t phase = arrive(running->barrier);
   wait(running->barrier, phase, "grid.sync", where);
 }
 
-void cluster_arrive(bool release, Where where) {
+void cluster_arrive(Where where) {
   Thread& t = self();
   if (t.arrived_at_cluster) {
     fail(where, "cluster barrier: a second arrive without a wait");
@@ -114,7 +114,7 @@ void cluster_arrive(bool release, Where where) {
   Barrier& barrier = t.block->cluster->barrier;
   arrive_as_warp(barrier, "the cluster barrier", where);
   t.mbarriers.clear();  // a fence comes too late for them now
-  t.cluster_phase = arrive(barrier, release);
+  t.cluster_phase = arrive(barrier);
   t.arrived_at_cluster = true;
 }
 
@@ -129,7 +129,7 @@ void cluster_wait(Where where) {
   t.arrived_at_cluster = false;
 }
 
-// ---- Fences and flags -----------------------------------------------------------------------
+// ---- Fences and atomics ---------------------------------------------------------------------
 
 void fence(bool device_scope) {
   race::fence(device_scope);
@@ -149,28 +149,6 @@ void before_atomic(const void* p, unsigned bytes, bool writes, int order, Where 
     yield(where);  // a load is how a thread waits for another
   }
   race::atomic(p, bytes, writes, true, order, race::site(where));
-}
-
-unsigned load_flag(const unsigned* p, int order, Where where) {
-  before_atomic(p, sizeof *p, false, order, where);
-  return *p;
-}
-
-unsigned add_to_flag(unsigned* p, unsigned value, int order, Where where) {
-  before_atomic(p, sizeof *p, true, order, where);
-  const unsigned before = *p;
-  *p += value;
-  return before;
-}
-
-void store_flag(unsigned* p, unsigned value, int order, Where where) {
-  if (reinterpret_cast<uintptr_t>(p) % sizeof *p) {
-    fail(where, "misaligned atomic access");
-  }
-  preempt();
-  progress();
-  race::atomic(p, sizeof *p, true, false, order, race::site(where));
-  *p = value;
 }
 
 void before_read_only_load(const void* p, unsigned bytes, Where where) {

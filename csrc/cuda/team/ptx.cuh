@@ -128,15 +128,9 @@ __device__ __forceinline__ T* computed_here(T* x) {
 
 // ---- Fragments from shared memory (sm_75) ---------------------------------------------------
 //
-// Loads 1, 2 or 4 matrices [8][8] of 16-bit values; lane 8m + i gives the address of row i of
-// matrix m (16-byte aligned). r[m] holds elements 2t, 2t + 1 of row `group`; transposed: of column.
+// Loads 2 or 4 matrices [8][8] of 16-bit values; lane 8m + i gives the address of row i of matrix m
+// (16-byte aligned). r[m] holds elements 2t, 2t + 1 of row `group`.
 
-__device__ __forceinline__ void ldmatrix(uint32_t (&r)[1], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
-               : "=r"(r[0])
-               : "r"(shared_address(row))
-               : "memory");
-}
 __device__ __forceinline__ void ldmatrix(uint32_t (&r)[2], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])
@@ -145,24 +139,6 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&r)[2], const void* row) {
 }
 __device__ __forceinline__ void ldmatrix(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&r)[1], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
-               : "=r"(r[0])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&r)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&r)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");
@@ -182,68 +158,11 @@ __device__ __forceinline__ void barrier(unsigned id, unsigned threads) {
   asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// ---- Copies that a thread starts and later waits for (sm_80) --------------------------------
-
-// 16 bytes, both addresses so aligned; zeros if not valid (then `global` is not read).
-__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true) {
-  FUSEDRNN_SINCE(800)
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-               "l"(global), "r"(valid ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void cp_async_commit() {
-  FUSEDRNN_SINCE(800)
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-// Until at most `groups` of this thread's committed groups are still under way.
-template <int groups>
-__device__ __forceinline__ void cp_async_wait() {
-  FUSEDRNN_SINCE(800)
-  asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
-}
-
-// ---- Flags in global memory that all blocks see (sm_70) -------------------------------------
-
-__device__ __forceinline__ unsigned load_relaxed(const unsigned* p) {
-  unsigned value;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
-  return value;
-}
-__device__ __forceinline__ unsigned load_acquire(const unsigned* p) {
-  unsigned value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
-  return value;
-}
-__device__ __forceinline__ void store_release(unsigned* p, unsigned value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
-}
-__device__ __forceinline__ void add_release(unsigned* p, unsigned value) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
-}
-__device__ __forceinline__ unsigned fetch_add_acq_rel(unsigned* p, unsigned value) {
-  unsigned before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
-               : "=r"(before)
-               : "l"(p), "r"(value)
-               : "memory");
-  return before;
-}
-// Spins until the flag, which only grows (and may wrap around), has reached `value`; acquires.
-__device__ __forceinline__ void wait_at_least(const unsigned* flag, unsigned value) {
-  while (static_cast<int>(load_relaxed(flag) - value) < 0) {
-  }
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
-}
-
 // ---- The barrier of a cluster, in two halves (sm_90) ----------------------------------------
 
 __device__ __forceinline__ void cluster_arrive() {
   FUSEDRNN_SINCE(900)
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void cluster_arrive_relaxed() {  // publishes nothing
-  FUSEDRNN_SINCE(900)
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void cluster_wait() {
   FUSEDRNN_SINCE(900)
@@ -280,13 +199,6 @@ __device__ __forceinline__ void mbarrier_arrive_at_rank(uint64_t* barrier, unsig
       "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(
           shared_address(barrier)),
       "r"(rank)
-      : "memory");
-}
-__device__ __forceinline__ void mbarrier_expect_tx(uint64_t* barrier, unsigned bytes) {
-  FUSEDRNN_SINCE(900)
-  asm volatile(
-      "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
-      "r"(bytes)
       : "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, unsigned bytes) {
@@ -327,10 +239,6 @@ __device__ __forceinline__ void st_async(uint32_t* place, uint32_t value, uint64
       "r"(value), "r"(shared_address(barrier)), "r"(rank)
       : "memory");
 }
-__device__ __forceinline__ void st_async(float* place, float value, uint64_t* barrier,
-                                         unsigned rank) {
-  st_async(reinterpret_cast<uint32_t*>(place), __float_as_uint(value), barrier, rank);
-}
 __device__ __forceinline__ void st_async(float4* place, float4 value, uint64_t* barrier,
                                          unsigned rank) {
   FUSEDRNN_SINCE(900)
@@ -343,16 +251,7 @@ __device__ __forceinline__ void st_async(float4* place, float4 value, uint64_t* 
       "r"(rank)
       : "memory");
 }
-// Addresses and bytes are multiples of 16.
-__device__ __forceinline__ void bulk_copy_to_shared(void* shared, const void* global,
-                                                    unsigned bytes, uint64_t* barrier) {
-  FUSEDRNN_SINCE(900)
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared_address(shared)),
-      "l"(global), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
-}
+// From this block's shared memory; addresses and bytes are multiples of 16.
 __device__ __forceinline__ void bulk_copy_to_rank(void* place, const void* from, unsigned bytes,
                                                   uint64_t* barrier, unsigned rank) {
   FUSEDRNN_SINCE(900)

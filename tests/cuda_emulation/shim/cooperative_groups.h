@@ -34,11 +34,11 @@ inline grid_group this_grid() { return {}; }
 struct cluster_group {
   struct arrival_token {};
   void sync(EMULATION_HERE) const {
-    emulation::cluster_arrive(true, where);
+    emulation::cluster_arrive(where);
     emulation::cluster_wait(where);
   }
   arrival_token barrier_arrive(EMULATION_HERE) const {
-    emulation::cluster_arrive(true, where);
+    emulation::cluster_arrive(where);
     return {};
   }
   void barrier_wait(EMULATION_HERE) const { emulation::cluster_wait(where); }
