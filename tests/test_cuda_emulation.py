@@ -320,6 +320,9 @@ FAULTS = {
         r"race: read at faults.cu:\d+ .* by an asynchronous copy"
     ),
     "wrong_byte_count": Planted(r"livelock(.|\n)*spin at faults.cu:\d+", plain=True),
+    "bulk_copy_of_global_memory": Planted(
+        r"an address that is not in this block's shared memory at faults.cu:\d+", plain=True
+    ),
     "uninitialised_mbarrier": Planted("mbarrier not initialised at faults.cu", plain=True),
 }
 SANITIZED = {  # ends the process

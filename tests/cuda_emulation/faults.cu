@@ -406,32 +406,40 @@ __global__ void st_async_alone(float* data, int) {
 #endif
 }
 
-// A block's first thread copies 64 bytes and reads them: before or after it has waited for so many.
-template <bool early>
-__device__ void copy_and_read(float* data, unsigned expected) {
+// A block's first thread copies 64 bytes within shared memory and reads them.
+enum class Mistake { none, early_read, wrong_count, global_source };
+
+template <Mistake mistake>
+__device__ void copy_and_read(float* data) {
 #if HAS_CLUSTERS
-  FUSEDRNN_SHARED(float4, from, [4]);
-  FUSEDRNN_SHARED(float4, to, [4]);
+  FUSEDRNN_SHARED(float4, sent, [4]);
+  FUSEDRNN_SHARED(float4, received, [4]);
   FUSEDRNN_SHARED(uint64_t, arrived, );
   if (threadIdx.x > 0) return;
-  for (float4& value : from) value = {1, 2, 3, 4};
+  for (float4& value : sent) value = {1, 2, 3, 4};
   ptx::fence_before_bulk_copy();
+  const void* from = sent;
+  if (mistake == Mistake::global_source) from = data;
   ptx::mbarrier_init(&arrived, 1);
-  ptx::mbarrier_arrive_expect_tx(&arrived, expected);
-  ptx::bulk_copy_to_rank(to, from, sizeof to, &arrived, cg::this_cluster().block_rank());
-  if (!early) ptx::mbarrier_wait(&arrived, 0);
-  data[0] = to[1].x;
-  if (early) ptx::mbarrier_wait(&arrived, 0);
+  ptx::mbarrier_arrive_expect_tx(&arrived, mistake == Mistake::wrong_count ? 80 : 64);
+  ptx::bulk_copy_to_rank(received, from, 64, &arrived, cg::this_cluster().block_rank());
+  if (mistake != Mistake::early_read) ptx::mbarrier_wait(&arrived, 0);
+  data[0] = received[1].x;
+  if (mistake == Mistake::early_read) ptx::mbarrier_wait(&arrived, 0);
 #endif
 }
 
 template <bool planted>
 __global__ void early_bulk_read(float* data, int) {
-  copy_and_read<planted>(data, 64);
+  copy_and_read<planted ? Mistake::early_read : Mistake::none>(data);
 }
 template <bool planted>
 __global__ void wrong_byte_count(float* data, int) {
-  copy_and_read<false>(data, planted ? 80 : 64);
+  copy_and_read<planted ? Mistake::wrong_count : Mistake::none>(data);
+}
+template <bool planted>
+__global__ void bulk_copy_of_global_memory(float* data, int) {
+  copy_and_read<planted ? Mistake::global_source : Mistake::none>(data);
 }
 
 template <bool planted>
@@ -495,6 +503,7 @@ const Fault faults[] = {
     FAULT(st_async_alone, 4, 32, 2),
     FAULT(early_bulk_read, 1, 32),
     FAULT(wrong_byte_count, 1, 32),
+    FAULT(bulk_copy_of_global_memory, 1, 32),
     FAULT(uninitialised_mbarrier, 1, 32),
 };
 

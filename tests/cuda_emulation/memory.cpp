@@ -247,7 +247,7 @@ void bulk_copy(void* own, const void* from, unsigned bytes, uint64_t* own_barrie
                Where where) {
   Transfer transfer{};
   transfer.bytes = bytes;
-  transfer.from = static_cast<const char*>(from);
+  transfer.from = static_cast<const char*>(at_rank(from, builtins.cluster_rank, where));
   start(std::move(transfer), own, own_barrier, rank, 16, where);
 }
 

@@ -254,7 +254,7 @@ void touch(const void* p, size_t bytes, bool writes, bool is_atomic, Site site) 
 // A bulk copy that this thread starts reads or writes shared memory.
 void check_fenced(const void* p, size_t bytes, const char* what, Site site) {
   for_cells(p, bytes, [&](const Cell& cell) {
-    if (cell.life != Life::global && !is_fenced(cell.write)) {
+    if (!is_fenced(cell.write)) {
       report(what, site, "without a proxy fence after the store", cell.write, me());
     }
   });
