@@ -9,9 +9,9 @@ itself; then the network is computed again by our kernels, and theirs is the der
 
 from __future__ import annotations
 
-import contextlib
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -78,26 +78,34 @@ def _call(layer: Layer, num_layers: int, operands: Operands, train: bool) -> Seq
     states = tuple(hx) if len(hx) > 1 else hx[0]
     options = layer.biases, num_layers, 0.0, train, layer.bidirectional
     function = torch_network(layer.cell.name)
-    with _as_it_is(input, weights):
-        if batch_sizes is None:
-            found: Sequence[Tensor] = function(input, states, weights, *options, False)
-        else:
-            found = function(input, batch_sizes, states, weights, *options)
-    return found
+    if batch_sizes is None:
+        arguments: tuple[Any, ...] = input, states, weights, *options, False
+    else:
+        arguments = input, batch_sizes, states, weights, *options
+    _ignore_scattered(weights)
+    kind = input.device.type
+    if not torch.is_autocast_enabled(kind):
+        found: Sequence[Tensor] = function(*arguments)
+        return found
+    with torch.autocast(kind, enabled=False):  # callers have applied it
+        return function(*arguments)
 
 
-@contextlib.contextmanager
-def _as_it_is(input: Tensor, weights: Sequence[Tensor]) -> Iterator[None]:
-    """Without autocast, which callers have applied, and what torch says of scattered weights."""
-    with contextlib.ExitStack() as stack:
-        kind = input.device.type
-        if torch.is_autocast_enabled(kind):
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        first, last = (weights[i].untyped_storage().data_ptr() for i in (0, -1))
-        if first != last:
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", "RNN module weights are not part of single")
-        yield
+_SCATTERED = "RNN module weights are not part of single"
+_FILTER = (
+    "ignore", re.compile(_SCATTERED, re.IGNORECASE), UserWarning, re.compile(re.escape(__name__)), 0
+)  # fmt: skip
+
+
+def _ignore_scattered(weights: Sequence[Tensor]) -> None:
+    """What torch says of scattered weights is for who made the module: not for calls from here.
+
+    The filter stays. To take it away after each call (`warnings.catch_warnings`) would have Python
+    forget which warnings it has shown, so that all others were shown at each call.
+    """
+    first, last = (weights[i].untyped_storage().data_ptr() for i in (0, -1))
+    if first != last and warnings.filters[:1] != [_FILTER]:
+        warnings.filterwarnings("ignore", _SCATTERED, UserWarning, re.escape(__name__))
 
 
 class _Network(Function):
