@@ -36,7 +36,12 @@ def agreeing(of: Sequence[Way]) -> Iterator[Said | None]:
     yield {"end": len(of)}
 
 
-def but(way: Way, *said: Said | None | Exception) -> Script:
+def busy(of: Sequence[Way]) -> Iterator[Said | None]:
+    """A child of a device that serves one process only."""
+    yield {"unavailable": "CUDA-capable device(s) is/are busy or unavailable"}
+
+
+def but(way: Way, *said: Said | None | BaseException) -> Script:
     """A child that says this instead of agreeing when it comes to a way."""
 
     def script(of: Sequence[Way]) -> Iterator[Said | None]:
@@ -45,7 +50,7 @@ def but(way: Way, *said: Said | None | Exception) -> Script:
             yield {"begin": i}
             if each == way:
                 for what in said:
-                    if isinstance(what, Exception):
+                    if isinstance(what, BaseException):
                         raise what
                     yield what
                 if said[-1] is None:
@@ -121,7 +126,8 @@ class Timer:
         self.marks.append(self.gpu.clock())
 
     def gaps(self) -> list[float]:
-        return [after - before for before, after in zip(self.marks, self.marks[1:], strict=False)]
+        pairs = zip(self.marks, self.marks[1:], strict=False)
+        return [round(after - before, 9) for before, after in pairs]  # the same each time, indeed
 
 
 class WaysOfEmulation(Ways):

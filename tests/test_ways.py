@@ -13,13 +13,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import written_cells
 from cuda_emulation import backend as emulated
-from emulated_gpu import KIND, EmulatedGpu, Said, Script, agreeing, but, checked_by
+from emulated_gpu import KIND, EmulatedGpu, Said, Script, agreeing, busy, but, checked_by
 from emulated_ways import override_of
 from processes import in_a_process
 
@@ -379,14 +380,54 @@ def test_a_way_that_hangs_and_one_that_faults() -> None:
     }
 
 
-def test_a_check_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    of_lstm = ways.ways_of(["lstm"])
-    monkeypatch.setattr(ways, "ALL_SECONDS", -1.0)
-    found = ways.checked(lambda some: pytest.fail("started"), of_lstm, KIND.gpu)
-    assert {verdict.result for verdict in found.values()} == {"unchecked"}
-    with checked_by(EmulatedGpu()) as of, pytest.warns(RuntimeWarning, match="took more than"):
-        of.check(0)
-        assert launches_of_a_call() >= STEPS
+def test_a_check_that_takes_too_long_is_given_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a child's work: what it has found stays, and the rest waits for others."""
+    clock = iter(range(0, 10**6, 30))  # half a minute passes whenever somebody looks
+    gpu = EmulatedGpu()
+    with checked_by(gpu) as of:
+        with (
+            monkeypatch.context() as patch,
+            pytest.warns(RuntimeWarning, match="the others took more than 300 seconds"),
+        ):
+            patch.setattr(ways, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+            found = of.check(0)
+        agreed = [way for way, verdict in found.items() if verdict.result == "agreed"]
+        assert agreed == gpu.asked[0][: len(agreed)] and 0 < len(agreed) < len(gpu.asked[0])
+        assert set(entries(folder)) == {way.key for way in agreed}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert launches_of_a_call("GRU") >= STEPS
+        assert len(gpu.asked) == 1  # this process does not try again
+        struck = of.struck_off(0, "gru", "float32")
+    assert {way.team for way in struck} == {"block", "cluster"}
+    later = EmulatedGpu()
+    with checked_by(later) as of:
+        assert len(of.check(0)) == len(found)
+    assert len(later.asked[0]) == len(found) - len(agreed)
+
+
+def test_what_was_found_before_the_device_was_lost_is_kept(folder: Path) -> None:
+    """Otherwise each process would wait for the same way to hang."""
+    scripts = [but(STEPWISE, None), busy]
+    gpu = EmulatedGpu(lambda of: scripts.pop(0)(of))
+    with checked_by(gpu) as of, pytest.warns(RuntimeWarning) as said:
+        found = of.check(0)
+    assert found[STEPWISE].result == "hung" and found[BLOCK].result == "unchecked"
+    assert [str(w.message).count("busy or unavailable") for w in said] == [1, 0]
+    assert entries(folder)[STEPWISE.key]["result"] == "hung"
+
+
+def test_a_check_that_is_interrupted_is_none() -> None:
+    """What is raised in a call from C would be lost, and all ways would count as fit."""
+    gpu = EmulatedGpu(but(BLOCK, KeyboardInterrupt()))
+    with checked_by(gpu):
+        with pytest.raises(RuntimeError, match="did not end: KeyboardInterrupt"):
+            call()
+        gpu.script = agreeing
+        call()
+    assert len(gpu.asked) == 2
 
 
 PRETENDED = """
@@ -432,11 +473,6 @@ def test_a_child_checks_emulated_kernels() -> None:
 
 
 # ---- What cannot be checked ---------------------------------------------------------------------
-
-
-def busy(of: Sequence[Way]) -> Iterator[Said | None]:
-    """A child of a device that serves one process only."""
-    yield {"unavailable": "CUDA-capable device(s) is/are busy or unavailable"}
 
 
 @pytest.mark.parametrize(
@@ -543,6 +579,30 @@ def test_a_record_that_others_could_have_written_counts_as_none(
     assert len(said) == 1  # whatever else happens
 
 
+@pytest.mark.parametrize("entry", [{}, {"result": "fine"}, {"result": ["agreed"]}])
+def test_an_entry_that_makes_no_sense_counts_as_none(entry: dict[str, Any]) -> None:
+    Record(KIND).add("ways", {BLOCK.key: entry})
+    gpu = EmulatedGpu()
+    with checked_by(gpu) as of:
+        of.check(0)
+    assert BLOCK in gpu.asked[0]
+
+
+def test_a_process_that_holds_the_record_is_not_waited_for_forever(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was stopped."""
+    monkeypatch.setattr(ways, "ALL_SECONDS", 0.05)
+    monkeypatch.setattr(record, "WRITE_SECONDS", 0.1)
+    gpu = EmulatedGpu()
+    other = Record(KIND)
+    with other.alone("check", 1.0), other.alone("write", 1.0), checked_by(gpu) as of:
+        with pytest.warns(RuntimeWarning, match="was not kept: another process has had .*lock"):
+            found = of.check(0)
+        assert {verdict.result for verdict in found.values()} == {"agreed"}
+    assert list(folder.iterdir()) == []
+
+
 def test_a_record_of_another_version_or_kind_counts_as_none(folder: Path) -> None:
     file = kept(folder)
     other = Kind(**{**KIND.__dict__, "fusedrnn": "0.0.1"})
@@ -644,6 +704,17 @@ def test_verify_shows_the_record(
     }  # fmt: skip
     assert "Ways checked on cpu: emulated GPU, driver 1.2" in text
     assert "FAIL lstm block float32 forward: disagreed: output: error 1" in text
+
+
+def test_verify_says_what_could_not_be_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--cell", "lstm", "--dtype", "float64", "--device", "cpu", "--quick", "--json"]
+    with checked_by(EmulatedGpu(busy)) as of, pytest.warns(RuntimeWarning, match="busy"):
+        monkeypatch.setattr(verify, "WAYS", {"cpu": of})
+        assert main(["verify", *few]) == 0
+    (why,) = json.loads(capsys.readouterr().out)["skipped"].items()
+    assert why[0] == "ways of computing on cpu" and "busy or unavailable" in why[1]
 
 
 def test_verify_of_the_cpu_alone_has_no_ways(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,11 @@ FUSEDRNN_CACHE names the folder; without it, it is fusedrnn in XDG_CACHE_HOME, o
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -73,12 +75,16 @@ def write(file: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path, seconds: float = math.inf) -> Iterator[None]:
     """No other process is in a block of this lock's meanwhile.
 
     On a file system without locks, others may be.
+
+    Raises:
+        Unusable: another process was in its block for so many seconds, perhaps since it is stopped.
+        OSError: the lock's file cannot be made.
     """
-    file = _locked(lock)
+    file = _locked(lock, seconds)
     with file:
         try:
             yield
@@ -89,9 +95,10 @@ def alone(lock: Path) -> Iterator[None]:
             _locks.discard(file)
 
 
-def _locked(lock: Path) -> IO[str]:
+def _locked(lock: Path, seconds: float) -> IO[str]:
     import fcntl
 
+    end = time.monotonic() + seconds
     while True:
         with processes.without_forks():
             file = open(  # noqa: SIM115, `alone` closes it
@@ -99,16 +106,20 @@ def _locked(lock: Path) -> IO[str]:
             )
             _locks.add(file)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 return file
-        except FileNotFoundError:
-            pass
+            _unlock(file)
+        except FileNotFoundError:  # whoever had it has removed it
+            _unlock(file)
+        except BlockingIOError:
+            time.sleep(0.01)
         except OSError:  # no locks here
             return file
-        _unlock(file)
         _locks.discard(file)
         file.close()
+        if time.monotonic() > end:
+            raise Unusable(f"another process has had {lock} for {seconds:.0f} s")
 
 
 def _unlock(file: IO[str]) -> None:

@@ -30,6 +30,7 @@ from fusedrnn._engine.cache import Unusable
 
 FORMAT = 1
 SECTIONS = ("ways", "teams", "networks")
+WRITE_SECONDS = 10.0  # that other processes may take to write theirs
 
 Entries = dict[str, dict[str, Any]]
 
@@ -82,6 +83,14 @@ class Record:
         """
         return cache.cache_folder() / f"gpu-{_digest(asdict(self.kind))[:16]}.json"
 
+    @property
+    def place(self) -> str | None:
+        """The file's path, to be shown; None if there is no cache."""
+        try:
+            return str(self.file)
+        except Unusable:
+            return None
+
     def read(self) -> None:
         """Takes in what other processes have added to the file."""
         try:
@@ -93,8 +102,10 @@ class Record:
 
     def add(self, section: str, entries: Mapping[str, dict[str, Any]]) -> None:
         """Adds entries, and keeps them; those that are there already stay as they are."""
+        if not entries:
+            return
         try:
-            with self.alone("write"):
+            with self.alone("write", WRITE_SECONDS):
                 self.read()
                 self._take({section: entries})
                 cache.write(self.file, self.text().encode())
@@ -103,14 +114,15 @@ class Record:
             _warn(f"the record of this GPU was not kept: {error}")
 
     @contextlib.contextmanager
-    def alone(self, what: str) -> Iterator[None]:
+    def alone(self, what: str, seconds: float) -> Iterator[None]:
         """No other process does this with the record of this kind meanwhile.
 
         Raises:
-            Unusable, OSError: there is no cache, so that others cannot be told.
+            Unusable, OSError: there is no cache, so that others cannot be told, or another process
+                did not end it in this time.
         """
         cache.made_folder()
-        with cache.alone(self.file.with_suffix(f".{what}.lock")):
+        with cache.alone(self.file.with_suffix(f".{what}.lock"), seconds):
             yield
 
     def text(self) -> str:

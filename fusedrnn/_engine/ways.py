@@ -63,7 +63,9 @@ ARITHMETICS = ("float32", "tf32", "bfloat16", "float16", "float64")
 START_SECONDS, FIRST_WAY_SECONDS, WAY_SECONDS, WRITTEN_WAY_SECONDS = 180.0, 60.0, 20.0, 120.0
 ALL_SECONDS = 300.0  # for all ways together
 
-UNFIT = ("disagreed", "faulted", "hung", "unchecked")
+FAILED = ("disagreed", "faulted", "hung")
+RESULTS = ("agreed", "absent", *FAILED)
+"""What a record may say of a way; an entry that says anything else counts as none."""
 
 
 class Way(NamedTuple):
@@ -85,9 +87,9 @@ class Way(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What came of a way's check: "agreed", "absent" (no such team on this GPU), or one of UNFIT.
+    """What came of a way's check: one of RESULTS, or "unchecked", of which no record is kept.
 
-    "unchecked" is no entry of a record.
+    "absent" is a team that this GPU does not have.
     """
 
     result: str
@@ -185,10 +187,9 @@ class Cuda:
     @cache  # noqa: B019, there is one object
     def kind(self, index: int) -> Kind:  # noqa: D102
         found: Any = torch.cuda.get_device_properties(index)
-        library = hashlib.sha256(native.CUDA_LIBRARY.read_bytes()).hexdigest()
         return Kind(
             found.name, found.multi_processor_count, driver_version(), str(torch.version.cuda),
-            torch.__version__, fusedrnn.__version__, library[:16],
+            torch.__version__, fusedrnn.__version__, _digest_of_library(),
         )  # fmt: skip
 
     def child(  # noqa: D102
@@ -216,6 +217,11 @@ class _Events:
         return [begin.elapsed_time(end) * 1e-3 for begin, end in pairs]
 
 
+@cache
+def _digest_of_library() -> str:
+    return hashlib.sha256(native.CUDA_LIBRARY.read_bytes()).hexdigest()[:16]
+
+
 def driver_version() -> str:
     """The NVIDIA driver's, or that of the CUDA which it serves where it does not tell its own."""
     with contextlib.suppress(OSError):
@@ -232,7 +238,10 @@ def child_of(command: Sequence[str], device: str, ways: Sequence[Way]) -> Iterat
     paths = os.pathsep.join(
         filter(None, [str(native.PACKAGE.parent), os.environ.get("PYTHONPATH")])
     )
-    environment = os.environ | {"PYTHONPATH": paths, "FUSEDRNN_CHECK": "0", "FUSEDRNN_TUNE": "0"}
+    environment = os.environ | {
+        "PYTHONPATH": paths, "FUSEDRNN_CHECK": "0", "FUSEDRNN_TUNE": "0",
+        "PYTHONSAFEPATH": "1",  # modules of the folder that this process happens to be in
+    }  # fmt: skip
     environment.pop("FUSEDRNN_PLAN", None)
     with contextlib.ExitStack() as stack:
         try:
@@ -267,6 +276,8 @@ class _Running:
                     said = json.loads(text)
                     if isinstance(said, dict):
                         return said
+                if time.monotonic() > end and ended is None:  # they might never stop
+                    break
             if ended is not None:
                 *_, last = ["", *self.errors.read_text(errors="replace").split("\n")[-2:-1]]
                 raise Ended(f"exit status {ended}" + (f": {last.strip()}" if last else ""))
@@ -282,28 +293,38 @@ def checked(
 ) -> dict[Way, Verdict]:
     """The verdicts on ways, by as many children as it takes, which have to be on this GPU.
 
+    If a later child cannot go on, or the time is over, the ways that are left are "unchecked".
+
     Raises:
         Unavailable: there is no child, or it cannot compute on the device.
     """
     found: dict[Way, Verdict] = {}
     end = time.monotonic() + ALL_SECONDS
     while left := [way for way in ways if way not in found]:
-        if time.monotonic() > end:
-            rest = Verdict("unchecked", f"the others took more than {ALL_SECONDS:.0f} seconds")
-            return found | dict.fromkeys(left, rest)
-        with start(left) as child:
-            before = len(found)
-            _judge(child, left, found, gpu)
+        before = len(found)
+        try:
+            if time.monotonic() > end:
+                raise Unavailable(f"the others took more than {ALL_SECONDS:.0f} seconds")
+            with start(left) as child:
+                _judge(child, left, found, gpu, end)
             if len(found) == before:
                 raise Unavailable("it checked nothing")
+        except Unavailable as unavailable:
+            if not found:
+                raise
+            return found | dict.fromkeys(
+                [way for way in left if way not in found], Verdict("unchecked", str(unavailable))
+            )
     return found
 
 
-def _judge(child: Child, ways: Sequence[Way], found: dict[Way, Verdict], gpu: str) -> None:
-    """Writes down what a child says, until it has no more to say."""
+def _judge(
+    child: Child, ways: Sequence[Way], found: dict[Way, Verdict], gpu: str, end: float
+) -> None:
+    """Writes down what a child says, until it has no more to say or the time for all is over."""
     current: Way | None = None
     before, limit = len(found), START_SECONDS
-    while True:
+    while current or len(found) == before or time.monotonic() < end:
         try:
             said = child.line(limit)
         except Ended as ended:
@@ -361,10 +382,13 @@ class Ways:
     def record(self, index: int) -> Record:
         """The record of a device's kind."""
         kind = self.gpu.kind(index)
-        with self._lock:
-            if kind not in self.records:
-                self.records[kind] = Record(kind)
-            return self.records[kind]
+        # Without the lock, which a thread that checks holds for as long as that takes.
+        record = self.records.get(kind)
+        return record or self.records.setdefault(kind, Record(kind))
+
+    def index_of(self, device: torch.device) -> int:
+        """The index of a device, which is the current one if it has none."""
+        return device.index if device.index is not None else self.gpu.current() or 0
 
     def check(self, index: int, program: str = "") -> dict[Way, Verdict]:
         """What is known of the ways of a written cell, or of all compiled ones, on a device.
@@ -382,11 +406,10 @@ class Ways:
             found = self._known(index, ways)
             if len(found) < len(ways):
                 found = self._check_missing(index, ways)
-            unfit = {way: verdict for way, verdict in found.items() if verdict.result in UNFIT}
-            for way in unfit:
-                if way.team != "stepwise" or unfit[way].result != "unchecked":
+            for way, verdict in found.items():
+                if _is_unfit(way, verdict):
                     self._strike_off(index, way)
-            failed = {w: v for w, v in unfit.items() if v.result != "unchecked"}
+            failed = {way: v for way, v in found.items() if v.result in FAILED}
             if failed:
                 self._warn(_in_words(self.gpu.kind(index), failed))
         return found
@@ -410,52 +433,63 @@ class Ways:
                     self.choose(index, spec, shape, entry["step"], entry["team"])
 
     def struck_off(self, index: int, cell: str, arithmetic: str) -> list[Way]:
-        """The ways of a cell in an arithmetic that are known not to be fit on a device."""
+        """The ways of a cell in an arithmetic that are not used on a device."""
         ways = [way for way in _ways_of_cell(cell) if way.arithmetic == arithmetic]
-        return [way for way, found in self._known(index, ways).items() if found.result in UNFIT]
+        unknown = Verdict("unchecked" if index in self._unavailable else "agreed")
+        found = dict.fromkeys(ways, unknown) | self._known(index, ways)
+        return [way for way in ways if _is_unfit(way, found[way])]
+
+    def is_unchecked(self, index: int) -> bool:
+        """Whether ways could not be checked on a device, so that this process does not use them."""
+        return index in self._unavailable
 
     def _known(self, index: int, ways: Sequence[Way]) -> dict[Way, Verdict]:
         entries = self.record(index).entries["ways"]
         found = {}
         for way in ways:
-            if entry := entries.get(way.key):
-                found[way] = Verdict(str(entry.get("result")), str(entry.get("detail")))
+            entry = entries.get(way.key, {})
+            if entry.get("result") in RESULTS:
+                found[way] = Verdict(entry["result"], str(entry.get("detail", "")))
         return found
 
     def _check_missing(self, index: int, ways: Sequence[Way]) -> dict[Way, Verdict]:
         record = self.record(index)
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(Unusable, OSError):  # each process for itself
-                stack.enter_context(record.alone("check"))
+                stack.enter_context(record.alone("check", 2 * ALL_SECONDS))
                 record.read()
             found = self._known(index, ways)
             missing = [way for way in ways if way not in found]
             if not missing:  # another process did it meanwhile
                 return found
-            try:
-                if index in self._unavailable:  # each try takes seconds
-                    raise Unavailable(self._unavailable[index])
-                now = checked(lambda some: self.gpu.child(index, some), missing, record.kind.gpu)
-            except Unavailable as unavailable:
-                reason = self._unavailable[index] = str(unavailable)
-                now = dict.fromkeys(missing, Verdict("unchecked", reason))
-            for verdict in now.values():
-                if verdict.result == "unchecked":
-                    self._warn(
-                        f"fusedrnn: the ways of computing layers could not be checked on this GPU: "
-                        f"{verdict.detail}. What was not checked before runs by stepwise kernels "
-                        "in this process, which are slower. `fusedrnn verify`, run before this "
-                        "program, checks ahead; FUSEDRNN_CHECK=0 trusts all ways."
-                    )
+            now = self._checked_now(index, missing)
             when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             entries = {
                 way.key: {"result": verdict.result, "detail": verdict.detail, "when": when}
                 for way, verdict in now.items()
                 if verdict.result != "unchecked"
             }
-            if entries:
-                record.add("ways", entries)
-            return found | now
+            record.add("ways", entries)
+        for verdict in now.values():
+            if verdict.result == "unchecked":
+                self._unavailable[index] = verdict.detail
+                self._warn(
+                    f"fusedrnn: the ways of computing layers could not be checked on this GPU: "
+                    f"{verdict.detail}. What was not checked before runs by stepwise kernels "
+                    "in this process, which are slower. `fusedrnn verify`, run before this "
+                    "program, checks ahead; FUSEDRNN_CHECK=0 trusts all ways."
+                )
+        return found | now
+
+    def _checked_now(self, index: int, ways: Sequence[Way]) -> dict[Way, Verdict]:
+        """The verdicts of children. What could not be checked is not tried again: it takes long."""
+        try:
+            if index in self._unavailable:
+                raise Unavailable(self._unavailable[index])
+            name = self.gpu.kind(index).gpu
+            return checked(lambda some: self.gpu.child(index, some), ways, name)
+        except Unavailable as unavailable:
+            return dict.fromkeys(ways, Verdict("unchecked", str(unavailable)))
 
     def _strike_off(self, index: int, way: Way) -> None:
         self.library.fusedrnn_cuda_strike_off(
@@ -472,8 +506,9 @@ class Ways:
         """To the library: nothing, or the address of why a call has to fail."""
         try:
             self.check(index, program.decode())
-        except Exception as error:  # a warning may be one, too
-            _thread.error = ctypes.create_string_buffer(str(error).encode())
+        except BaseException as error:  # ctypes would drop it, and the ways would count as checked
+            text = str(error) or f"the check of ways did not end: {type(error).__name__}"
+            _thread.error = ctypes.create_string_buffer(text.encode())
             return ctypes.addressof(_thread.error)
         return None
 
@@ -504,6 +539,12 @@ def _ways_of_cell(cell: str) -> tuple[Way, ...]:
 def ways_of(cells: Sequence[str]) -> list[Way]:
     """All ways of some cells. Whether a GPU has the teams is for it to say."""
     return [way for cell in cells for way in _ways_of_cell(cell)]
+
+
+def _is_unfit(way: Way, verdict: Verdict) -> bool:
+    """Whether a way is not used. Unchecked, only stepwise kernels are, which wait for nobody."""
+    unchecked = verdict.result == "unchecked" and way.team != "stepwise"
+    return unchecked or verdict.result in FAILED
 
 
 def _is_walked(spec: str) -> bool:

@@ -73,8 +73,7 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"argument --device: {where}: there is one way only to compute on it")
     if not is_on("FUSEDRNN_TUNE") or tuner.ways.is_overridden():
         raise UsageError("FUSEDRNN_TUNE=0 and FUSEDRNN_PLAN forbid it: unset them")
-    index = where.index if where.index is not None else tuner.ways.gpu.current() or 0
-    of_gpu = tuner.ways.record(index)
+    of_gpu = tuner.ways.record(tuner.ways.index_of(where))
     if given.read is not None:
         _take(given.read, of_gpu)
         names = [*of_gpu.entries["networks"]]
@@ -84,15 +83,14 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
         _run(given, where)
         names = [name for name in tuner.names if name not in before]
     if given.output is not None:
-        given.output.write_text(of_gpu.text(), encoding="utf-8")
-    try:
-        file = str(of_gpu.file)
-    except Unusable:
-        file = None
+        try:
+            given.output.write_text(of_gpu.text(), encoding="utf-8")
+        except OSError as error:  # what was timed is in the cache
+            raise UsageError(f"argument --output: {given.output}: {error}") from None
     known = of_gpu.entries["networks"]
     nothing: dict[str, Any] = {"way": None, "seconds": {}}
     rows = [{"network": name} | nothing | known.get(name, {}) for name in names]
-    return {"kind": dataclasses.asdict(of_gpu.kind), "file": file, "rows": rows}
+    return {"kind": dataclasses.asdict(of_gpu.kind), "file": of_gpu.place, "rows": rows}
 
 
 def failed(report: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ The keys of --json:
   passed    whether all rows passed
   seconds   how long it took
   threads   of the CPU
-  skipped   devices, or instruction sets, that were not checked, and why
+  skipped   devices, their ways, or instruction sets, that were not checked, and why
   rows      device, capability (the instruction set, null on CUDA), cell, dtype, variant, passed,
             output, states, gradients (largest error over what is allowed; null: none computed or
             not finite), worst (the case and tensor that came closest, or broke the rule by most),
@@ -42,9 +42,8 @@ from typing import Any
 import torch
 
 from fusedrnn._C import cpu_capabilities, cpu_capability
-from fusedrnn._engine.cache import Unusable
 from fusedrnn._engine.tuning import untuned
-from fusedrnn._engine.ways import UNFIT, WAYS
+from fusedrnn._engine.ways import FAILED, WAYS
 from fusedrnn.command_line.arguments import (
     CELL_NAMES,
     DTYPES,
@@ -121,7 +120,7 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
     ]
     sizes = QUICK_SIZES if given.quick else SIZES
     # Before anything is computed there: a device that serves one process has room for the check's.
-    checked = [ways_on(where) for where in devices if torch.device(where).type in WAYS]
+    checked = [ways_on(where, skipped) for where in devices if torch.device(where).type in WAYS]
     with threads(given.threads), float32_products("ieee"), untuned():
         count = torch.get_num_threads()
         rows = [check_one(*which, sizes=sizes) for which in progress(wanted, "checking")]
@@ -133,7 +132,7 @@ def collect(given: argparse.Namespace) -> dict[str, Any]:
         skipped["other instruction sets"] = "the CPU was not asked for"
     return {
         "passed": all(row["passed"] for row in rows)
-        and not any(way["result"] in UNFIT for found in checked for way in found["ways"]),
+        and not any(way["result"] in FAILED for found in checked for way in found["ways"]),
         "seconds": round(time.monotonic() - begin, 1),
         "threads": count,
         "skipped": skipped,
@@ -208,22 +207,24 @@ def check_one(
     return row
 
 
-def ways_on(where: str) -> dict[str, Any]:
-    """The record of a device's ways, after those were checked that it did not have."""
+def ways_on(where: str, skipped: dict[str, str]) -> dict[str, Any]:
+    """The record of a device's ways, after those were checked that it did not have.
+
+    If some could not be, `skipped` says why afterwards.
+    """
     device = torch.device(where)
     of_device = WAYS[device.type]
-    index = device.index if device.index is not None else of_device.gpu.current() or 0
-    of_device.check(index)
+    index = of_device.index_of(device)
+    found = of_device.check(index)
+    unchecked = [verdict.detail for verdict in found.values() if verdict.result == "unchecked"]
+    if unchecked:
+        skipped[f"ways of computing on {where}"] = unchecked[0]
     record = of_device.record(index)
-    try:
-        file = str(record.file)
-    except Unusable:
-        file = None
     names = ("cell", "team", "arithmetic", "pass")
     return {
         "device": where,
         "kind": dataclasses.asdict(record.kind),
-        "file": file,
+        "file": record.place,
         "ways": [
             dict(zip(names, key.split(), strict=True)) | entry
             for key, entry in record.entries["ways"].items()
@@ -247,7 +248,7 @@ def _ways_in_words(found: Mapping[str, Any]) -> Iterator[Table | str]:
         ],
     )
     for way in found["ways"]:
-        if way["result"] in UNFIT:
+        if way["result"] in FAILED:
             name = " ".join(way[part] for part in ("cell", "team", "arithmetic", "pass"))
             yield f"FAIL {name}: {way['result']}: {way['detail']}"
 
