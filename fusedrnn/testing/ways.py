@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedrnn import _C, reference
+from fusedrnn import reference
 from fusedrnn._engine import ops
 from fusedrnn._engine.layer import (
     Layer,
@@ -41,6 +41,7 @@ from fusedrnn._engine.layer import (
     names_of_flat,
     unflat,
 )
+from fusedrnn._engine.layer_shapes import shapes_of_network
 from fusedrnn._engine.ways import Verdict, Way
 from fusedrnn.cells.facts import cell_of_spec
 from fusedrnn.plans import current_gpu
@@ -113,27 +114,8 @@ def has_way(way: Way, expected: Expected) -> bool:
     """Whether the device has such a team for a problem."""
     if way.team == "stepwise":
         return True
-    layer, operands = expected.layer, expected.operands
-    steps = operands.batch_sizes
-    plan: dict[str, Any] = _C.plan(
-        device="cuda",
-        cell=way.cell,
-        time=operands.input.size(0) if steps is None else steps.size(0),
-        batch=operands.input.size(1) if steps is None else int(steps[0]),
-        input_size=operands.input.size(-1),
-        hidden_size=operands.hx[0].size(-1),
-        proj_size=0,
-        directions=layer.directions,
-        dtype=str(operands.input.dtype).removeprefix("torch."),
-        threads=1,
-        training=True,
-        panels=False,
-        gpu=asdict(current_gpu()),
-        allow_tf32=layer.allow_tf32,
-        forward_teams=[way.team],
-        backward_teams=[way.team],
-    )
-    walk: dict[str, Any] = plan[way.step]
+    (shape,) = shapes_of_network(expected.layer, 1, expected.operands, training=True)
+    walk = shape.plan(way.cell, asdict(current_gpu()), [way.team])[way.step]
     return bool(walk["team"] == way.team and walk["arithmetic"] == way.arithmetic)
 
 
@@ -342,7 +324,8 @@ def main(arguments: Sequence[str]) -> None:
     ways = [Way(*way) for way in request["ways"]]
     try:
         torch.cuda.set_device(device)
-        torch.zeros(1, device=device).item()
+        square = torch.ones(8, 8, device=device)
+        (square @ square).sum().item()  # a cuBLAS that finds no memory is no fault of a way's
     except Exception as error:
         say({"unavailable": f"{type(error).__name__}: {error}".partition("\n")[0]})
         return
