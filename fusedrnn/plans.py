@@ -115,7 +115,8 @@ class CudaPlan:
             once.
         forward_steps: for how many steps the input projection is computed at once.
         struck_off: the teams that are not taken since they did not agree with the reference on this
-            machine's GPU, and the pass ("cluster backward, ..."); None if all may be.
+            machine's GPU, or could not be checked by this process, and the pass ("cluster
+            backward, ..."); None if all may be.
         runs: "fusedrnn", or "torch.nn" if its own path was faster when such a layer was timed on
             this machine's GPU.
         measured: the seconds of a call that were found then, by team or way, in training with the
@@ -255,9 +256,7 @@ class _Known:
             return
         if min(shape.T, shape.B, shape.I, shape.H) < 1:  # the plan says what is wrong
             return
-        arithmetic = arithmetic_of(shape)
-        if shape.tf32 and of_gpu.gpu.facts(index)["capability"] < (8, 0):
-            arithmetic = "float32"
+        arithmetic = arithmetic_of(shape, of_gpu.gpu.facts(index))
         self.struck = of_gpu.struck_off(index, cell, arithmetic)
         entries = of_gpu.record(index).entries
         self.chosen = {

@@ -12,7 +12,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 import torch
 import written_cells
 from cuda_emulation import backend as emulated
-from emulated_gpu import KIND, LAUNCH, EmulatedGpu, but, checked_by
+from emulated_gpu import KIND, LAUNCH, EmulatedGpu, busy, but, checked_by
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,8 +28,9 @@ import fusedrnn
 from fusedrnn import _C, functional
 from fusedrnn._engine import record, torch_network, tuning, ways
 from fusedrnn._engine.layer import Operands
-from fusedrnn._engine.layer_shapes import shapes_of_network
+from fusedrnn._engine.layer_shapes import LayerShape, shapes_of_network
 from fusedrnn._engine.record import Record
+from fusedrnn._engine.torch_private import DispatchMode
 from fusedrnn._engine.tuning import OURS, ROUNDS, TORCH, Tuner
 from fusedrnn._engine.ways import Way
 from fusedrnn.command_line import main
@@ -173,6 +174,21 @@ def test_a_way_that_was_struck_off_is_no_candidate(slow_torch: list[EmulatedGpu]
     assert "block" not in gpu.taken and "cluster" in gpu.taken
 
 
+def test_tf32_is_float32_where_there_is_none() -> None:
+    """On an older GPU, whatever torch allows."""
+    struck = Way("lstm", "block", "float32", "forward")
+    gpu = EmulatedGpu(but(struck, {"result": "disagreed", "detail": ""}))
+    shape = LayerShape("lstm", T, B, I, H, 0, "float32", True, 1, False, False)
+    with tuned_by(gpu) as tuner, pytest.warns(RuntimeWarning, match="disagreed"):
+        tuner.ways.check(0)
+        choice = tuning.Choice("a network", "lstm", [shape])
+        assert tuner._teams(0, choice, "forward") == ["stepwise", "block", "cluster"]
+        old = asdict(fusedrnn.Gpu((7, 5), 40, 65536))
+        assert shape.teams("lstm", old, "forward") == ["stepwise", "block"]
+        gpu.facts = lambda index: old  # type: ignore[method-assign]
+        assert tuner._teams(0, choice, "forward") == []  # one is left
+
+
 def test_one_candidate_is_not_measured(folder: Path) -> None:
     gpu = EmulatedGpu()
     with tuned_by(gpu) as tuner, torch.no_grad():
@@ -289,6 +305,27 @@ def test_another_shape_waits_until_there_is_time() -> None:
         assert tuner.spent == 1.0 and not tuner.ways.record(0).entries["networks"]
 
 
+def test_another_gpu_of_the_kind_takes_what_the_first_has_found(
+    slow_torch: list[EmulatedGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it had begun to measure."""
+    module, x = network(), data()
+    gpu = EmulatedGpu()
+    slow_torch.append(gpu)
+    here = [0]
+    monkeypatch.setattr(gpu, "index_of", lambda tensor: here[0])
+    with tuned_by(gpu, 0.0) as tuner, torch.no_grad():
+        for here[0] in (1, 0):  # one candidate each
+            module(x)
+        tuner.allowance = 1e9
+        module(x)
+        spent, chosen = tuner.spent, len(gpu.taken)
+        here[0] = 1
+        module(x)
+        assert tuner.spent == spent and {*gpu.taken[chosen:]} == {"block"}
+        assert {choice.way for choice in tuner._by_name.values()} == {OURS}
+
+
 def test_threads_measure_one_at_a_time() -> None:
     module, x = network(), data()
     gpu = EmulatedGpu()
@@ -338,6 +375,53 @@ def test_nothing_is_measured_in_a_capture() -> None:
 
 def test_nothing_is_measured_under_an_override() -> None:
     not_measured(forward, plan="team=block")
+
+
+def test_nothing_is_measured_where_ways_could_not_be_checked(folder: Path) -> None:
+    """Stepwise kernels would be measured in the place of teams, and a record would say so."""
+    gpu = EmulatedGpu(busy)
+    with pytest.warns(RuntimeWarning, match="busy"), tuned_by(gpu) as tuner:
+        forward()
+        assert tuner.spent == 0
+    assert networks(folder) == {}
+
+
+def test_a_first_call_that_failed_leaves_nothing_half_done() -> None:
+    with tuned_by(EmulatedGpu(busy)), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match="busy"):
+            forward()
+        forward()
+
+
+def test_nothing_is_measured_and_nothing_of_torch_s_taken_without_cudnn() -> None:
+    module, x = network(), data()
+    with tuned_by(EmulatedGpu()):
+        forward()
+        assert launches(module, x) == 0
+        with torch.backends.cudnn.flags(enabled=False):
+            assert launches(module, x) > 0
+            not_measured(lambda: network("GRU")(x))
+
+
+def test_nothing_is_measured_and_nothing_of_torch_s_taken_where_a_mode_sees_each_op() -> None:
+    """It would count what is measured, or have it in its graph."""
+    module, x = network(), data()
+
+    class Count(DispatchMode):
+        seen: list[str] = []
+
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+            self.seen.append(str(op))
+            return op(*args, **kwargs or {})
+
+    with tuned_by(EmulatedGpu()):
+        forward()
+        assert launches(module, x) == 0
+        with Count():
+            assert launches(module, x) > 0
+            not_measured(lambda: network("GRU")(x))
+    assert Count.seen.count("fusedrnn.layer_forward.default") == 2
 
 
 @pytest.mark.parametrize("run", [forward, training])
@@ -543,18 +627,29 @@ def test_a_candidate_that_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch) ->
     json.dumps(entry, allow_nan=False)
 
 
-def test_a_limit_of_torch_s_path_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a shape in a class whose others it served."""
-    module, x = network(), data()
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),  # the next time there may be some
+    ],
+    ids=["a limit", "memory"],
+)
+def test_a_limit_of_torch_s_path_is_none_of_ours(error: RuntimeError, stays: bool) -> None:
+    """Of a shape in a class whose others it served, and goes on to serve."""
+    module, x, other = network(), data(), data(time=T - 1)
+
+    def refuse(*given: Any, **options: Any) -> Any:
+        raise error
+
     with tuned_by(EmulatedGpu()):
         forward()
-        assert launches(module, x) == 0
-
-        def refuse(*given: Any, **options: Any) -> Any:
-            raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
-
-        monkeypatch.setattr(torch_network, "_call", refuse)
-        assert launches(module, x) > 0
+        assert launches(module, x) == launches(module, other) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch_network, "_call", refuse)
+            assert launches(module, x) > 0
+        assert (launches(module, x) == 0) == stays
+        assert launches(module, other) == 0
 
 
 def test_states_that_cudnn_would_refuse() -> None:
@@ -583,14 +678,24 @@ def test_an_error_of_ours_reaches_the_call(monkeypatch: pytest.MonkeyPatch) -> N
         network()(data())
 
 
-def test_scattered_weights_are_taken_as_they_are() -> None:
+def test_scattered_weights_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of functions: torch's warning on them is for those who made the module."""
-    module = network()
+    weights = [weight.detach().clone() for weight in network().parameters()]
+    original = torch._VF.lstm
+
+    def warn(*given: Any) -> Any:  # as cuDNN's does
+        warnings.warn("RNN module weights are not part of single contiguous chunk", stacklevel=2)
+        return original(*given)
+
+    monkeypatch.setattr(torch._VF, "lstm", warn)
     with tuned_by(EmulatedGpu()), warnings.catch_warnings():
         warnings.simplefilter("error")
-        weights = [weight.detach().clone() for weight in module.parameters()]
-        for _ in range(2):
-            functional.lstm(data(), None, weights)
+        functional.lstm(data(), None, weights)
+        filters = [*warnings.filters]
+        functional.lstm(data(), None, weights)
+        assert warnings.filters == filters
+        with pytest.raises(UserWarning, match="not part of single"):  # others still hear it
+            torch._VF.lstm(data(), (), weights, True, 1, 0.0, False, False, False)
 
 
 def test_our_kernels_run_for_whoever_measures_them() -> None:
@@ -700,6 +805,7 @@ def test_tune_of_a_model(tune_command: Any) -> None:
         (["test_tuning:make", *FLAGS], "argument MODEL: expected no sizes and no --cell beside it"),
         (["--read", "/no/such/file"], "argument --read: /no/such/file: "),
         (["--read", __file__], "argument --read: .*it is corrupt"),
+        (["test_tuning:make", "--output", "/no/such/file"], "argument --output: /no/such/file: "),
     ],
 )
 def test_tune_refuses_nonsense(

@@ -69,6 +69,16 @@ keeps_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_kee
 """Within a backward pass, whether it may be asked for once more."""
 
 
+def is_cudnn_on() -> bool:
+    """What `torch.backends.cudnn.flags` sets."""
+    return torch._C._get_cudnn_enabled()
+
+
+def has_dispatch_mode() -> bool:
+    """Whether a mode sees each op: a counter, or a tracer that does not say that it compiles."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def is_in_backward() -> bool:
     """Whether autograd calls this, as it does what is computed again."""
     return torch._C._current_graph_task_id() != -1

@@ -12,12 +12,16 @@ the call (torch_network.py): cuDNN runs layers together, so it is weighed agains
 
 What is measured is a forward pass and, if a gradient will be needed, a backward pass of tensors
 that share the call's memory: nothing of the caller's changes, and no random number is drawn. Until
-all is known the plan's own choice serves, as it does whenever nothing may be measured: in the
-capture of a graph, in what a compiler or torch.func sees, in a backward pass, with hooks on saved
-tensors (as `torch.utils.checkpoint` has them), under `torch.use_deterministic_algorithms`, under
-an override of plans, and with FUSEDRNN_TUNE=0. What a record has holds in all of these, but
-torch's path is not taken with such hooks, when algorithms shall be deterministic, or under an
-override.
+all is known the plan's own choice serves. Nothing is measured
+
+    in what a compiler, torch.func or a dispatch mode sees      nor is torch's path taken here
+    with hooks on saved tensors (`torch.utils.checkpoint`)
+    under torch.use_deterministic_algorithms
+    under an override of plans, or with cuDNN switched off
+    in the capture of a graph, or in a backward pass            what a record has holds here
+    where ways could not be checked, or with FUSEDRNN_TUNE=0
+
+The teams that a record has are taken in all of these, but under an override.
 
 A process spends at most `ALLOWANCE` seconds and the `SHARE` of the time that its known calls take.
 One measurement may exceed that, since nobody knows yet how long it takes.
@@ -28,9 +32,9 @@ from __future__ import annotations
 import math
 import statistics
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -47,8 +51,10 @@ from fusedrnn._engine.layer_shapes import (
 )
 from fusedrnn._engine.torch_network import Results, Run, TorchNetwork, by_torch, can_serve
 from fusedrnn._engine.torch_private import (
+    has_dispatch_mode,
     has_no_values,
     has_saved_tensors_hooks,
+    is_cudnn_on,
     is_forward_mode,
     is_in_backward,
     is_transformed_by_func,
@@ -153,6 +159,7 @@ class Tuner:
         if (
             is_transformed_by_func()
             or is_forward_mode()
+            or has_dispatch_mode()
             or has_no_values(input)
             or not input.numel()
             or self.ways.is_overridden()
@@ -162,46 +169,39 @@ class Tuner:
             TorchNetwork(layer, num_layers, by_kernels), dropout, operands, is_trained(operands)
         )
         index = self.ways.gpu.index_of(input)
-        choice = self._choice_of(index, call)
+        key = _key(index, call)
+        choice = self._by_call.get(key) or self._new_choice(index, key, call)
         if choice.way is None and self._may_measure(index):
             self._measure_some(index, choice, call)
         self.worked += choice.seconds
-        if choice.way == TORCH and not (
-            has_saved_tensors_hooks() or torch.are_deterministic_algorithms_enabled()
-        ):
+        if choice.way == TORCH and _may_take_torch():
             try:
                 return call.by_torch(operands)
-            except RuntimeError:  # a limit of cuDNN's, within the class: ours have none
-                choice.way = OURS
+            except torch.OutOfMemoryError:  # ours may need less, this time
+                pass
+            except RuntimeError:  # a limit of cuDNN's that others of the class keep; ours have none
+                self._by_call[key] = replace(choice, way=OURS)
         return by_kernels(operands)
 
     def _may_measure(self, index: int) -> bool:
-        return not (
-            torch.are_deterministic_algorithms_enabled()
-            or has_saved_tensors_hooks()
-            or is_in_backward()
-            or self.ways.gpu.is_capturing(index)
-            or not is_on("FUSEDRNN_TUNE")
+        return (
+            _may_take_torch()
+            and not is_in_backward()
+            and not self.ways.gpu.is_capturing(index)
+            and not self.ways.is_unchecked(index)
+            and is_on("FUSEDRNN_TUNE")
         )
 
-    def _choice_of(self, index: int, call: Call) -> Choice:
-        layer, num_layers, _ = call.network
-        input, batch_sizes, _, weights, _ = call.operands
-        steps = () if batch_sizes is None else (len(batch_sizes), int(batch_sizes[0]))
-        key = (
-            index, layer, num_layers, bool(call.dropout), call.training, input.dtype, input.shape,
-            steps, weights[W_HH].shape,
-        )  # fmt: skip
-        choice = self._by_call.get(key)
-        if choice is None:
-            with self._lock:
-                choice = self._made_choice(index, call)
-                if len(self._by_call) > 4096:  # lengths differ from call to call
-                    self._by_call.clear()
-                self._by_call[key] = choice
+    def _new_choice(self, index: int, key: tuple[Any, ...], call: Call) -> Choice:
+        with self._lock:
+            choice = self._made_choice(index, call)
+            if len(self._by_call) > 4096:  # lengths differ from call to call
+                self._by_call.clear()
+            self._by_call[key] = choice
         return choice
 
     def _made_choice(self, index: int, call: Call) -> Choice:
+        """What is known of a network, or what is to be measured."""
         layer, num_layers, _ = call.network
         exact = shapes_of_network(layer, num_layers, call.operands, call.training)
         shapes = [shape.of_class() for shape in exact]
@@ -210,21 +210,24 @@ class Tuner:
         choice = self._by_name.get((index, name))
         if choice is not None:
             return choice
-        choice = self._by_name[index, name] = Choice(name, layer.cell.spec, shapes)
+        choice = Choice(name, layer.cell.spec, shapes)
         self.ways.check(index, layer.cell.spec if layer.cell.program else "")
-        if self._read(index, choice):
-            return choice
-        for step in PASSES[: 1 + call.training]:
+        if not self._read(index, choice):
+            self._find_candidates(index, choice, serves)
+        self._by_name[index, name] = choice
+        return choice
+
+    def _find_candidates(self, index: int, choice: Choice, serves: bool) -> None:
+        for step in choice.shapes[0].passes:
             choice.teams[step] = self._teams(index, choice, step)
         ours = [team for team in TEAMS if any(team in each for each in choice.teams.values())]
-        if ours:  # the one first that would serve anyway, to know how long calls take
-            plan = shapes[0].plan(choice.spec, self.ways.gpu.facts(index), TEAMS)
-            ours.sort(key=plan["forward"]["team"].__ne__)
+        if ours:  # first the one that would serve anyway, to know how long calls take
+            plan = choice.shapes[0].plan(choice.spec, self.ways.gpu.facts(index), TEAMS)
+            ours.sort(key=lambda team: team != plan["forward"]["team"])
         choice.candidates = (ours or [OURS]) + [TORCH] * serves
         if len(choice.candidates) == 1:  # there is nothing to choose
             choice.way = OURS
         choice.rest = choice.candidates[::-1]
-        return choice
 
     def _read(self, index: int, choice: Choice) -> bool:
         """Whether the record knows the way of such networks."""
@@ -243,9 +246,9 @@ class Tuner:
         if all(team_name(shape, step) in known for shape in choice.shapes):
             return []
         facts = self.ways.gpu.facts(index)
+        arithmetic = arithmetic_of(choice.shapes[0], facts)
         struck = {
-            (way.team, way.step)
-            for way in self.ways.struck_off(index, choice.spec, arithmetic_of(choice.shapes[0]))
+            (way.team, way.step) for way in self.ways.struck_off(index, choice.spec, arithmetic)
         }
         of_each = [shape.teams(choice.spec, facts, step) for shape in choice.shapes]
         fit = [
@@ -260,14 +263,18 @@ class Tuner:
         if not self._lock.acquire(blocking=False):  # another thread is at it
             return
         try:
+            if self._read(index, choice):  # another GPU of this kind was first
+                self.ways.choose_recorded(index, choice.spec)
             while choice.rest and choice.way is None:
                 first = choice.rest[-1] not in choice.found
                 expected = choice.seconds * (2 if first else 1)
                 if self.spent + expected > self.allowance + SHARE * self.worked:
                     return
                 begin = self.ways.gpu.clock()
-                self._measure(index, choice, choice.rest.pop(), call, first)
-                self.spent += self.ways.gpu.clock() - begin
+                try:
+                    self._measure(index, choice, choice.rest.pop(), call, first)
+                finally:
+                    self.spent += self.ways.gpu.clock() - begin
                 if not choice.rest:
                     self._next_round(choice)
             if choice.way is None:
@@ -287,7 +294,7 @@ class Tuner:
     def _measure(self, index: int, choice: Choice, candidate: str, call: Call, first: bool) -> None:
         run = call.by_torch if candidate == TORCH else call.by_kernels
         seconds: Seconds = (math.inf,) * (1 + call.training)
-        with self._taking(index, choice, candidate), _undisturbed(call.operands.input):
+        with self._taking(index, choice, candidate), _undisturbed(call):
             try:
                 for _ in range(1 + first):  # once to load and to warm up
                     seconds = self._time(index, run, call)
@@ -359,14 +366,32 @@ class Tuner:
             choice.way = OURS
 
 
-def arithmetic_of(shape: LayerShape) -> str:
-    """The arithmetic of a shape's ways."""
-    return "tf32" if shape.tf32 else shape.dtype
+def arithmetic_of(shape: LayerShape, gpu: Mapping[str, Any]) -> str:
+    """The arithmetic of a shape's ways on a device, which has tf32 since capability 8.0."""
+    has_tf32 = gpu["capability"] >= (8, 0)
+    return "tf32" if shape.tf32 and has_tf32 else shape.dtype
 
 
 def team_name(shape: LayerShape, step: str) -> str:
     """What a record calls the choice of a team."""
     return f"{shape.of_class()} {step}"
+
+
+def _key(index: int, call: Call) -> tuple[Any, ...]:
+    """What a call is known by: calls with the same key share a choice."""
+    layer, num_layers, _ = call.network
+    input, batch_sizes, _, weights, _ = call.operands
+    steps = () if batch_sizes is None else (len(batch_sizes), int(batch_sizes[0]))
+    return (
+        index, layer, num_layers, bool(call.dropout), call.training, input.dtype, input.shape,
+        steps, weights[W_HH].shape,
+    )  # fmt: skip
+
+
+def _may_take_torch() -> bool:
+    return is_cudnn_on() and not (
+        has_saved_tensors_hooks() or torch.are_deterministic_algorithms_enabled()
+    )
 
 
 def _aliases(operands: Operands) -> Operands:
@@ -382,12 +407,12 @@ def _aliases(operands: Operands) -> Operands:
     )  # fmt: skip
 
 
-@contextmanager
-def _undisturbed(input: Tensor) -> Iterator[None]:
-    """Random states are afterwards what they were."""
-    devices = [input.device] if input.is_cuda else []
-    with torch.random.fork_rng(devices=devices):
-        yield
+def _undisturbed(call: Call) -> AbstractContextManager[None]:
+    """Random states are afterwards what they were; only dropout draws from them."""
+    input = call.operands.input
+    if not call.dropout:
+        return nullcontext()
+    return torch.random.fork_rng(devices=[input.device] if input.is_cuda else [])
 
 
 TUNERS: dict[str, Tuner] = {}
