@@ -50,6 +50,8 @@ for message in channel.messages():
         said = {"status": "failed", "why": "one is not two"}
     elif kind == "build":
         said |= {"retire": "pool"}
+    elif kind == "stranger":
+        other = connect(sys.argv[1], 12345)
     elif kind == "collect":
         said |= {"more": given["names"], "as": {"kind": "sleep", "arguments": {"seconds": 0.3}}}
     channel.send({"end": item["name"], **said})
@@ -131,6 +133,11 @@ def test_a_worker_that_does_not_start(tmp_path: Path) -> None:
         assert statuses(content, "s") == {"a": "not run"}
         assert "does not start" in content["stages"]["s"]["items"][0]["why"]
     assert "no-such-program" in (tmp_path / "check.log").read_text()
+
+
+def test_a_hello_from_a_worker_that_was_ended_is_not_heard(tmp_path: Path) -> None:
+    passed, content = run(tmp_path, stage("s", Item("a", "stranger"), sleeps("b", 0.3)))
+    assert passed, statuses(content, "s")
 
 
 def test_workers_that_were_there_before_a_build_are_replaced(tmp_path: Path) -> None:

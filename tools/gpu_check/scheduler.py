@@ -283,6 +283,8 @@ class Scheduler:
             if end is self._listener:
                 self._strangers.append(Channel(self._listener.accept()[0]))
                 continue
+            if end.fileno() < 0:  # its worker was ended after another's message
+                continue
             channel = by_socket[end]
             worker = next((w for w in self._workers if w.channel is channel), None)
             try:
@@ -296,7 +298,11 @@ class Scheduler:
             for message in messages:
                 if worker is None:
                     self._strangers.remove(channel)
-                    worker = next(w for w in self._workers if w.number == message["hello"])
+                    numbers = {w.number: w for w in self._workers}
+                    worker = numbers.get(message["hello"])
+                    if worker is None:  # it was ended before it was heard
+                        end.close()
+                        break
                     worker.channel = channel
                 elif worker.item and message.get("end") == worker.item.name:
                     item, worker.item = worker.item, None
