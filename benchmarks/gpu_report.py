@@ -73,10 +73,18 @@ def markdown(content: Content) -> str:
     for name, stage in content["stages"].items():
         if stage["items"] or stage["found"]:
             lines += ["", f"## {name}", "", f"Measured by: {stage['measured_by']}", ""]
-            lines += TABLES.get(name, found_lines)(stage["items"])
+            lines += shown(name, stage["items"])
             lines += [f"- {key}: {in_words(value)}" for key, value in stage["found"].items()]
             lines += failures(stage["items"])
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+
+
+def shown(stage: str, items: Items) -> list[str]:
+    """The table of a stage. If it cannot be made, the check goes on, and report.json has it all."""
+    try:
+        return TABLES.get(stage, found_lines)(items)
+    except Exception as error:
+        return [f"- this table could not be made: {type(error).__name__}: {error}", ""]
 
 
 def failures(items: Items) -> Iterator[str]:
@@ -138,7 +146,10 @@ def ways(items: Items) -> list[str]:
     """The part of the allowed error that each way used, or what became of it."""
     cells: dict[str, dict[str, str]] = {}
     for item in items:
-        cell, arithmetic, team = item["name"].split()
+        words = item["name"].split()
+        if len(words) != 3:  # no way: the list of them could not be made
+            continue
+        cell, arithmetic, team = words
         used = (finding(item) or {}).get("part of the allowed error")
         text = item["status"] if used is None else f"{used:.2f}"
         cells.setdefault(f"{cell} {arithmetic}", {})[team] = text

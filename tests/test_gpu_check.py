@@ -196,6 +196,23 @@ def test_a_stage_that_cannot_be_made_does_not_end_the_others(tmp_path: Path) -> 
     assert text.count("ImportError: no module named peers") == 2
 
 
+@pytest.mark.parametrize("name", stages.NAMES)
+def test_a_report_whatever_became_of_a_stage(name: str) -> None:
+    def report(item: dict[str, Any]) -> str:
+        told = {"status": "failed", "gate": True, "seconds": 1.0, "budget": 2.0,
+                "measured_by": "a clock", "found": {}, "items": [item]}  # fmt: skip
+        return gpu_report.markdown({
+            "state": 1, "seconds": 1.0, "stand_in": None, "notes": [], "machine": {},
+            "stages": {name: told},
+        })  # fmt: skip
+
+    not_made = {"name": "what there is to do", "status": "failed", "seconds": 0.0, "why": "it tore"}
+    text = report(not_made)
+    assert "it tore" in text and "could not be made" not in text
+    odd = {"name": "a b c", "status": "passed", "seconds": 0.1, "found": {"sides": 7, "walks": 7}}
+    assert f"| {name} | failed |" in report(odd)
+
+
 # ---- Ends from outside --------------------------------------------------------------------------
 
 TINY_CHECK = f"""
