@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,8 @@ from tools.gpu_check.scheduler import Item, Pool, Scheduler, Stage
 signal.signal(signal.SIGTERM, interrupted)
 pool = Pool([sys.executable, "-c", {SMALL_WORKER!r}], workers=2)
 def stage(number):
-    items = [Item(f"{{number}}.{{i}}", "sleep", {{"seconds": 0.01 * (i % 3)}}) for i in range(40)]
+    seconds = [float(sys.argv[2]) * (i % 3) for i in range(40)]
+    items = [Item(f"{{number}}.{{i}}", "sleep", {{"seconds": s}}) for i, s in enumerate(seconds)]
     return Stage(f"stage {{number}}", 10, lambda: items, "a clock")
 report = Report(Path(sys.argv[1]), every=0.05, about={{"stand_in": "a test"}})
 try:
@@ -236,14 +238,21 @@ except KeyboardInterrupt:
 """
 
 
-def start_tiny_check(out: Path) -> subprocess.Popen[bytes]:
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Waits for a condition; whether it came true."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def start_tiny_check(out: Path, seconds: float = 0.01) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", TINY_CHECK, str(out)], env=environment, stdout=subprocess.DEVNULL
-    )
-    until = time.monotonic() + 30
-    while not (out / "report.json").exists() and time.monotonic() < until:
-        time.sleep(0.01)
+        [sys.executable, "-c", TINY_CHECK, str(out), str(seconds)], env=environment,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert until((out / "report.json").exists)
     return process
 
 
@@ -274,6 +283,41 @@ def test_killed_at_a_random_moment_it_keeps_what_it_had_found(tmp_path: Path, se
     told = dict(re.findall(r"stage \d+: (\d+\.\d+): (\w+) in", before))
     assert len(told) >= int(marks[-1][2]) > 0
     assert told.items() <= kept.items()
+
+
+def is_running(pid: str) -> bool:
+    try:
+        state = Path("/proc", pid, "stat").read_text().rpartition(") ")[2][0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_killed_it_leaves_no_worker_running(tmp_path: Path) -> None:
+    process = start_tiny_check(tmp_path, seconds=60)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    log = tmp_path / "check.log"
+    assert until(lambda: "0.0: passed" in log.read_text())  # so both are at items of a minute
+    workers = children.read_text().split()
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    assert until(lambda: not any(map(is_running, workers)))
+
+
+def test_a_check_that_fails_itself_keeps_what_it_had_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(self: Scheduler, *given: Any) -> bool:
+        self.report.content["machine"] = {"gpu": "found before"}
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr(Scheduler, "run", run)
+    with pytest.raises(ValueError, match="a mistake"):
+        command.main([str(tmp_path), "machine", "--stand-in=cpu"])
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["notes"] == ["the check itself failed: ValueError: a mistake of ours"]
+    assert content["machine"] == {"gpu": "found before"}
 
 
 def test_a_polite_end_leaves_a_note(tmp_path: Path) -> None:

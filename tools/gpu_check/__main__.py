@@ -64,9 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         report.note("interrupted")
         return 1
+    except Exception as error:  # what was found so far is written
+        report.note(f"the check itself failed: {type(error).__name__}: {error}")
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
-    report.write()
     return 0 if passed else 1
 
 

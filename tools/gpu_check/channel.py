@@ -7,12 +7,15 @@
     scheduler  closes the socket
 
 A socket with a name in the file system, and not a pipe, so that a worker may be started through
-another program, such as compute-sanitizer. What a worker prints goes to the log.
+another program, such as compute-sanitizer. What a worker prints goes to the log. A worker, and the
+program before it, end with the process that started them: `end_with_parent`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -56,6 +59,15 @@ class Channel:
                 yield from self.receive()
             except EOFError:
                 return
+
+
+_prctl = ctypes.CDLL(None).prctl  # found before a fork, after which little is safe
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+
+
+def end_with_parent() -> None:
+    """Nothing is left running on the GPU when the scheduler is killed."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def connect(address: str, number: int) -> Channel:

@@ -12,6 +12,7 @@ both files are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -110,4 +111,5 @@ class Report:
         with open(self.log, "ab") as log:
             log.write(f"[{time.monotonic() - self._begin:.1f}] {line}\n".encode())
         if aloud:
-            print(line, flush=True)
+            with contextlib.suppress(OSError):  # nobody listens any more: the log has it
+                print(line, flush=True)

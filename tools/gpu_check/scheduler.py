@@ -10,6 +10,7 @@ A worker is started before it is needed, since importing torch takes seconds.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -35,13 +36,15 @@ from tools.gpu_check.channel import (
     UNFINISHED,
     Channel,
     Message,
+    end_with_parent,
 )
+from tools.gpu_check.device import ROOT
 from tools.gpu_check.report import Report
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = (sys.executable, "-m", "tools.gpu_check.worker")
 STARTING = 120.0  # seconds that a worker has until it says hello
 CLOSING = 10.0  # and that it has to end by itself
+KILLED = 5.0  # and to be gone when it was killed
 TICK = 0.2
 MOST_LOST = 3
 MOST_LOST_IN_START = 2
@@ -110,17 +113,11 @@ class Worker:
         return self.channel is not None and self.item is None
 
     def kill(self) -> None:
-        """Ends it and whatever it started; a process that the driver holds is not waited for."""
-        try:
+        """Ends it and whatever it started."""
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         if self.channel is not None:
             self.channel.socket.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            pass
 
 
 class _Run:
@@ -167,8 +164,7 @@ class Scheduler:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker in self._workers:
-            worker.kill()
+        self._drop(*self._workers)
         self._listener.close()
         self._folder.cleanup()
 
@@ -204,10 +200,11 @@ class Scheduler:
         while run.queue or any(w.item for w in self._workers):
             now = time.monotonic()
             if now >= run.deadline:
-                for worker in [w for w in self._workers if w.item]:
+                busy = [w for w in self._workers if w.item]
+                for worker in busy:
                     assert worker.item
                     run.done(worker.item, UNFINISHED, now - worker.since, {"why": TIME_OVER})
-                    self._drop(worker)
+                self._drop(*busy)
                 for item in run.queue:
                     run.done(item, NOT_RUN, 0.0, {"why": TIME_OVER})
                 break
@@ -235,7 +232,7 @@ class Scheduler:
             try:
                 process = subprocess.Popen(
                     command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=log, start_new_session=True,
+                    stderr=log, start_new_session=True, preexec_fn=end_with_parent,
                 )  # fmt: skip
             except OSError as error:
                 log.write(f"{command[0]}: {error}\n".encode())
@@ -311,9 +308,10 @@ class Scheduler:
 
     def _retire(self, worker: Worker, which: str | None) -> None:
         """Ends the worker that has asked for it, or all of its pool."""
-        for other in list(self._workers):
-            if which and (other is worker or (which == "pool" and other.pool == worker.pool)):
-                self._drop(other)
+        if which == "pool":
+            self._drop(*(w for w in self._workers if w.pool == worker.pool))
+        elif which == "worker":
+            self._drop(worker)
 
     def _watch(self, run: _Run) -> None:
         """Ends what takes too long, and sees who is gone."""
@@ -346,10 +344,15 @@ class Scheduler:
             run.done(worker.item, DIED, took, {"why": why, "found": {"last lines": lines}})
         self._drop(worker)
 
-    def _drop(self, worker: Worker) -> None:
-        worker.kill()
-        if worker in self._workers:
-            self._workers.remove(worker)
+    def _drop(self, *workers: Worker) -> None:
+        """Ends workers, all at once: one that the driver holds may take long to be gone."""
+        for worker in workers:
+            worker.kill()
+        self._workers = [w for w in self._workers if w not in workers]
+        gone_by = time.monotonic() + KILLED
+        for worker in workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.0, gone_by - time.monotonic()))
 
     def _is_kept(self, worker: Worker, later: set[str]) -> bool:
         return worker.pool in later and (self.pools[worker.pool].kept or not worker.served)
@@ -366,4 +369,4 @@ class Scheduler:
             while worker.process.poll() is None and time.monotonic() < ends_by:
                 self.report.tick()
                 time.sleep(0.02)
-            self._drop(worker)
+        self._drop(*closing)

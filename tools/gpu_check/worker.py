@@ -8,18 +8,23 @@ still works; if not, it says so and ends, since all that followed would fail as 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import re
-import signal
 import sys
 import traceback
 from typing import Any
 
-from tools.gpu_check.channel import FAILED, PASSED, SKIPPED, Message, Skip, connect
+from tools.gpu_check.channel import (
+    FAILED,
+    PASSED,
+    SKIPPED,
+    Message,
+    Skip,
+    connect,
+    end_with_parent,
+)
 from tools.gpu_check.device import ROOT, Device
 
-PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 WHY_LENGTH = 4000  # characters of a traceback, the last ones
 TEST_SECONDS = 30.0  # that a test may take
 FIRST_TESTS = ("test_cuda.py", "test_parity.py")
@@ -49,11 +54,6 @@ def main(arguments: list[str] | None = None) -> int:
         if answer.get("retire"):
             return 1
     return 0
-
-
-def end_with_parent() -> None:
-    """Nothing is left running on the GPU when the scheduler is killed."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def serve_one(kinds: dict[str, Any], item: Message, device: Device) -> Message:
