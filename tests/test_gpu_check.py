@@ -28,7 +28,7 @@ from tools.gpu_check import problems, serve, stages, worker
 from tools.gpu_check.channel import Skip
 from tools.gpu_check.device import Device
 from tools.gpu_check.report import Report
-from tools.gpu_check.scheduler import Item, Pool, Scheduler, Stage
+from tools.gpu_check.scheduler import NUMBER, Item, Pool, Scheduler, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_emulation = pytest.mark.skipif(bool(emulated.missing()), reason=emulated.missing())
@@ -420,6 +420,35 @@ def test_what_a_sanitizer_found() -> None:
     )
     assert found["status"] == "failed" and "Invalid" in found["first reports"][0]
     assert stages.sanitizer_findings("cut short")["status"] == "did not finish"
+
+
+def test_what_a_sanitizer_found_of_all_its_workers(tmp_path: Path) -> None:
+    """The first was ended at an item that hung; what it had found counts."""
+    device = Device("cuda")
+    (word,) = (w for w in stages.sanitizer("memcheck", tmp_path, {}).command if "--log" in w)
+    first, second = (Path(word.partition("=")[2].replace(NUMBER, n)) for n in ("9", "10"))
+    first.write_text("========= Misaligned address\n")
+    second.write_text("========= ERROR SUMMARY: 0 errors\n")
+    (tmp_path / "check.log").write_text("before\n")
+    found = stages.finish(device, tmp_path, "memcheck")()
+    assert found["status"] == "failed" and found["summary"] == ["0 errors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["check.log"]
+    assert "Misaligned" in (tmp_path / "check.log").read_text()
+    assert stages.finish(device, tmp_path, "memcheck")()["status"] == "did not finish"
+
+
+def test_a_stage_is_as_bad_as_the_worst_of_it(tmp_path: Path) -> None:
+    def found() -> dict[str, Any]:
+        return {"status": "did not finish", "by": "a sanitizer"}
+
+    chosen = [
+        stage("failed", Item("a", "fail"), finish=found),
+        stage("did not finish", sleeps("a"), finish=found),
+    ]
+    _, content = run(tmp_path, *chosen)
+    assert {name: s["status"] for name, s in content["stages"].items()} == {
+        "failed": "failed", "did not finish": "did not finish",
+    }  # fmt: skip
 
 
 # ---- What is checked ----------------------------------------------------------------------------

@@ -57,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     about = {"stand_in": STAND_INS[device.name] if device.stands_in else None}
     report = Report(given.out.resolve(), every=given.every, about=about)
+    for old in report.out.glob(stages.log_of("*", "*")):  # of a run that was killed
+        old.unlink()
     before = signal.signal(signal.SIGTERM, interrupted)
     try:
         with Scheduler(report, plan.pools) as scheduler:

@@ -71,10 +71,12 @@ class Report:
         self.tick()
 
     def end(self, stage: str, found: dict[str, Any]) -> None:
-        """The stage is over."""
+        """The stage is over; what was found beside its items may have a status, too."""
         record = self.content["stages"][stage]
         statuses = {item["status"] for item in record["items"]}
-        record["status"] = found.pop("status", None) or _of_all(statuses)
+        if "status" in found:
+            statuses.add(found.pop("status"))
+        record["status"] = _of_all(statuses)
         record["found"] = found
         record["seconds"] = round(time.monotonic() - self._began, 1)
         self._say(f"{stage}: {record['status']} in {record['seconds']:.0f} s")

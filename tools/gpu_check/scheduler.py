@@ -42,6 +42,7 @@ from tools.gpu_check.device import ROOT
 from tools.gpu_check.report import Report
 
 WORKER = (sys.executable, "-m", "tools.gpu_check.worker")
+NUMBER = "{number}"
 STARTING = 120.0  # seconds that a worker has until it says hello
 CLOSING = 10.0  # and that it has to end by itself
 KILLED = 5.0  # and to be gone when it was killed
@@ -66,7 +67,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Pool:
-    """Workers of one kind."""
+    """Workers of one kind. `NUMBER` in their command stands for that of each."""
 
     command: Sequence[str] = WORKER
     workers: int = 1
@@ -227,7 +228,8 @@ class Scheduler:
         pool = self.pools[name]
         self._started += 1
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | pool.environment
-        command = [*pool.command, self.address, str(self._started)]
+        words = [word.replace(NUMBER, str(self._started)) for word in pool.command]
+        command = [*words, self.address, str(self._started)]
         with open(self.report.log, "ab") as log:
             try:
                 process = subprocess.Popen(

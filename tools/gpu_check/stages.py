@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tools.gpu_check.channel import FAILED, UNFINISHED
 from tools.gpu_check.device import Device
-from tools.gpu_check.scheduler import WORKER, Item, Pool, Stage
+from tools.gpu_check.scheduler import NUMBER, WORKER, Item, Pool, Stage
 
 if TYPE_CHECKING:
     from benchmarks.workloads import Case
@@ -77,7 +77,8 @@ def sanitizer(tool: str, out: Path, environment: dict[str, str]) -> Pool:
     program = shutil.which("compute-sanitizer") or "compute-sanitizer"
     command = [
         # A worker is there long before it is given something to do, and uses no GPU until then.
-        program, f"--tool={tool}", "--launch-timeout", "600", f"--log-file={log_of(out, tool)}",
+        program, f"--tool={tool}", "--launch-timeout", "600",
+        f"--log-file={out / log_of(tool, NUMBER)}",
         "--kernel-name", "kernel_substring=fusedrnn",
     ]  # fmt: skip
     # Without the caching allocator each tensor has bounds of its own.
@@ -85,9 +86,9 @@ def sanitizer(tool: str, out: Path, environment: dict[str, str]) -> Pool:
     return Pool((*command, *WORKER), environment=environment | more)
 
 
-def log_of(out: Path, tool: str) -> Path:
-    """Where a sanitizer writes; the file goes into the log in the end."""
-    return out / f"{tool}.log"
+def log_of(tool: str, number: str) -> str:
+    """What a sanitizer writes for each of its workers; it goes into the log in the end."""
+    return f"{tool}-{number}.log"
 
 
 def _stages(device: Device, out: Path, total: float) -> list[Stage]:
@@ -252,13 +253,14 @@ def finish(device: Device, out: Path, tool: str) -> Callable[[], dict[str, Any]]
     def read() -> dict[str, Any]:
         if device.stands_in:
             return {}
-        try:
-            text = log_of(out, tool).read_text(errors="replace")
-        except OSError:
-            return {"status": FAILED, "by": "it wrote nothing: is compute-sanitizer there?"}
+        logs = sorted(out.glob(log_of(tool, "*")), key=lambda file: file.stat().st_mtime)
+        if not logs:
+            return {"status": UNFINISHED, "by": "it wrote nothing: is compute-sanitizer there?"}
+        text = "".join(file.read_text(errors="replace") for file in logs)
         with open(out / "check.log", "a") as log:
             log.write(text[:MOST_OF_LOG])
-        log_of(out, tool).unlink()
+        for file in logs:
+            file.unlink()
         return sanitizer_findings(text)
 
     return read
