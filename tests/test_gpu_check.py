@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,7 +55,8 @@ for message in channel.messages():
     elif kind == "stranger":
         other = connect(sys.argv[1], 12345)
     elif kind == "collect":
-        said |= {"more": given["names"], "as": {"kind": "sleep", "arguments": {"seconds": 0.3}}}
+        slow = {"kind": "sleep", "arguments": {"seconds": 0.3}}
+        said |= {"more": [{"name": name, **slow} for name in given["names"]]}
     channel.send({"end": item["name"], **said})
 """
 SMALL = Pool([sys.executable, "-c", SMALL_WORKER])
@@ -376,7 +378,8 @@ def synchronize(self):
         raise RuntimeError("spoiled")
 Device.synchronize = synchronize
 feeder = Feeder(sys.argv[1], int(sys.argv[2]), spoiled)
-raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", "test_some.py"], plugins=[feeder]))
+options = ["-q", "-p", "no:cacheprovider", "test_broken.py", "test_some.py"]
+raise SystemExit(pytest.main(options, plugins=[feeder]))
 """
 
 
@@ -396,18 +399,31 @@ def test_tests_are_fed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "    assert False, 'an illegal memory access'\n"
         "def test_after(): assert not SPOILED\n"
     )
+    (tests / "test_broken.py").write_text("import no_such_module\n")
     command = ["env", "-C", str(tests), sys.executable, "-c", FEEDER]
     collect = stage("tests", Item("collecting", "collect"))
     plain = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     _, content = run(tmp_path / "out", collect, pool=Pool(command, environment=plain))
     found = {name.partition("::")[2]: s for name, s in statuses(content, "tests").items()}
-    assert found.pop("") == "passed"  # the collecting
+    assert found.pop("") == "failed"  # the collecting
+    why = content["stages"]["tests"]["items"][0]["why"]
+    assert "test_broken.py" in why and "no_such_module" in why.splitlines()[0]
     assert found == {
         "test_good": "passed", "test_bad": "failed", "test_left_out": "skipped",
         "test_spoils": "failed", "test_after": "passed",
     }  # fmt: skip
     text = (tmp_path / "out" / "report.md").read_text()
     assert "one is not two" in text and "test_good" not in text
+
+
+def test_tests_of_a_function_are_a_group() -> None:
+    names = ["tests/test_a.py::f[1]", "tests/test_a.py::f[2]", "tests/test_cuda.py::g"]
+    session = SimpleNamespace(items=[SimpleNamespace(nodeid=name) for name in names])
+    said = worker.Feeder("", 1, Device("cpu"))._collected(session)
+    groups = {item["name"]: Item(**item).group for item in said["more"]}
+    assert list(groups.items()) == [
+        (names[2], names[2]), (names[0], "tests/test_a.py::f"), (names[1], "tests/test_a.py::f"),
+    ]  # fmt: skip
 
 
 def test_what_a_sanitizer_found() -> None:

@@ -2,7 +2,8 @@
 
     worker     {"hello": number}
     scheduler  {"item": {"name": ..., "kind": ..., "arguments": {...}}}
-    worker     {"end": name, "status": ..., "found": {...}, "why": ..., "retire": true or false}
+    worker     {"end": name, "status": ..., "found": {...}, "why": ..., "machine": {...},
+                "retire": "worker" or "pool", "more": [{"name": ..., ...}, ...]}
     ...
     scheduler  closes the socket
 

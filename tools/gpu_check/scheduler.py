@@ -142,8 +142,7 @@ class _Run:
         self.statuses[status] += 1
         self.lost[item.group] += status in (HUNG, DIED)
         self._report.add(self._stage, item.name, status, seconds, said)
-        for name in said.get("more", ()):
-            self.queue.append(Item(name, **said["as"]))
+        self.queue.extend(Item(**more) for more in said.get("more", ()))
 
 
 class Scheduler:

@@ -84,6 +84,7 @@ class Feeder:
     def __init__(self, address: str, number: int, device: Device) -> None:
         self._address, self._number, self._device = address, number, device
         self._reports: list[Any] = []
+        self._not_collected: list[str] = []
 
     def pytest_runtestloop(self, session: Any) -> bool:
         """Serves until the other end closes."""
@@ -98,17 +99,25 @@ class Feeder:
                 os._exit(1)  # what pytest does at its end would ask the device again
         return True
 
+    def pytest_collectreport(self, report: Any) -> None:
+        """Keeps what could not be collected, with its last line, which says why."""
+        if report.failed:
+            *_, why = str(report.longrepr).splitlines() or [""]
+            self._not_collected.append(f"{report.nodeid}: {why}")
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Keeps what became of the phases of a test."""
         self._reports.append(report)
 
     def _collected(self, session: Any) -> Message:
-        names = [item.nodeid for item in session.items]
-        if not names:
-            return {"status": FAILED, "why": "no test was found"}
-        names.sort(key=_turn)
-        limits = {"kind": "test", "seconds": 0.2, "limit": TEST_SECONDS}
-        return {"status": PASSED, "found": {"tests": len(names)}, "more": names, "as": limits}
+        names = sorted((item.nodeid for item in session.items), key=_turn)
+        said: Message = {"status": PASSED, "found": {"tests": len(names)}}
+        if missing := self._not_collected or ([] if names else ["no test was found"]):
+            said |= {"status": FAILED, "why": "\n".join(missing)}
+        # Tests of one function are likely to hang together.
+        more = [{"name": name, "group": name.partition("[")[0]} for name in names]
+        as_ = {"kind": "test", "seconds": 0.2, "limit": TEST_SECONDS}
+        return said | {"more": [item | as_ for item in more]}
 
     def _run(self, session: Any, name: str) -> Message:
         test = next(item for item in session.items if item.nodeid == name)
@@ -139,7 +148,7 @@ def run_tests(address: str, number: int, device: Device) -> int:
     if device.stands_in:
         chosen = [str(tests / name) for name in STAND_IN_TESTS]
     else:  # importing all others takes seconds, and packages that may not be here
-        chosen = ["-m", "cuda", "--continue-on-collection-errors"]
+        chosen = ["-m", "cuda"]
         chosen += [str(f) for f in sorted(tests.glob("test_*.py")) if concerns_cuda(f.read_text())]
     options = ["-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
     return int(pytest.main([*options, *chosen], plugins=[Feeder(address, number, device)]))
