@@ -662,6 +662,7 @@ def test_a_library_built_elsewhere_is_taken(
     for name in ("_C.cpython-312-x86_64-linux-gnu.so", "lib/libfusedrnn.so"):
         (built / name).write_text(name)
     command.take_library(built)
+    command.take_library(here / "fusedrnn")  # it is there already
     for name in ("_C.cpython-312-x86_64-linux-gnu.so", "lib/libfusedrnn.so"):
         assert (here / "fusedrnn" / name).read_text() == name
 
@@ -675,10 +676,11 @@ def test_it_begins_where_fusedrnn_does_not_load() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
-def test_the_command_says_what_it_takes() -> None:
+def test_the_command_says_what_it_takes_from_the_folder_where_it_is_called(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHON": sys.executable}
     done = subprocess.run(
-        [str(ROOT / "tools" / "gpu_check.sh"), "--help"], capture_output=True, text=True,
-        env=environment, cwd="/",
+        [str(ROOT / "tools" / "gpu_check.sh"), "out", "--library=built"], capture_output=True,
+        text=True, env=environment, cwd=tmp_path,
     )  # fmt: skip
-    assert done.returncode == 0 and "--stand-in" in done.stdout
+    assert done.returncode == 2 and "--stand-in" in done.stderr
+    assert f"libfusedrnn.so in {tmp_path / 'built'}" in done.stderr

@@ -7,5 +7,5 @@
 # accesses and races. OUT gets report.json, report.md and check.log, which are written anew every 20
 # seconds. It needs python3 with torch, pytest and hypothesis, but no network; and nvcc only if the
 # libraries were not built ahead. PYTHON= chooses another python3.
-cd "$(dirname "$0")/.." || exit
-PYTHONPATH="$PWD" exec "${PYTHON:-python3}" -m tools.gpu_check "$@"
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" -m tools.gpu_check "$@"

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.library:
         try:
-            take_library(given.library)
+            take_library(given.library.resolve())
         except FileNotFoundError as error:
             parser.error(f"--library: {error}")
     for name in given.stages:
@@ -94,6 +94,8 @@ def take_library(folder: Path) -> None:
     if not introspection or not (folder / "lib" / "libfusedrnn.so").exists():
         raise FileNotFoundError(f"expected _C*.so and lib/libfusedrnn.so in {folder}")
     package = ROOT / "fusedrnn"
+    if folder == package:
+        return
     for file in introspection:
         shutil.copy2(file, package / file.name)
     shutil.copytree(folder / "lib", package / "lib", dirs_exist_ok=True)

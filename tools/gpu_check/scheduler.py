@@ -226,7 +226,8 @@ class Scheduler:
     def _start(self, name: str) -> None:
         pool = self.pools[name]
         self._started += 1
-        environment = os.environ | {"PYTHONPATH": str(ROOT)} | pool.environment
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": path} | pool.environment
         words = [word.replace(NUMBER, str(self._started)) for word in pool.command]
         command = [*words, self.address, str(self._started)]
         with open(self.report.log, "ab") as log:
