@@ -205,14 +205,20 @@ def kernels(items: Items) -> list[str]:
 
 def teams(items: Items) -> list[str]:
     """A step of the walks of several teams, the plan's own first."""
-    columns = ("row", "sizes", "cell", "dtype", "pass", "asked", "team", "blocks", "units", "rows",
-               "teams", "at once", "predicted ns", "measured ns")  # fmt: skip
-    keys = ("team", "blocks", "units", "rows", "teams", "at_once")
+    return walks([walk for i in items for walk in (finding(i) or {}).get("walks", [])])
+
+
+def walks(found: Iterable[dict[str, Any]]) -> list[str]:
+    """What benchmarks/walks.py says of walks: the nanoseconds of a step, predicted and measured."""
+    columns = ("row", "sizes", "cell", "dtype", "pass", "team", "blocks", "units", "rows", "teams",
+               "at once", "predicted ns", "measured ns", "asked for")  # fmt: skip
     return table(columns, [
-        [*(walk[k] for k in ("row", "sizes", "cell", "dtype", "pass")), walk["asked"] or "-",
-         *(walk[k] or "" for k in keys), f"{walk['step_ns']:.0f}", f"{walk['measured_ns']:.0f}"]
-        for item in items
-        for walk in (finding(item) or {}).get("walks", [])
+        [*(walk[k] for k in ("row", "sizes", "cell", "dtype", "pass", "team")),
+         *(walk[k] or "" for k in ("blocks", "units", "rows", "teams", "at_once")),
+         f"{walk['step_ns']:.0f}",
+         f"{walk['measured_ns']:.0f}" if "measured_ns" in walk else walk.get("error", ""),
+         walk["asked"]]
+        for walk in found
     ])  # fmt: skip
 
 

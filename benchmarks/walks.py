@@ -5,7 +5,7 @@
 
 It writes, for each row, cell, dtype and pass: the team that the plan chooses, the nanoseconds that
 it predicts for a step, and, if there is a GPU, the nanoseconds that a step takes there, in the
-walk's kernels only (without a team, in all kernels of a call). If there is none, it writes
+walk's kernels only (without a team, in all others of a call). If there is none, it writes
 predictions for an H200. `--all` also measures every other number of blocks, and stepwise: what the
 plan gives away.
 """
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import fusedrnn
-from benchmarks import gpu, machine, runner
+from benchmarks import gpu, gpu_report, machine, runner
 from benchmarks.peers import OURS
 from benchmarks.peers.peer import make_data
 from benchmarks.whole import write_whole
@@ -36,10 +36,6 @@ from fusedrnn._engine.tuning import untuned
 CALLS = 3
 TILE = 16  # a block's units are a multiple of it (kTile of csrc/cuda/team/walk.h)
 KERNELS = {"forward": "walk_forward", "backward": "walk_backward"}
-COLUMNS = (
-    "row", "sizes", "cell", "dtype", "pass", "team", "blocks", "units", "rows", "teams", "at once",
-    "predicted ns", "measured ns", "asked for",
-)  # fmt: skip
 
 Results = dict[str, Any]
 
@@ -134,16 +130,18 @@ def measure(case: Case, walks: list[dict[str, Any]]) -> None:
             walk["error"] = f"{type(error).__name__}: {error}"
         return
     times = {name: event.seconds / CALLS * 1e9 for name, event in events.items()}
+    by_team = [w for w in walks if w["team"] != "stepwise" and row.device != "cpu"]
+    walked = {
+        w["pass"]: sum(t for name, t in times.items() if KERNELS[w["pass"]] in name)
+        for w in by_team
+    }
+    others = sum(times.values()) - sum(walked.values())
     for walk in walks:
-        kernel = KERNELS[walk["pass"]]
-        if walk["team"] == "stepwise" or row.device == "cpu":
-            found = sum(times.values()) / len(passes)
-        else:
-            found = sum(t for name, t in times.items() if kernel in name)
+        found = walked.get(walk["pass"], others / max(1, len(walks) - len(walked)))
         if found:
             walk["measured_ns"] = found / (row.T * row.layers)
         else:
-            walk["error"] = f"no kernel is named {kernel}, among {', '.join(times)}"
+            walk["error"] = f"no kernel is named {KERNELS[walk['pass']]}, among {', '.join(times)}"
 
 
 def markdown(results: Results) -> str:
@@ -154,18 +152,11 @@ def markdown(results: Results) -> str:
         f"- {results['gpu'] or 'no GPU: nothing was measured, predictions are for an H200'}; "
         f"commit {results['commit']}, {results['date']}",
         "- predicted: by the model of csrc/cuda/plan.cpp (docs/kernels.md), of all waves; "
-        "measured: of the walk's kernels only; without a team, of all kernels of a call",
+        "measured: of the walk's kernels only; without a team, of all others of a call",
         "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---" * len(COLUMNS) + "|",
+        *gpu_report.walks(results["walks"]),
     ]
-    for walk in results["walks"]:
-        cells = [walk[name] for name in ("row", "sizes", "cell", "dtype", "pass", "team")]
-        cells += [walk[name] or "" for name in ("blocks", "units", "rows", "teams", "at_once")]
-        measured = f"{walk['measured_ns']:.0f}" if "measured_ns" in walk else walk.get("error", "")
-        cells += [f"{walk['step_ns']:.0f}", measured, walk["asked"] or ""]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -527,6 +527,29 @@ def test_the_walks_of_the_gpu_rows(tmp_path: Path) -> None:
     assert f"| {speech['step_ns']:.0f} |" in text
 
 
+@pytest.mark.parametrize(
+    ("teams", "steps"),
+    [
+        (("cluster", "cluster"), (3, 4)),
+        (("cluster", "stepwise"), (3, 4 + 5)),
+        (("stepwise", "stepwise"), (6, 6)),
+    ],
+)
+def test_a_step_is_of_a_walks_kernels_or_of_all_others(
+    monkeypatch: pytest.MonkeyPatch, teams: tuple[str, str], steps: tuple[float, float]
+) -> None:
+    case = next(c for c in cases(GPU_ROWS, threads=[1]) if c.row.name == "g5")
+    a_step = walks.CALLS * case.row.T * case.row.layers * 1e-9
+    seconds = {"fusedrnn::walk_forward<A>": 3, "walk_backward<A>": 4, "gemm": 5}
+    events = {name: gpu.Event(1, s * a_step) for name, s in seconds.items()}
+    monkeypatch.setattr(gpu, "traced", lambda *given, **more: events)
+    monkeypatch.setattr(walks, "make_data", lambda case: None)
+    monkeypatch.setattr(walks, "OURS", SimpleNamespace(build=lambda *given: None))
+    found = [{"pass": p, "team": team} for p, team in zip(("forward", "backward"), teams)]
+    walks.measure(case, found)
+    assert [walk["measured_ns"] for walk in found] == pytest.approx(steps)
+
+
 def test_the_other_teams_of_a_row() -> None:
     by_row = {case.row.name: case for case in cases(GPU_ROWS, threads=[1])}
     asked = list(walks.alternatives(by_row["g5"]))

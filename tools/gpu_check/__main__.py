@@ -12,15 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tools.gpu_check import stages
-from tools.gpu_check.device import NAMES, ROOT, Device
+from tools.gpu_check.device import GPU, ROOT, STAND_INS, Device
 from tools.gpu_check.report import EVERY, Report
 from tools.gpu_check.scheduler import Scheduler, Stage
 
 TOTAL = 540.0  # seconds
-STAND_INS = {
-    "emulation": "the emulation of tests/cuda_emulation at small sizes",
-    "cpu": "the CPU's own kernels at small sizes",
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,19 +31,19 @@ def main(arguments: list[str] | None = None) -> int:
         "--library", type=Path, metavar="FOLDER",
         help="a fusedrnn folder with libraries built elsewhere for this Python: _C*.so and lib/",
     )  # fmt: skip
-    parser.add_argument("--stand-in", choices=NAMES[1:], help="run without a GPU, on this")
+    parser.add_argument("--stand-in", choices=STAND_INS, help="run without a GPU, on this")
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and how long")
     parser.add_argument("--items", type=int, help="at most so many items of each stage")
     given = parser.parse_args(arguments)
+    for name in given.stages:
+        if name not in stages.NAMES:
+            parser.error(f"stages: expected some of {', '.join(stages.NAMES)}, got {name}")
     if given.library:
         try:
             take_library(given.library.resolve())
         except FileNotFoundError as error:
             parser.error(f"--library: {error}")
-    for name in given.stages:
-        if name not in stages.NAMES:
-            parser.error(f"stages: expected some of {', '.join(stages.NAMES)}, got {name}")
-    device = Device(given.stand_in or NAMES[0])
+    device = Device(given.stand_in or GPU)
     plan = stages.plan(device, given.out.resolve(), given.total)
     chosen = [stage for stage in plan.stages if stage.name in (given.stages or stages.NAMES)]
     if given.items is not None:
@@ -55,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.dry_run:
         print(in_words(chosen, given.total))
         return 0
-    about = {"stand_in": STAND_INS[device.name] if device.stands_in else None}
+    about = {"stand_in": STAND_INS.get(device.name)}
     report = Report(given.out.resolve(), every=given.every, about=about)
     for old in report.out.glob(stages.log_of("*", "*")):  # of a run that was killed
         old.unlink()
@@ -101,11 +97,11 @@ def take_library(folder: Path) -> None:
     shutil.copytree(folder / "lib", package / "lib", dirs_exist_ok=True)
 
 
-def in_words(stages: Sequence[Stage], total: float) -> str:
+def in_words(chosen: Sequence[Stage], total: float) -> str:
     """The order, and the seconds that are expected."""
-    lines = [f"{'s':>7}  within {total:.0f} s, each stage within its share of what is left"]
-    shares = sum(stage.seconds for stage in stages)
-    for stage in stages:
+    lines = [f"seconds  within {total:.0f}, each stage within its share of what is left"]
+    shares = sum(stage.seconds for stage in chosen)
+    for stage in chosen:
         items = stage.items()
         expected = sum(item.seconds for item in items)
         share = total * stage.seconds / shares

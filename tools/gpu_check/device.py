@@ -23,20 +23,24 @@ if TYPE_CHECKING:  # what imports torch is imported where it is needed
     from benchmarks.workloads import Row
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("cuda", "emulation", "cpu")
+GPU = "cuda"
+STAND_INS = {
+    "emulation": "the emulation of tests/cuda_emulation at small sizes",
+    "cpu": "the CPU's own kernels at small sizes",
+}
 SMALL = {"T": 3, "B": 4, "I": 8, "H": 24}  # a stand-in's sizes, at most
 
 
 @dataclass(frozen=True)
 class Device:
-    """One of `NAMES`, as worker processes use it."""
+    """`GPU` or one of `STAND_INS`, as worker processes use it."""
 
     name: str
 
     @property
     def stands_in(self) -> bool:
         """Whether it is no GPU."""
-        return self.name != "cuda"
+        return self.name != GPU
 
     @property
     def type(self) -> str:

@@ -116,7 +116,7 @@ def _stages(device: Device, out: Path, total: float) -> list[Stage]:
               "torch.profiler, of one forward call of each side: the three that took longest"),
         Stage("teams", 35, teams,
               "torch.profiler: device time of the walk's kernels of a call, over its steps and "
-              "layers; of all kernels where the call runs stepwise; mean of three calls",
+              "layers; of all others where a pass runs stepwise; mean of three calls",
               ahead=["tests"]),
         Stage("tests", 70, one("collecting, and then each test", "collect", 5, 90),
               "pytest, the tests marked `cuda`, each with a time limit of its own", pool="tests",

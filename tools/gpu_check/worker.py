@@ -23,7 +23,7 @@ from tools.gpu_check.channel import (
     connect,
     end_with_parent,
 )
-from tools.gpu_check.device import ROOT, Device
+from tools.gpu_check.device import GPU, ROOT, Device
 
 WHY_LENGTH = 4000  # characters of a traceback, the last ones
 TEST_SECONDS = 30.0  # that a test may take
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("number", type=int)
     given = parser.parse_args(arguments)
     end_with_parent()
-    device = Device(os.environ.get("FUSEDRNN_CHECKED_DEVICE", "cuda"))
+    device = Device(os.environ.get("FUSEDRNN_CHECKED_DEVICE", GPU))
     if given.tests:
         return run_tests(given.address, given.number, device)
     from tools.gpu_check import serve
