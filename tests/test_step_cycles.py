@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import re
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ import pytest
 
 import step_cycles
 from sass.assumptions import Assumptions
-from sass.code import Control, Instruction, Kernel, disassemble, kernels_in
+from sass.code import Control, Instruction, Kernel, kernels_in
 from sass.machine import Event, Launch, Machine, Meeting, unknown
 from sass.operands import UnknownInstruction
 from sass.schedule import schedule
@@ -416,19 +415,20 @@ CLUSTER = """
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kernel]:
-    """The kernels of these texts by their mangled names."""
-    folder = tmp_path_factory.mktemp("sass") / "cuda" / "team"
-    folder.mkdir(parents=True)
-    (folder / "walk_tiny.cuh").write_text(INTEGERS + TINY + CLUSTER)
+def compiled() -> dict[str, Kernel]:
+    """The kernels of these texts by their mangled names; compiled once, as long as they stay."""
+    text = INTEGERS + TINY + CLUSTER
+    folder = step_cycles.BUILD / "tests" / "cuda" / "team"  # lines are looked up there
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "walk_tiny.cuh").write_text(text)
     source = folder / "tiny.cu"
     source.write_text('#include "walk_tiny.cuh"\n')
     assert NVCC is not None and NVDISASM is not None
-    command = [NVCC.path, "-std=c++17", "-O3", "-arch=sm_90a", "-lineinfo", "-cubin"]
-    command += [f"-I{step_cycles.ROOT / 'csrc'}"]
-    cubin = folder / "tiny.cubin"
-    subprocess.run([*command, source, "-o", cubin], check=True)
-    return {kernel.name: kernel for kernel in disassemble(cubin, NVDISASM)}
+    tools = step_cycles.Tools(NVCC.path, NVDISASM)
+    options = step_cycles.TO_MACHINE_CODE
+    place = step_cycles.place_of("tiny", ".cubin", tools.release, (text, *options))
+    cubin = tools.compile(source, place, *options)
+    return {kernel.name: kernel for kernel in step_cycles.kernels_of(cubin, NVDISASM)}
 
 
 def the(kernels: dict[str, Kernel], name: str) -> Kernel:

@@ -21,9 +21,11 @@ of the warp that came last. The part is known by the functions that an instructi
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import importlib.util
 import os
+import pickle
 import re
 import runpy
 import shutil
@@ -31,6 +33,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -46,6 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "tests" / "cuda_cycles.txt"
 BUILD = ROOT / "build" / "step_cycles"
 ARCHITECTURE = "sm_90a"
+TO_MACHINE_CODE = ("-cubin", f"-arch={ARCHITECTURE}", "-lineinfo")
 
 ARITHMETICS = {"bf16": "Bf16", "fp16": "F16", "tf32": "Tf32", "fp32": "F32"}
 PASSES = ("forward", "backward")
@@ -178,7 +182,8 @@ class Tools:
         """nvcc's."""
         return release_of(self.nvcc)
 
-    def _compile(self, source: str, place: Path, *flags: str) -> Path:
+    def compile(self, source: str | Path, place: Path, *flags: str) -> Path:
+        """Compiles a file of the repository, unless that was done before."""
         if not place.exists():
             with tempfile.TemporaryDirectory() as folder:
                 made = Path(folder, "made")
@@ -190,9 +195,9 @@ class Tools:
     def walks(self, cell_at: int, arithmetic: str) -> Path:
         """The machine code of a cell's kernels in an arithmetic."""
         flags = in_setup().cuda_instances()[f"{cell_at} {ARITHMETICS[arithmetic]}"]
-        options = ("-cubin", f"-arch={ARCHITECTURE}", "-lineinfo", *flags)
+        options = (*TO_MACHINE_CODE, *flags)
         place = cubin_place(flags, self.release)
-        return self._compile("csrc/cuda/instance.cu", place, *options)
+        return self.compile("csrc/cuda/instance.cu", place, *options)
 
     @cached_property
     def parameters(self) -> Path:
@@ -200,7 +205,7 @@ class Tools:
         source = "tools/walk_parameters.cpp"
         text = (ROOT / source).read_text()
         place = place_of("walk_parameters", "", self.release, (text,))
-        return self._compile(source, place, "-x", "cu")
+        return self.compile(source, place, "-x", "cu")
 
 
 @dataclass(frozen=True)
@@ -240,8 +245,19 @@ class Launched(NamedTuple):
 
 @lru_cache
 def kernels_of(cubin: Path, nvdisasm: str) -> list[Kernel]:
-    """Disassembled once for all shapes."""
-    return disassemble(cubin, nvdisasm)
+    """Disassembled once for all shapes, and kept like the machine code: it takes seconds."""
+    reader = ROOT / "tools" / "sass" / "code.py"
+    digest = hashlib.sha256(cubin.read_bytes() + reader.read_bytes()).hexdigest()[:20]
+    place = BUILD / f"read-{cubin.stem.rpartition('-')[0]}-{digest}.pickle"
+    if place.exists():
+        kept: list[Kernel] = pickle.loads(place.read_bytes())
+        return kept
+    kernels = disassemble(cubin, nvdisasm)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, "made")
+        made.write_bytes(pickle.dumps(kernels))
+        keep(made, place)
+    return kernels
 
 
 def kernel_of(kernels: Sequence[Kernel], walk: Walk, kernel: str) -> Kernel:
@@ -336,10 +352,23 @@ def publishes(barrier: Instruction) -> bool:
     return any(re.search(patterns, line.text()) for line in barrier.lines)
 
 
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Without looking for garbage among what is kept: a third of the time, beside torch."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
 def measure(kernel: Kernel, launch: Launch, assumptions: Assumptions) -> Step:
     """Executes some steps of a walk, and counts one that is like those before and after it."""
     machine = Machine(kernel, launch)
-    line = schedule(kernel, machine.run(), assumptions)
+    with nothing_collected():
+        line = schedule(kernel, machine.run(), assumptions)
     found = list(windows(machine, line))
     if len(found) < 2:
         raise SystemExit(f"{kernel.name}: {len(found)} steps in which something is published")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,15 @@ class Control:
     have_read: int
     waits: tuple[int, ...]
 
+    @cached_property
+    def sets_boards(self) -> bool:
+        """Whether a scoreboard is released by it."""
+        return self.written != NO_SCOREBOARD or self.have_read != NO_SCOREBOARD
+
     @staticmethod
-    def of(high: int) -> Control:
-        """From the upper 64 bits of an instruction."""
-        bits = high >> (105 - 64)
+    @cache
+    def of(bits: int) -> Control:
+        """From the bits of an instruction from 105 on."""
         waits = tuple(board for board in range(6) if bits >> 11 >> board & 1)
         return Control(bits & 15, bits >> 5 & 7, bits >> 8 & 7, waits)
 
@@ -117,9 +122,15 @@ def kernels_in(text: str) -> list[Kernel]:
     kernel: Kernel | None = None
     frames: list[Line] = []  # of the next instruction, if anything is said of it
     lines: tuple[Line, ...] = ()
+    known: dict[str, Line] = {}  # each is said of many instructions
     rows = iter(text.splitlines())
     for row in rows:
-        if found := INSTRUCTION.match(row):
+        if row.startswith("\t//##"):
+            if row not in known and (found := SOURCE.match(row)):
+                known[row] = Line(found[1], int(found[2]))
+            if row in known:
+                frames.append(known[row])
+        elif found := INSTRUCTION.match(row):
             address, guard, opcode, operands, _ = found.groups()
             high = HIGH.match(next(rows, ""))
             if kernel is None or high is None:
@@ -134,12 +145,10 @@ def kernels_in(text: str) -> list[Kernel]:
                     tuple(operand.strip() for operand in (operands or "").split(","))
                     if operands
                     else (),
-                    Control.of(int(high[1], 16)),
+                    Control.of(int(high[1], 16) >> 105 - 64),
                     lines,
                 )
             )
-        elif found := SOURCE.match(row):
-            frames.append(Line(found[1], int(found[2])))
         elif found := SECTION.match(row):
             kernel = Kernel(found[1], [], {})
             kernels.append(kernel)

@@ -219,8 +219,8 @@ class Machine:
         while not warp.blocked:
             at = warp.at
             if at not in done:
-                done[at] = prepared(self.kernel, code[at])
-            guard, run = done[at]
+                done[at] = *prepared(self.kernel, code[at]), Event(at, True), Event(at, False)
+            guard, run, executed, left_out = done[at]
             warp.at = at + 1
             if guard is None:
                 warp.lanes = None if warp.active.tobytes() == ALL else warp.active
@@ -228,7 +228,7 @@ class Machine:
                 lanes = guard(warp) & warp.active
                 bits = lanes.tobytes()
                 if bits == NONE:
-                    trace.append(Event(at, False))
+                    trace.append(left_out)
                     continue
                 warp.lanes = None if bits == ALL else lanes
             run(warp)
@@ -236,7 +236,7 @@ class Machine:
                 trace.append(Event(at, True, **warp.happened))  # type: ignore[arg-type]
                 warp.happened = {}
             else:
-                trace.append(Event(at, True))
+                trace.append(executed)
             if warp.at < 0:  # ended
                 return
             if len(trace) > MOST_INSTRUCTIONS:

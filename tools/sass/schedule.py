@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .assumptions import Assumptions
-from .code import NO_SCOREBOARD, Instruction, Kernel
+from .code import NO_SCOREBOARD, Control, Instruction, Kernel
 from .machine import Event, Meeting
 
 
-@dataclass
+@dataclass(slots=True)
 class Issued:
     """When an instruction was issued, and what it had waited for since the one before."""
 
@@ -94,6 +94,8 @@ def schedule(kernel: Kernel, traces: list[list[Event]], assumptions: Assumptions
     """Issues what the warps' traces have, in the order of time."""
     line = Timeline(kernel, traces, [[] for _ in traces])
     code = kernel.instructions
+    controls = [i.control for i in code]
+    is_depbar = [i.name == "DEPBAR" for i in code]
     pipes = [_pipe_of(i, assumptions.pipes) for i in code]
     latencies = [assumptions.latency_of(i.name) for i in code]
     progress = [_Progress() for _ in traces]
@@ -111,15 +113,14 @@ def schedule(kernel: Kernel, traces: list[list[Event]], assumptions: Assumptions
         trace = traces[warp]
         if at.index >= len(trace):
             return
-        instruction = code[trace[at.index].at]
+        place = trace[at.index].at
         data, producer = at.stalled_until, at.index
-        for board in instruction.control.waits:
+        for board in controls[place].waits:
             cycle, of = at.boards[board]
             if cycle > data:
                 data, producer = cycle, of
-        if instruction.name == "DEPBAR":
-            cycle = _at_most(at, instruction)
-            data = max(data, cycle)
+        if is_depbar[place]:
+            data = max(data, _at_most(at, code[place]))
         heapq.heappush(ready, (data, warp, at.stalled_until, data, producer))
 
     def release(meeting: Meeting, cycle: int) -> None:
@@ -131,9 +132,8 @@ def schedule(kernel: Kernel, traces: list[list[Event]], assumptions: Assumptions
                 at.stalled_until = cycle + assumptions.barrier + max(1, after.control.stall)
             else:
                 at.stalled_until = cycle + max(1, after.control.stall)
-                _set_boards(
-                    at, after, at.index - 1, cycle, latencies[traces[warp][at.index - 1].at]
-                )
+                latency = latencies[traces[warp][at.index - 1].at]
+                _set_boards(at, after.control, at.index - 1, cycle, latency)
             push_next(warp)
 
     while ready or blocked:
@@ -144,7 +144,7 @@ def schedule(kernel: Kernel, traces: list[list[Event]], assumptions: Assumptions
         cycle, warp, stalled, data, producer = heapq.heappop(ready)
         at = progress[warp]
         event = traces[warp][at.index]
-        instruction = code[event.at]
+        control = controls[event.at]
         pipe, occupied = pipes[event.at]
         scheduler = warp % assumptions.schedulers
         result = cycle
@@ -162,7 +162,7 @@ def schedule(kernel: Kernel, traces: list[list[Event]], assumptions: Assumptions
                 busy[unit] = result + occupied
         line.issued[warp].append(Issued(cycle, stalled, data, producer))
         at.index += 1
-        at.stalled_until = cycle + max(1, instruction.control.stall)
+        at.stalled_until = cycle + max(1, control.stall)
         if event.jumps:
             at.stalled_until += assumptions.taken_branch
         if (met := event.meeting) is not None:
@@ -175,17 +175,17 @@ def schedule(kernel: Kernel, traces: list[list[Event]], assumptions: Assumptions
             if arrived[met] == met.warps:
                 release(met, cycle)
             continue
-        latency = latencies[event.at] if event.executes else 0
-        _set_boards(at, instruction, at.index - 1, result, latency, assumptions.operands_read)
+        if control.sets_boards:
+            latency = latencies[event.at] if event.executes else 0
+            _set_boards(at, control, at.index - 1, result, latency, assumptions.operands_read)
         push_next(warp)
     return line
 
 
 def _set_boards(
-    at: _Progress, instruction: Instruction, index: int, cycle: int, latency: int, read: int = 0
+    at: _Progress, control: Control, index: int, cycle: int, latency: int, read: int = 0
 ) -> None:
     """The scoreboards that an instruction sets are released when its result is there."""
-    control = instruction.control
     for board, until in ((control.written, cycle + latency), (control.have_read, cycle + read)):
         if board == NO_SCOREBOARD:
             continue
