@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         return run_tests(given.address, given.number, device)
     from tools.gpu_check import serve
 
-    serve.make_ready()
+    serve.make_ready(device)
     channel = connect(given.address, given.number)
     for message in channel.messages():
         item = message["item"]
