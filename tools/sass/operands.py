@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +51,7 @@ def bare(operand: str) -> str:
     return operand.replace(".reuse", "")
 
 
+@cache
 def register(operand: str) -> tuple[str, int]:
     """The file ("R", "UR", "P", "UP") and the number of a register, without signs before it."""
     found = re.fullmatch(r"(U?[RP])(\d+|Z|T)", bare(operand).lstrip("!-~|").rstrip("|"))
@@ -61,6 +63,7 @@ def register(operand: str) -> tuple[str, int]:
     return file, TRUE if number == "T" else int(number)
 
 
+@cache
 def is_predicate(operand: str) -> bool:
     """Whether it is one, negated or not."""
     return re.fullmatch(r"!?U?P[0-7T]", operand) is not None
