@@ -79,9 +79,10 @@ COMMON += [f"-DFUSEDRNN_FIXED_TEAMS={FIXED_TEAMS}"]
 COMMON += "-O1 -g1 -fno-var-tracking".split()
 SANITIZERS = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr"
 TSAN = "--param tsan-distinguish-volatile=1 --param tsan-instrument-func-entry-exit=0"
-# For kernels only: they call the check in race.cpp, which is not compiled so. With sanitizers,
-# code that is not optimised compiles in half the time.
-KERNEL_FLAGS = {"plain": [], "race": ["-fsanitize=thread", *TSAN.split()], "asan": ["-O0"]}
+# For kernels only: they call the check in race.cpp, which is not compiled so. What is watched, and
+# what runs a few times, is not optimised: it compiles in half the time.
+RACE = ["-O0", "-fsanitize=thread", *TSAN.split()]
+KERNEL_FLAGS: dict[str, list[str]] = {"plain": [], "race": RACE, "asan": ["-O0"]}
 FLAGS = {"plain": [], "race": ["-DFUSEDRNN_EMULATION_RACE"], "asan": SANITIZERS.split()}
 
 
@@ -229,7 +230,7 @@ def program_kernels(variant: str, source: str, names: Sequence[str]) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
             file.write_text(text)
-        sources = {"program": (file, [*KERNEL_FLAGS[variant], "-x", "c++"])}
+        sources = {"program": (file, ["-O0", *KERNEL_FLAGS[variant], "-x", "c++"])}
         compiled(
             folder, command_of(variant), sources, target, [BUILD / variant / "kernels.so"], link
         )
