@@ -134,6 +134,29 @@ def test_kernels_that_know_their_team(plan: str, case: Case, dtype: torch.dtype)
             check(case, dtype)
 
 
+def every_team() -> list[tuple[int, int, int, bool]]:
+    """Blocks, units and rows of the teams of csrc/cuda/team/fixed.h; and whether fp32 has them."""
+    text = (build.ROOT / "csrc/cuda/team/fixed.h").read_text()
+    found = re.findall(r"\{(\d+), (\d+), (\d+), Arithmetics::(\w+)\}", text)
+    return [(int(b), int(u), int(r), arithmetics == "all") for b, u, r, arithmetics in found]
+
+
+@pytest.mark.thorough  # the walks are compiled for all of them, for minutes
+@pytest.mark.parametrize("blocks, units, rows, in_fp32", every_team())
+@pytest.mark.parametrize("cell", WALKED)
+def test_all_kernels_that_know_their_team(
+    cell: str, blocks: int, units: int, rows: int, in_fp32: bool
+) -> None:
+    team = "block" if blocks == 1 else f"cluster,blocks={blocks}"
+    plan = f"team={team},rows={rows}"
+    case = Case(cell=cell, T=3, B=rows + 1, I=2, H=blocks * units, packed="sorted")
+    for dtype in DTYPES[0 if in_fp32 else 1 :]:
+        found = walk(case, dtype, plan)
+        assert found.forward.fixed and found.backward.fixed
+        with emulated.installed("teams", seed=1, plan=plan):
+            check(case, dtype)
+
+
 def test_activations_for_16_bits(tmp_path: Path) -> None:
     """Errors beside those of the chip's exp2 and reciprocal, which are exact here."""
     source = tmp_path / "short_math.cu"

@@ -13,6 +13,7 @@ Variants:
     race   checks every access for happens-before, and reads of what was never written
     asan   checks every access's address, and undefined behaviour; needs `asan_environment` in a
            process of its own, which the first fault ends
+    teams  has the kernels of all teams of csrc/cuda/team/fixed.h, the others those of FIXED_TEAMS
 
 A rebuild compiles what changed: ninja compares times (by depfiles) and command lines.
 """
@@ -74,7 +75,6 @@ FIXED_TEAMS = (
     "{1, 64, 8, Arithmetics::tensor_cores}, {8, 16, 8, Arithmetics::all}, "
     "{8, 16, 16, Arithmetics::half}"
 )
-COMMON += [f"-DFUSEDRNN_FIXED_TEAMS={FIXED_TEAMS}"]
 # Lines for the reports, and no more: kernels run as fast as with -O2 and compile in half the time.
 COMMON += "-O1 -g1 -fno-var-tracking".split()
 SANITIZERS = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr"
@@ -82,12 +82,17 @@ TSAN = "--param tsan-distinguish-volatile=1 --param tsan-instrument-func-entry-e
 # For kernels only: they call the check in race.cpp, which is not compiled so. What is watched, and
 # what runs a few times, is not optimised: it compiles in half the time.
 RACE = ["-O0", "-fsanitize=thread", *TSAN.split()]
-KERNEL_FLAGS: dict[str, list[str]] = {"plain": [], "race": RACE, "asan": ["-O0"]}
-FLAGS = {"plain": [], "race": ["-DFUSEDRNN_EMULATION_RACE"], "asan": SANITIZERS.split()}
-
+KERNEL_FLAGS: dict[str, list[str]] = {"plain": [], "race": RACE, "asan": ["-O0"], "teams": ["-O0"]}
+FEW = f"-DFUSEDRNN_FIXED_TEAMS={FIXED_TEAMS}"
+FLAGS: dict[str, list[str]] = {
+    "plain": [FEW],
+    "race": [FEW, "-DFUSEDRNN_EMULATION_RACE"],
+    "asan": [FEW, *SANITIZERS.split()],
+    "teams": [],
+}
 
 # Symbols of the sanitizers' libraries are found when a library is loaded.
-DEFINED = {"plain": ["-Wl,-z,defs"], "race": ["-Wl,-z,defs"], "asan": []}
+DEFINED = {variant: [] if variant == "asan" else ["-Wl,-z,defs"] for variant in FLAGS}
 
 
 class MissingHeaders(Exception):
