@@ -54,8 +54,8 @@ gallery: build data  ## run all examples, and make the page of their pictures an
 	$(PY) tools/gallery.py $(ARGS)
 
 test:  ## lint, then the tests on all cores
-	@$(MAKE) --no-print-directory -j2 $(NATIVE) $(STAMPS)/tested  # one waits for disks, one computes
-	@$(MAKE) --no-print-directory build lint
+	@$(MAKE) --no-print-directory -j2 $(NATIVE) linted  # one waits for disks, one computes
+	@$(MAKE) --no-print-directory build
 	$(PYTEST) $(ARGS)
 
 test-all:  ## everything that can be tested, on every instruction set: about 35 minutes
@@ -73,6 +73,9 @@ LINT := ruff-check ruff-format clang-format mypy
 .PHONY: $(LINT)
 lint: $(LINT)  ## ruff, clang-format and mypy
 $(LINT) format: $(STAMPS)/requirements $(STAMPS)/with-lint
+.PHONY: linted
+linted: $(STAMPS)/tested  # no other pip meanwhile
+	@$(MAKE) --no-print-directory lint
 
 # clang-format comes from PyPI, as a package with a program in it.
 CPP_FILES := csrc tests tools benchmarks -regextype egrep -regex '.*[.](h|cpp|cuh?)'

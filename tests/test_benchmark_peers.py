@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.peers import OTHERS, STREAMING, STREAMING_INT8, TORCH_NN
+from benchmarks.peers import KERAS_XLA, OTHERS, STREAMING, STREAMING_INT8, TORCH_NN
 from benchmarks.peers.peer import ThreadsOnce, beyond, make_data
 from benchmarks.workloads import CELLS, DTYPES, PROJECTED, Case, Row
 from fusedrnn.testing.parity import check_parity
@@ -23,11 +23,19 @@ ROWS = {
     "projected": replace(PLAIN, proj_size=2, cells=PROJECTED),
 }
 THREADS = 1  # the same in every case: some libraries set them once in a process
+TESTED = [
+    pytest.param(
+        peer,
+        id=peer.name,
+        marks=[pytest.mark.thorough] if peer is KERAS_XLA else [],  # half a minute of imports
+    )
+    for peer in (*OTHERS, STREAMING, STREAMING_INT8)
+]
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("kind", ROWS)
-@pytest.mark.parametrize("peer", [*OTHERS, STREAMING, STREAMING_INT8], ids=lambda peer: peer.name)
+@pytest.mark.parametrize("peer", TESTED)
 def test_numbers_are_those_of_torch_nn(peer, kind, cell) -> None:
     if not peer.available():
         pytest.skip(f"{peer.name} is not installed")

@@ -323,6 +323,7 @@ LOADS_A_PACKAGE = """
 """
 
 
+@pytest.mark.thorough  # g++ compiles torch's headers for most of a minute
 def test_aot_inductor(tmp_path: Path) -> None:
     """Compiled ahead of time, packaged, and loaded by another process."""
     x, lengths = torch.randn(3, 4, 5), torch.tensor([4, 1, 2])

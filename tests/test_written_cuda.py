@@ -387,7 +387,8 @@ WITH_PROGRAM = ("lstm", "gru", "gru_reset_before", "rnn_relu")
 @pytest.mark.parametrize(
     ("cell", "dtype", "plan"),
     [
-        *itertools.product(WITH_PROGRAM, (torch.float64, torch.float32), [STEPWISE]),
+        *itertools.product(WITH_PROGRAM, [torch.float32], [STEPWISE]),
+        ("lstm", torch.float64, STEPWISE),
         ("lstm", torch.float32, "team=cluster"),
         ("gru", torch.float32, "team=block"),
     ],
