@@ -106,7 +106,7 @@ def _stages(device: Device, out: Path, total: float) -> list[Stage]:
               "fusedrnn.testing.parity: our error against the float64 oracle, over what the "
               "numbers rule allows; forward and backward, in one direction, and packed in both"),
         Stage("ceilings", 5, one("rates", "ceilings", 2, 20), TIMED_BY),
-        Stage("probes", 20, probed,
+        Stage("probes", 20, lambda: probed(device),
               "clock64() of one thread around all rounds, over their number; of a walk, between "
               "the marks of its steps, medians; what they move and compute is checked"),
         Stage("forward", 105, lambda: timed("forward", "replay"), RACED_BY),
@@ -150,14 +150,14 @@ def ways() -> list[Item]:
     ]  # fmt: skip
 
 
-def probed() -> list[Item]:
+def probed(device: Device) -> list[Item]:
     """The microbenchmarks."""
     from benchmarks import probes
 
     return [
         Item(probe["name"], "probe", {k: v for k, v in probe.items() if k != "name"}, seconds=0.3,
              limit=10, group=probe["what"])
-        for probe in probes.all_probes()
+        for probe in probes.all_probes(emulated=device.stands_in)
     ]  # fmt: skip
 
 
