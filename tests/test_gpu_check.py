@@ -262,7 +262,9 @@ def start_tiny_check(out: Path, seconds: float = 0.01) -> subprocess.Popen[bytes
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_at_a_random_moment_it_keeps_what_it_had_found(tmp_path: Path, seed: int) -> None:
     process = start_tiny_check(tmp_path)
-    time.sleep(random.Random(seed).uniform(0.1, 0.8))
+    log = tmp_path / "check.log"
+    assert until(lambda: bool(re.search(r"written: state \d+, [1-9]", log.read_text())))
+    time.sleep(random.Random(seed).uniform(0, 0.7))
     process.kill()
     process.wait()
     content = json.loads((tmp_path / "report.json").read_text())
@@ -279,10 +281,10 @@ def test_killed_at_a_random_moment_it_keeps_what_it_had_found(tmp_path: Path, se
         for item in found["items"]
     }
     # Everything that the log says had been found when this state, or the one before, was written.
-    log = (tmp_path / "check.log").read_text()
-    marks = [*re.finditer(r"written: state (\d+), (\d+) items", log)]
+    logged = log.read_text()
+    marks = [*re.finditer(r"written: state (\d+), (\d+) items", logged)]
     assert content["state"] - int(marks[-1][1]) in (0, 1)
-    before = log[: marks[-1].start()]
+    before = logged[: marks[-1].start()]
     told = dict(re.findall(r"stage \d+: (\d+\.\d+): (\w+) in", before))
     assert len(told) >= int(marks[-1][2]) > 0
     assert told.items() <= kept.items()
