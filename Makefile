@@ -58,7 +58,7 @@ test:  ## lint, then the tests on all cores
 	@$(MAKE) --no-print-directory build
 	$(PYTEST) $(ARGS)
 
-test-all:  ## everything that can be tested, on every instruction set: about 35 minutes
+test-all:  ## everything that can be tested, on every instruction set: about an hour
 	@$(MAKE) --no-print-directory build $(STAMPS)/tested lint FUSEDRNN_CPU_TARGETS=all
 	$(PYTEST) --thorough $(ARGS)
 
