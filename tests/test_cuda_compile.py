@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from cuda_emulation.build import load_setup
+from cuda_emulation.build import fixed_teams, load_setup
 from cuda_emulation.registers import ARCHITECTURES, TABLE, rows, short
 
 import step_cycles
@@ -96,16 +96,17 @@ def kernels_in(log: str) -> list[Kernel]:
 Kernels = dict[str, list[Kernel]]  # by architecture
 
 ALL = [(source, architecture) for source in SOURCES for architecture in ARCHITECTURES]
-# Those that have most in them, for one architecture in turn. Of the walks that are compiled for a
-# team, all of the LSTM's in bf16, whose cycles are counted, and one of each other.
+# Each for one architecture in turn, with one of the walks that are compiled for a team; the LSTM's
+# in bf16, whose cycles are counted, with all of them.
 FEW_TEAMS = r"-DFUSEDRNN_FIXED_TEAMS={1\,64\,8\,Arithmetics::tensor_cores}"  # nvcc splits at commas
 COUNTED = "2 Bf16"
 
 
 def is_quick(source: Source) -> bool:
-    """Whether `make test` compiles it: fp16 is as bf16, and tf32 as fp32, but for single functions.
+    """Whether `make test` compiles it.
 
-    The GRU has all that a walk may have, but for a second state.
+    The source for fp16 is that for bf16, and for tf32 that for fp32, except for a few functions.
+    The GRU, compiled in all of them, has everything that a walk may have except a second state.
     """
     if source.file.name != "instance.cu":
         return True
@@ -122,7 +123,7 @@ def once(source: Source, architecture: str) -> tuple[Source, str]:
     return source, architecture
 
 
-IN_TURN = itertools.cycle((*ARCHITECTURES[1:], ARCHITECTURES[0]))  # so, fp16 for Turing
+IN_TURN = itertools.cycle((*ARCHITECTURES[1:], ARCHITECTURES[0]))  # fp16 for Turing
 QUICK = [once(*job) for job in zip(filter(is_quick, SOURCES), IN_TURN, strict=False)]
 
 
@@ -200,19 +201,16 @@ def test_every_walk_is_compiled() -> None:
     cells = {cell for cell, *_ in kinds["walk_forward"]}
     assert len(cells) == sum(cell.stages == 1 for cell in CELLS)
     every = set(itertools.product(cells, ARITHMETICS, ("BlockTeam", "ClusterTeam"), ("Told",)))
-    for team, arithmetic in fixed_teams():
-        kind = "BlockTeam" if team.startswith("1, ") else "ClusterTeam"
-        every |= {(cell, arithmetic, kind, *f"Fixed<{team}> ".split(", ")) for cell in cells}
-    assert kinds["walk_forward"] == kinds["walk_backward"] == every
-
-
-def fixed_teams() -> list[tuple[str, str]]:
-    """The list of csrc/cuda/team/fixed.h: sizes, and each arithmetic that they are compiled in."""
-    text = (ROOT / "csrc/cuda/team/fixed.h").read_text()
     count = {"half": 2, "tensor_cores": 3, "all": 4}  # of ARITHMETICS
-    rows = re.findall(r"\{(\d+, \d+, \d+), Arithmetics::(\w+)\}", text)
-    assert rows
-    return [(team, arithmetic) for team, n in rows for arithmetic in ARITHMETICS[: count[n]]]
+    for blocks, units, rows_, arithmetics in fixed_teams():
+        kind = "BlockTeam" if blocks == 1 else "ClusterTeam"
+        sizes = f"Fixed<{blocks}", str(units), f"{rows_}> "
+        every |= {
+            (cell, arithmetic, kind, *sizes)
+            for cell in cells
+            for arithmetic in ARITHMETICS[: count[arithmetics]]
+        }
+    assert kinds["walk_forward"] == kinds["walk_backward"] == every
 
 
 def test_every_stage_is_compiled() -> None:

@@ -119,7 +119,7 @@ LEARNED = [
 ]  # fmt: skip
 
 
-# That torch.nn's layers learn as much says that a number is none of ours alone.
+# The thresholds are not ours only: torch.nn's layers reach them, too.
 @pytest.mark.parametrize("impl", ["fused", pytest.param("torch", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("run", LEARNED, ids=lambda run: run.example)
 def test_it_learns(

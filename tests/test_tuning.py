@@ -636,7 +636,7 @@ def test_a_candidate_that_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch) ->
     ids=["a limit", "memory"],
 )
 def test_a_limit_of_torch_s_path_is_none_of_ours(error: RuntimeError, stays: bool) -> None:
-    """Of a shape in a class whose others it served, and goes on to serve."""
+    """It goes on to serve the other shapes of that class."""
     module, x, other = network(), data(), data(time=T - 1)
 
     def refuse(*given: Any, **options: Any) -> Any:

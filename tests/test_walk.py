@@ -134,23 +134,16 @@ def test_kernels_that_know_their_team(plan: str, case: Case, dtype: torch.dtype)
             check(case, dtype)
 
 
-def every_team() -> list[tuple[int, int, int, bool]]:
-    """Blocks, units and rows of the teams of csrc/cuda/team/fixed.h; and whether fp32 has them."""
-    text = (build.ROOT / "csrc/cuda/team/fixed.h").read_text()
-    found = re.findall(r"\{(\d+), (\d+), (\d+), Arithmetics::(\w+)\}", text)
-    return [(int(b), int(u), int(r), arithmetics == "all") for b, u, r, arithmetics in found]
-
-
-@pytest.mark.thorough  # the walks are compiled for all of them, for minutes
-@pytest.mark.parametrize("blocks, units, rows, in_fp32", every_team())
+@pytest.mark.thorough  # compiling the walks for all of them takes minutes
+@pytest.mark.parametrize("blocks, units, rows, arithmetics", build.fixed_teams())
 @pytest.mark.parametrize("cell", WALKED)
 def test_all_kernels_that_know_their_team(
-    cell: str, blocks: int, units: int, rows: int, in_fp32: bool
+    cell: str, blocks: int, units: int, rows: int, arithmetics: str
 ) -> None:
     team = "block" if blocks == 1 else f"cluster,blocks={blocks}"
     plan = f"team={team},rows={rows}"
     case = Case(cell=cell, T=3, B=rows + 1, I=2, H=blocks * units, packed="sorted")
-    for dtype in DTYPES[0 if in_fp32 else 1 :]:
+    for dtype in DTYPES if arithmetics == "all" else DTYPES[1:]:
         found = walk(case, dtype, plan)
         assert found.forward.fixed and found.backward.fixed
         with emulated.installed("teams", seed=1, plan=plan):

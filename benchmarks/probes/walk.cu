@@ -1,12 +1,12 @@
-// A walk with clocks: the walks of csrc/cuda/team, of an LSTM in bf16, by teams whose exchanges
-// read the clock. A step is then, as thread 0 of a block sees it:
+// A walk with clocks: an LSTM in bf16, walked by a team (csrc/cuda/team) that reads the clock in
+// its exchanges. Thread 0 of each block marks, in each step, when
 //
-//   asked    it waits for what the others send
+//   asked    it begins to wait for what the others send
 //   came     it has all of it; the product, its parts and the cells follow
-//   first    its first word leaves
-//   sent     its last one has left; what a step stores and loads follows
+//   first    it sends its first word
+//   sent     it has sent the last one; the step's stores and loads follow
 //
-// The kernels are the library's but for that, some 20 instructions of a step.
+// Apart from the marks, some 20 instructions a step, the kernels are the library's.
 #include "cells/lstm.h"
 #include "cuda/team/walk_backward.cuh"
 #include "cuda/team/walk_forward.cuh"
@@ -24,9 +24,9 @@ __device__ int clocked_steps;
 
 __global__ void point_clocks(int64_t* to, int steps) { clocks = to, clocked_steps = steps; }
 
-// The time at which `value` is there, unless `exchange` is the one that was seen last. It reads the
-// value for a comparison that holds for what is no number in use, so that nothing moves the reading
-// ahead of what computes the value.
+// Sets `time` to when `value` is ready, if this is the first word of an exchange. The clock is read
+// only if the value is not a certain NaN: the comparison keeps the compiler from reading it before
+// the value has been computed.
 __device__ __forceinline__ void note_first(int64_t& time, int exchange, int seen, uint32_t value) {
 #ifdef __CUDACC__
   asm volatile(
@@ -132,7 +132,7 @@ PROBE probe_walk(void* marks, int backward, int blocks, int units, int rows, int
       launch(point_clocks, 1, 1, 1, 0, to, static_cast<int64_t*>(marks), steps);
   if (error != cudaSuccess) return error;
   if (is(4, 16, 8)) return run<4, 16, 8>(backward, steps, *arrays, to);
-#ifdef __CUDACC__  // the emulation's compiler has enough with one
+#ifdef __CUDACC__  // one team is enough for the emulation
   if (is(16, 32, 8)) return run<16, 32, 8>(backward, steps, *arrays, to);
   if (is(16, 48, 8)) return run<16, 48, 8>(backward, steps, *arrays, to);
 #endif

@@ -98,10 +98,10 @@ _FILTER = (
 
 
 def _ignore_scattered(weights: Sequence[Tensor]) -> None:
-    """What torch says of scattered weights is for who made the module: not for calls from here.
+    """Keeps torch's warning of scattered weights from whoever did not call torch.nn.
 
-    The filter stays. To take it away after each call (`warnings.catch_warnings`) would have Python
-    forget which warnings it has shown, so that all others were shown at each call.
+    The filter stays: taking it away after each call, as `warnings.catch_warnings` does, makes
+    Python forget which warnings it has shown, and show all others again.
     """
     first, last = (weights[i].untyped_storage().data_ptr() for i in (0, -1))
     if first != last and warnings.filters[:1] != [_FILTER]:

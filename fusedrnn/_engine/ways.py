@@ -542,7 +542,7 @@ def ways_of(cells: Sequence[str]) -> list[Way]:
 
 
 def _is_unfit(way: Way, verdict: Verdict) -> bool:
-    """Whether a way is not used. Unchecked, only stepwise kernels are, which wait for nobody."""
+    """Whether a way is not used. Stepwise kernels are, even unchecked: they wait for nobody."""
     unchecked = verdict.result == "unchecked" and way.team != "stepwise"
     return unchecked or verdict.result in FAILED
 

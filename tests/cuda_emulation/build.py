@@ -25,6 +25,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -79,8 +80,8 @@ FIXED_TEAMS = (
 COMMON += "-O1 -g1 -fno-var-tracking".split()
 SANITIZERS = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr"
 TSAN = "--param tsan-distinguish-volatile=1 --param tsan-instrument-func-entry-exit=0"
-# For kernels only: they call the check in race.cpp, which is not compiled so. What is watched, and
-# what runs a few times, is not optimised: it compiles in half the time.
+# For kernels only: they call the check in race.cpp, which is compiled without them. Kernels that
+# run only a few times are not optimised, and so compile in half the time.
 RACE = ["-O0", "-fsanitize=thread", *TSAN.split()]
 KERNEL_FLAGS: dict[str, list[str]] = {"plain": [], "race": RACE, "asan": ["-O0"], "teams": ["-O0"]}
 FEW = f"-DFUSEDRNN_FIXED_TEAMS={FIXED_TEAMS}"
@@ -97,6 +98,14 @@ DEFINED = {variant: [] if variant == "asan" else ["-Wl,-z,defs"] for variant in 
 
 class MissingHeaders(Exception):
     """CUDA's headers, or g++, are nowhere to be found."""
+
+
+def fixed_teams() -> list[tuple[int, int, int, str]]:
+    """The list of csrc/cuda/team/fixed.h: blocks, units, rows, and the name of its arithmetics."""
+    text = (ROOT / "csrc" / "cuda" / "team" / "fixed.h").read_text()
+    found = re.findall(r"\{(\d+), (\d+), (\d+), Arithmetics::(\w+)\}", text)
+    assert found
+    return [(int(b), int(u), int(r), arithmetics) for b, u, r, arithmetics in found]
 
 
 def cuda_include() -> Path:
